@@ -1,0 +1,80 @@
+"""Frame: one raw sample and its annotations, what every reader yields and `prepare` takes."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameInfo:
+    """What is known of a frame before its images are read.
+
+    Attributes:
+      frame: a name, unique in the data set, letters, digits, '_', '-' and '.' only.
+      subject: the person; the same person recorded twice has one name.
+      sequence: 1-based number of the person's sequence (Pandora's S1..S5), 0 if the data set has none.
+      split: one of SPLITS.
+    """
+
+    frame: str
+    subject: str
+    sequence: int
+    split: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """One registered pair of a gray and a depth image.
+
+    Attributes:
+      info: name, subject, sequence, split.
+      gray: uint8 (H, W).
+      depth_mm: uint16 (H, W), millimetres, 0 = none; pixel (y, x) is the same point of the face as in `gray`.
+      head_xy: head centre in pixels, x to the right and y down, pixel centres at whole numbers.
+      focal_px: (f_x, f_y) in pixels.
+      yaw, pitch, roll: degrees; NaN where the data set does not say.
+    """
+
+    info: FrameInfo
+    gray: np.ndarray
+    depth_mm: np.ndarray
+    head_xy: tuple[float, float]
+    focal_px: tuple[float, float]
+    yaw: float = math.nan
+    pitch: float = math.nan
+    roll: float = math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Reject:
+    """A frame that cannot be used. `reason` is a short phrase that is counted ("no depth at the head centre"), `detail` names the case."""
+
+    info: FrameInfo
+    reason: str
+    detail: str = ""
+
+
+class Source(Protocol):
+    """A raw data set. Must be picklable: workers get a copy.
+
+    Attributes:
+      name: "synthetic", "folder", "biwi", "pandora".
+      settings: plain JSON values that, with the raw files, decide every frame; written into meta.json.
+    """
+
+    name: str
+    settings: dict
+
+    def index(self) -> list[FrameInfo]:
+        """All frames in a fixed order, cheap to make."""
+        ...
+
+    def load(self, start: int, stop: int) -> Iterator[Frame | Reject]:
+        """One item for each entry of `index()[start:stop]`, in order; the result does not depend on how the index is cut
+        as long as `start` is a multiple of `prepare.CHUNK_FRAMES`."""
+        ...
