@@ -1,0 +1,273 @@
+"""The prepared data set on disk: the contract between `prepare` and everything after it.
+
+A directory with
+  gray.npy              uint8 (N, S, S)
+  depth_mm.npy          uint16 (N, S, S), millimetres, 0 = none
+  frames.csv            one line a frame, the columns of COLUMNS
+  pairs_validation.tsv  pairs_test.tsv: see pairs.py
+  meta.json             format version, data set, crop, counts, rejects; bytes and SHA-256 of each file above
+
+It is written under a temporary name and renamed when complete, holds no time and no host, and so has the same bytes
+whenever it is made from the same input.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from facedepth_jax.data import pairs
+from facedepth_jax.data.frames import SPLITS
+from facedepth_jax.errors import FaceDepthError
+
+FORMAT = "facedepth_jax arrays"
+FORMAT_VERSION = 1
+
+COLUMNS = {
+    "frame": str,
+    "subject": str,
+    "sequence": int,
+    "split": str,
+    "yaw": float,  # degrees, nan = not known; so pitch and roll
+    "pitch": float,
+    "roll": float,
+    "box_x": int,  # the crop in pixels of the raw image, may reach outside it
+    "box_y": int,
+    "box_w": int,
+    "box_h": int,
+    "distance_mm": float,  # of the head, D of Eq. 6
+    "fx": float,  # of the raw image, pixels
+    "fy": float,
+}
+PAIR_SPLITS = ("validation", "test")
+FILES = ("gray.npy", "depth_mm.npy", "frames.csv", *(f"pairs_{split}.tsv" for split in PAIR_SPLITS))
+_VERIFIED = ".verified.json"  # what was hashed before; a convenience, never needed
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """A prepared data set, opened. Pickles as its path, so that worker processes map the files themselves.
+
+    Attributes:
+      path: the directory.
+      gray: uint8 (N, S, S), memory-mapped.
+      depth_mm: uint16 (N, S, S), memory-mapped, millimetres, 0 = none.
+      frames: column name -> array (N,), the columns of COLUMNS.
+      meta: meta.json.
+    """
+
+    path: Path
+    gray: np.ndarray
+    depth_mm: np.ndarray
+    frames: dict[str, np.ndarray]
+    meta: dict
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the files' SHA-256: two data sets with one fingerprint have the same bytes."""
+        return _fingerprint(self.meta)
+
+    def rows(self, split: str) -> np.ndarray:
+        """int64 indices of the frames of a split, ascending. FaceDepthError where there is none."""
+        rows = np.flatnonzero(self.frames["split"] == split)
+        if not len(rows):
+            raise FaceDepthError(f"{self.path} has no frame in the split '{split}'; it has {_counts_text(self.meta)}")
+        return rows
+
+    def __len__(self) -> int:
+        return len(self.gray)
+
+    def __reduce__(self):
+        return _map_files, (self.path,)
+
+
+def open(path: str | os.PathLike) -> Arrays:  # noqa: A001 - read as `arrays.open`
+    """Opens a prepared data set after checking version, sizes, hashes, shapes and counts.
+
+    Hashing reads every byte once; what passed is remembered beside the files by size and time of change.
+
+    Raises:
+      FaceDepthError: not such a directory, another format version, a file that is missing, cut short or changed.
+    """
+    path = Path(path)
+    meta = _read_meta(path)
+    _check_files(path, meta)
+    return _map_files(path)
+
+
+def write(
+    path: str | os.PathLike,
+    *,
+    frames: dict[str, list],
+    images: Iterable[tuple[np.ndarray, np.ndarray]],
+    size_px: int,
+    pair_lists: dict[str, list[tuple[str, str, int]]],
+    meta: dict,
+) -> None:
+    """Writes a data set; `path` must not exist. The images are streamed, so memory stays flat.
+
+    Args:
+      frames: column name -> N values, the columns of COLUMNS.
+      images: pieces (gray uint8 (n, S, S), depth_mm uint16 (n, S, S)), N frames together.
+      size_px: S.
+      pair_lists: one list for each of PAIR_SPLITS, see pairs.py.
+      meta: plain JSON values; format, counts and hashes are added here.
+
+    Raises:
+      OSError: full disk, no permission. Nothing is left under `path`, and nothing beside it.
+    """
+    path = Path(path)
+    count = len(frames["frame"])
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        # Plain writes instead of a writable memory map: on a full disk the latter dies of SIGBUS, without a word.
+        with (partial / "gray.npy").open("wb") as gray_file, (partial / "depth_mm.npy").open("wb") as depth_file:
+            _write_header(gray_file, (count, size_px, size_px), np.uint8)
+            _write_header(depth_file, (count, size_px, size_px), np.uint16)
+            for gray, depth_mm in images:
+                gray_file.write(np.ascontiguousarray(gray, np.uint8))
+                depth_file.write(np.ascontiguousarray(depth_mm, "<u2"))
+        with (partial / "frames.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows(zip(*([kind(x) for x in frames[name]] for name, kind in COLUMNS.items()), strict=True))
+        for split in PAIR_SPLITS:
+            pairs.write(partial / f"pairs_{split}.tsv", pair_lists[split])
+        meta = {"format": FORMAT, "format_version": FORMAT_VERSION, "size_px": size_px} | meta
+        meta["counts"] = _counts(frames)
+        meta["files"] = {n: {"bytes": (partial / n).stat().st_size, "sha256": _sha256(partial / n)} for n in FILES}
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        for file in partial.iterdir():  # on the disk before the name says that it is complete
+            _sync(file)
+        _map_files(partial)
+        partial.rename(path)
+        _sync(path.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _read_meta(path: Path) -> dict:
+    how = "make one with `python -m facedepth_jax.prepare`"
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        what = "is no prepared data set (it has no meta.json)" if path.is_dir() else "does not exist"
+        raise FaceDepthError(f"{path} {what}; {how}") from None
+    except (OSError, ValueError) as error:
+        raise FaceDepthError(f"{path / 'meta.json'} cannot be read ({error}); {how}") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise FaceDepthError(f"{path} is no prepared data set (its meta.json is of another kind); {how}")
+    if meta.get("format_version") != FORMAT_VERSION:
+        raise FaceDepthError(
+            f"{path} has format version {meta.get('format_version')}, this program reads {FORMAT_VERSION}; "
+            f"prepare the data set again"
+        )
+    try:
+        known = [(name, meta["files"][name]["bytes"], meta["files"][name]["sha256"]) for name in FILES]
+        if not all(isinstance(size, int) and isinstance(digest, str) for _, size, digest in known):
+            raise TypeError
+        int(meta["size_px"]), {split: meta["counts"][split]["frames"] for split in SPLITS}
+    except (KeyError, TypeError, ValueError):
+        raise FaceDepthError(f"{path / 'meta.json'} is damaged (entries are missing); copy it again or {how}") from None
+    return meta
+
+
+def _check_files(path: Path, meta: dict) -> None:
+    memory = path / _VERIFIED
+    try:
+        verified = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        verified = {}
+    seen = {}
+    for name in FILES:
+        file, want = path / name, meta["files"][name]
+        try:
+            stat = file.stat()
+            # The time of the last change of the inode too, for copies keep the time of modification.
+            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, want["sha256"]]
+            if stat.st_size != want["bytes"]:
+                raise FaceDepthError(
+                    f"{file} has {stat.st_size} bytes where meta.json says {want['bytes']}; copy or prepare it again"
+                )
+            known = isinstance(verified, dict) and verified.get(name) == stamp
+            if not known and _sha256(file) != want["sha256"]:
+                raise FaceDepthError(f"{file} is damaged: its SHA-256 is not the one in meta.json; prepare it again")
+        except OSError as error:
+            raise FaceDepthError(f"{file} cannot be read ({error.strerror}); copy or prepare it again") from None
+        seen[name] = stamp
+    if seen != verified:
+        partial = memory.with_name(f"{_VERIFIED}.{os.getpid()}")
+        try:
+            partial.write_text(json.dumps(seen), encoding="utf-8")
+            partial.replace(memory)
+        except OSError:  # a read-only directory: hash again the next time
+            partial.unlink(missing_ok=True)
+
+
+def _map_files(path: Path) -> Arrays:
+    """Opens without hashing."""
+    meta = _read_meta(path)
+    with (path / "frames.csv").open(encoding="utf-8", newline="") as file:
+        header, *lines = csv.reader(file)
+    if header != list(COLUMNS):
+        raise FaceDepthError(f"{path / 'frames.csv'} has the columns {header}, not {list(COLUMNS)}; prepare it again")
+    columns = zip(*lines, strict=True) if lines else [[]] * len(COLUMNS)
+    frames = {
+        name: np.array(list(map(kind, values)), dtype={str: np.str_, int: np.int64, float: np.float64}[kind])
+        for (name, kind), values in zip(COLUMNS.items(), columns, strict=True)
+    }
+    gray = np.load(path / "gray.npy", mmap_mode="r", allow_pickle=False)
+    depth_mm = np.load(path / "depth_mm.npy", mmap_mode="r", allow_pickle=False)
+    shape = (len(lines), meta["size_px"], meta["size_px"])
+    for name, array, dtype in (("gray.npy", gray, np.uint8), ("depth_mm.npy", depth_mm, np.uint16)):
+        if array.shape != shape or array.dtype != dtype:
+            raise FaceDepthError(
+                f"{path / name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape} as frames.csv and "
+                f"meta.json say; prepare it again"
+            )
+    if _counts(frames) != meta["counts"]:
+        raise FaceDepthError(f"{path / 'frames.csv'} does not have the counts of meta.json; prepare it again")
+    return Arrays(path, gray, depth_mm, frames, meta)
+
+
+def _counts(frames: dict) -> dict:
+    """{split: {"frames": n, "subjects": n}}"""
+    subjects = {
+        split: [s for s, x in zip(frames["subject"], frames["split"], strict=True) if x == split] for split in SPLITS
+    }
+    return {split: {"frames": len(names), "subjects": len(set(names))} for split, names in subjects.items()}
+
+
+def _counts_text(meta: dict) -> str:
+    return ", ".join(f"{meta['counts'][split]['frames']} {split}" for split in SPLITS)
+
+
+def _fingerprint(meta: dict) -> str:
+    return hashlib.sha256("".join(f"{n} {meta['files'][n]['sha256']}\n" for n in FILES).encode()).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_header(file, shape: tuple[int, ...], dtype) -> None:
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype).newbyteorder("<"))
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
