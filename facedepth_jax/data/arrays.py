@@ -87,7 +87,7 @@ class Arrays:
         return _map_files, (self.path,)
 
 
-def open(path: str | os.PathLike) -> Arrays:  # noqa: A001 - read as `arrays.open`
+def open(path: str | os.PathLike) -> Arrays:
     """Opens a prepared data set after checking version, sizes, hashes, shapes and counts.
 
     Hashing reads every byte once; what passed is remembered beside the files by size and time of change.
@@ -241,9 +241,9 @@ def _map_files(path: Path) -> Arrays:
 
 def _counts(frames: dict) -> dict:
     """{split: {"frames": n, "subjects": n}}"""
-    subjects = {
-        split: [s for s, x in zip(frames["subject"], frames["split"], strict=True) if x == split] for split in SPLITS
-    }
+    subjects = {split: [] for split in SPLITS}
+    for subject, split in zip(frames["subject"], frames["split"], strict=True):
+        subjects[split].append(subject)
     return {split: {"frames": len(names), "subjects": len(set(names))} for split, names in subjects.items()}
 
 

@@ -46,6 +46,8 @@ def _take_turns(rows: dict[str, list[int]], same: bool, count: int, rng) -> list
     taken, pairs = set(), []
     while any(left.values()):
         for subject in rng.permutation(list(rows)).tolist():
+            if len(pairs) == count:
+                return pairs
             while left[subject]:
                 other = subject if same else rng.choice([s for s in rows if s != subject])
                 a, b = int(rng.choice(rows[subject])), int(rng.choice(rows[other]))
@@ -55,8 +57,6 @@ def _take_turns(rows: dict[str, list[int]], same: bool, count: int, rng) -> list
                     for s in {subject, str(other)}:
                         left[s] -= 1
                     break
-            if len(pairs) == count:
-                return pairs
     return pairs
 
 
