@@ -1,0 +1,158 @@
+"""The metrics against a plain computation in float64, by hand, and against the paper's own table."""
+
+import jax
+import numpy as np
+import pytest
+
+from facedepth_jax import metrics
+from facedepth_jax.errors import FaceDepthError
+
+
+def reference(pred, true, mask):
+    """Table 1 from its definitions, pixel lists instead of sums, float64."""
+    pred, true = pred.astype(np.float64), true.astype(np.float64)
+    images = [i for i in range(len(pred)) if mask[i].any()]
+    differences = [pred[i][mask[i]] - true[i][mask[i]] for i in images]
+    ps = [np.clip(pred[i][mask[i]], 1, None) for i in images]
+    ts = [np.clip(true[i][mask[i]], 1, None) for i in images]
+    d, p, t = np.concatenate(differences), np.concatenate(ps), np.concatenate(ts)
+    ratio = np.maximum(p / t, t / p)
+    return {
+        "l1": np.mean(np.abs(d)),
+        "l2": np.mean([np.linalg.norm(image) for image in differences]),
+        "abs_diff": np.mean(np.abs(d) / t),
+        "squared_diff": np.mean(d**2 / t),
+        "rmse_lin": np.sqrt(np.mean(d**2)),
+        "rmse_log": np.sqrt(np.mean((np.log(p) - np.log(t)) ** 2)),
+        "rmse_scale_inv": np.sqrt(np.mean([np.var(np.log(a) - np.log(b)) for a, b in zip(ps, ts, strict=True)])),
+        "delta_1.25": np.mean(ratio < 1.25),
+        "delta_1.25^2": np.mean(ratio < 1.5625),
+        "delta_1.25^3": np.mean(ratio < 1.953125),
+        "delta_1.25^(1/4)": np.mean(ratio < 1.25**0.25),
+        "delta_1.25^(1/3)": np.mean(ratio < 1.25 ** (1 / 3)),
+        "delta_1.25^(1/2)": np.mean(ratio < 1.25**0.5),
+    }
+
+
+def measure(pred, true, mask):
+    sums = jax.jit(metrics.image_sums)(np.float32(pred), np.float32(true), mask)
+    return metrics.finalize({name: np.asarray(value, np.float64) for name, value in sums.items()})
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("shape", [(1, 5, 7), (9, 24, 24), (3, 96, 96)])
+def test_equals_plain_numpy_on_random_data_with_holes(seed, shape):
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, 256, shape).astype(np.float32)  # zeros too: raised to one level
+    pred = np.clip(true * rng.normal(1, 0.2, shape) + rng.normal(0, 5, shape), 0, 255).astype(np.float32)
+    mask = rng.random(shape) < rng.random((shape[0], 1, 1))
+    mask.flat[0] = True
+    if shape[0] > 2:
+        mask[1] = False  # an image without a valid pixel
+    got, want = measure(pred, true, mask), reference(pred, true, mask)
+    assert got.keys() == want.keys()
+    for key in want:
+        assert got[key] == pytest.approx(want[key], rel=2e-6), key
+
+
+def test_keys_are_those_of_the_metrics_table():
+    ones = np.ones((1, 2, 2))
+    assert tuple(measure(ones, ones, ones > 0)) == tuple(metric.key for metric in metrics.METRICS)
+    assert len(metrics.METRICS) == 13
+
+
+def test_perfect_estimate():
+    true = np.random.default_rng(0).integers(0, 256, (4, 8, 8))
+    for metric, value in zip(metrics.METRICS, measure(true, true, np.ones(true.shape, bool)).values(), strict=True):
+        assert value == (1.0 if metric.better == "higher" else 0.0), metric.key
+
+
+def test_constant_offset_by_hand():
+    # 60 everywhere, truth 50 everywhere, 2 images of 3 x 4 pixels
+    got = measure(np.full((2, 3, 4), 60), np.full((2, 3, 4), 50), np.ones((2, 3, 4), bool))
+    assert got["l1"] == 10 and got["rmse_lin"] == 10
+    assert got["l2"] == pytest.approx(10 * np.sqrt(12))
+    assert got["abs_diff"] == pytest.approx(0.2) and got["squared_diff"] == pytest.approx(2.0)
+    assert got["rmse_log"] == pytest.approx(np.log(1.2), rel=1e-6)
+    assert got["rmse_scale_inv"] < 1e-6  # right up to a factor
+    assert [got[key] for key in metrics.DELTAS] == [1, 1, 1, 0, 0, 0]  # 1.25^(1/2) = 1.118 < 1.2 < 1.25
+
+
+@pytest.mark.parametrize("pred,true", [(100, 80), (80, 100)])
+def test_delta_is_strict_and_symmetric(pred, true):
+    got = measure(np.full((1, 2, 2), pred), np.full((1, 2, 2), true), np.ones((1, 2, 2), bool))
+    assert got["delta_1.25"] == 0 and got["delta_1.25^2"] == 1  # the ratio is 1.25 exactly
+
+
+def test_scale_invariant_error_ignores_a_factor_of_its_own_for_each_image():
+    rng = np.random.default_rng(1)
+    true = rng.uniform(20, 100, (3, 96, 96)).astype(np.float32)
+    pred = true * np.array([0.5, 1.25, 2.0], np.float32)[:, None, None]
+    got = measure(pred, true, np.ones(true.shape, bool))
+    assert got["rmse_scale_inv"] < 1e-6
+    assert got["rmse_log"] > 0.5
+
+
+def test_roots_are_taken_last_and_the_norm_by_image():
+    # one image off by 6, one right: RMSE pools to sqrt(18), the mean of the two images' RMSE would be 3
+    pred, true = np.full((2, 2, 2), 50.0), np.full((2, 2, 2), 50.0)
+    pred[0] += 6
+    got = measure(pred, true, np.ones((2, 2, 2), bool))
+    assert got["rmse_lin"] == pytest.approx(np.sqrt(18))
+    assert got["l2"] == pytest.approx((6 * np.sqrt(4) + 0) / 2)
+
+
+def test_pixels_outside_the_mask_never_count():
+    rng = np.random.default_rng(2)
+    true = rng.integers(1, 256, (2, 6, 6)).astype(np.float32)
+    pred = true + 3
+    mask = rng.random(true.shape) < 0.5
+    want = measure(pred, true, mask)
+    pred[~mask], true[~mask] = np.inf, np.nan
+    assert measure(pred, true, mask) == want
+
+
+def test_images_without_pixels_are_left_out_of_means_over_images():
+    true = np.full((2, 2, 2), 50)
+    mask = np.ones((2, 2, 2), bool)
+    mask[1] = False
+    assert measure(true + 4, true, mask) == measure(true[:1] + 4, true[:1], mask[:1])
+
+
+def test_no_pixel_at_all_is_an_error():
+    zeros = np.zeros((2, 2, 2))
+    with pytest.raises(FaceDepthError, match="No pixel with depth"):
+        measure(zeros, zeros, zeros > 0)
+    sums = metrics.mm_sums(np.float32(zeros), np.float32(zeros), zeros > 0)
+    with pytest.raises(FaceDepthError, match="depth code"):
+        metrics.finalize_mm(sums)
+
+
+def test_mm_errors():
+    true = np.array([[[800, 900], [1000, 0]]], np.float32)
+    pred = np.array([[[810, 880], [1000, 555]]], np.float32)
+    got = metrics.finalize_mm(metrics.mm_sums(pred, true, true > 0))
+    assert got == {"mae_mm": pytest.approx(10), "rmse_mm": pytest.approx(np.sqrt(500 / 3))}
+
+
+# L2 and RMSE lin of the paper's Table 1, Pandora then Biwi: cGAN, AE, pix2pix, Cui et al.
+PAPER_L2_RMSE = [
+    (1678.2, 18.677),
+    (2224.8, 25.213),
+    (3109.0, 33.526),
+    (2093.3, 22.599),
+    (2368.5, 24.865),
+    (2342.5, 24.699),
+    (6661.3, 72.084),
+    (2319.8, 24.521),
+]
+
+
+def test_definitions_of_l2_and_rmse_fit_the_papers_columns():
+    """By Jensen the mean norm is at most 96 RMSE when the root is taken last, whatever the errors; so in the paper."""
+    rng = np.random.default_rng(3)
+    true = np.full((6, 96, 96), 100.0)
+    pred = true + rng.normal(0, 1, true.shape) * np.arange(1, 7)[:, None, None]
+    got = measure(pred, true, np.ones(true.shape, bool))
+    for l2, rmse in [(got["l2"], got["rmse_lin"]), *PAPER_L2_RMSE]:
+        assert 0.8 * 96 * rmse < l2 < 96 * rmse
