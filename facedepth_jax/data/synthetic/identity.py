@@ -1,0 +1,236 @@
+"""Who is seen: a seeded person's neutral head (MakeHuman's shape targets, CC0) and looks.
+
+A person is a function of (seed, number) alone. Everything here is NumPy on the host, worked out once a person.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+RACES, SEXES = ("african", "asian", "caucasian"), ("female", "male")
+HAIR_STYLES = ("bald", "cropped", "short", "side part", "receding", "bob", "long", "bun", "afro", "quiff", "fringe")
+BEARD_STYLES = ("none", "stubble", "moustache", "goatee", "full")
+GLASSES = ("none", "round", "square", "aviator")
+CLOTHES = ("crew neck", "V neck", "shirt", "turtleneck", "hood")
+
+# Opposite ends of one axis: a positive coefficient is the second, a negative one the first.
+OPPOSITES = (("decr", "incr"), ("down", "up"), ("in", "out"), ("backward", "forward"), ("concave", "convex"),
+             ("compress", "uncompress"))  # fmt: skip
+# Standard deviation of an axis's coefficient, by the longest matching prefix; +-1 is MakeHuman's own limit.
+SPREAD = {
+    "": 0.3, "head-scale": 0.22, "head-scale-vert": 0.12, "head-angle": 0.12, "head-back": 0.2, "head-fat": 0.3,
+    "neck": 0.16, "neck-scale-vert": 0.1, "neck-trans": 0.1, "neck-double": 0.3, "measure": 0.22,
+    "measure-neck-height": 0.1, "torso": 0.16, "ear": 0.28, "ear-wing": 0.22, "ear-trans": 0.18, "eye": 0.28,
+    "eye-scale": 0.22, "eye-trans": 0.22, "eye-bag": 0.35, "eye-height": 0.22, "eye-push": 0.25, "nose": 0.34,
+    "nose-trans": 0.2, "nose-base": 0.28, "nose-compression": 0.2, "mouth": 0.3, "mouth-trans": 0.2,
+    "mouth-angles": 0.2, "mouth-laugh": 0.3, "mouth-dimples": 0.2, "chin": 0.33, "chin-jaw-drop": 0.22,
+    "chin-cleft": 0.2, "cheek": 0.34, "forehead": 0.24, "forehead-scale-vert": 0.12, "forehead-nubian": 0.2,
+    "eyebrows": 0.3, "asym": 0.1, "asym-top": 0.06, "asym-temple": 0.06,
+}  # fmt: skip
+HEAD_OUTLINES = ("diamond", "invertedtriangular", "oval", "rectangular", "round", "square", "triangular")
+EAR_OUTLINES = ("round", "square", "triangle")
+
+
+class Head(NamedTuple):
+    """MakeHuman's head, as tools/build_head.py wrote it. Millimetres, head frame: that of a camera that the person
+    looks at (x to its right, y down, z away from it), origin in the middle of the head between the eyes.
+
+    Attributes:
+      vertices: float32 (V, 3), the mean adult.
+      triangles: int32 (T, 3).
+      part: uint8 (V,): 0 skin, 1 left eye, 2 right eye, 3 upper teeth, 4 lower teeth.
+      masks: {name: float32 (V,)} in 0..1: lips, inside_mouth, eyelids, ears.
+      follow: float32 (V,), the share of the head's turn a vertex takes part in: 1 the head, 0 the body.
+      sky: float32 (V, 16), what each vertex sees of its surroundings, in spherical harmonics.
+      ambient: float32 (V,), ambient occlusion in 0..1, 1 = open.
+      targets: {name: float32 (V, 3)} displacements of a whole unit.
+      hand: float32 (P, W, 3), a right hand in P poses, wrist at 0, fingers along -y, palm facing +z.
+      hand_triangles: int32 (U, 3).
+    """
+
+    vertices: np.ndarray
+    triangles: np.ndarray
+    part: np.ndarray
+    masks: dict
+    follow: np.ndarray
+    sky: np.ndarray
+    ambient: np.ndarray
+    targets: dict
+    hand: np.ndarray
+    hand_triangles: np.ndarray
+
+
+@functools.cache
+def head() -> Head:
+    """The head as it lies beside this file."""
+    with np.load(Path(__file__).with_name("head.npz"), allow_pickle=False) as f:
+        f = dict(f)
+    deltas = np.cumsum(f["targets"], axis=2, dtype=np.int16)  # stored as differences from vertex to vertex
+    deltas = np.ascontiguousarray(deltas.transpose(0, 2, 1)).astype(np.float32) * f["step_mm"]
+    return Head(
+        f["vertices"],
+        f["triangles"].astype(np.int32),
+        f["part"],
+        {str(n): m.astype(np.float32) / 255 for n, m in zip(f["mask_names"], f["masks"].T, strict=True)},
+        f["follow"].astype(np.float32) / 255,
+        f["sky"].astype(np.float32) * (4 / 127),
+        f["ambient"].astype(np.float32) / 255,
+        {str(n): d for n, d in zip(f["target_names"], deltas, strict=True)},
+        f["hand"],
+        f["hand_triangles"].astype(np.int32),
+    )
+
+
+@functools.cache
+def shape_axes():
+    """The detail axes: [(name, spread, ((target at -1, target at +1), ...))], left and right sides in one axis."""
+    names = [n for n in head().targets if "-" in n and n.split("-")[0] not in (*RACES, "minweight", "maxweight", "maxmuscle")]
+    axes, taken = {}, set()
+    for name in names:
+        side = name[:2] if name[:2] in ("l-", "r-") else ""
+        stem, _, end = name.rpartition("-")
+        for low, high in (*OPPOSITES, ("l", "r")):
+            other = f"{stem}-{high}"
+            if end == low and other in head().targets:
+                axes.setdefault(stem[len(side) :], []).append((name, other))
+                taken |= {name, other}
+    out = []
+    for stem, pairs in axes.items():
+        prefix = max((p for p in SPREAD if stem.startswith(p)), key=len)
+        out.append((stem, SPREAD[prefix], tuple(pairs)))
+    return tuple(out)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Person:
+    """Attributes:
+    number: of the person in the data set.
+    sex: 0 female .. 1 male; age: 0 child, 0.5 young adult, 1 old.
+    vertices: float32 (V, 3), the neutral head, mm.
+    skin, lips, hair, brow, iris: diffuse reflectance in 0..1 (gray).
+    brow_mm: thickness of the eyebrows; brow_arch_mm: height of their arch.
+    texture: strength of moles, freckles and blotches, 0..1.
+    hair_style, beard, glasses: one of HAIR_STYLES, BEARD_STYLES, GLASSES; clothes: of CLOTHES.
+    hair_length: 0..1 within the style; hair_curl: 0..1.
+    glasses_mm: thickness of the frame; glasses_size: around 1.
+    expressive: how strong expressions get, around 1.
+    look: float32 (8,), uniform numbers that decide further details (cloth pattern, parting side, hairline).
+    """
+
+    number: int
+    sex: float
+    age: float
+    vertices: np.ndarray
+    skin: float
+    lips: float
+    hair: float
+    brow: float
+    iris: float
+    brow_mm: float
+    brow_arch_mm: float
+    texture: float
+    hair_style: str
+    hair_length: float
+    hair_curl: float
+    beard: str
+    beard_length: float
+    glasses: str
+    glasses_mm: float
+    glasses_size: float
+    clothes: str
+    expressive: float
+    look: np.ndarray
+
+
+def _shape(rng, races, sex, age, weight, muscle):
+    """Neutral vertices: macros (race, sex, age, weight) plus detail axes, outlines and asymmetry."""
+    mesh = head()
+    out = mesh.vertices.copy()
+
+    def add(target, amount):
+        if target in mesh.targets and amount:
+            out[:] += np.float32(amount) * mesh.targets[target]
+
+    ages = {"child": max(0.0, 1 - 2 * age), "young": 1 - abs(2 * age - 1), "old": max(0.0, 2 * age - 1)}
+    for s, sex_share in (("female", 1 - sex), ("male", sex)):
+        for a, age_share in ages.items():
+            for r, race_share in zip(RACES, races, strict=True):
+                add(f"{r}-{s}-{a}", sex_share * age_share * race_share)
+            add(f"minweight-{s}-{a}", sex_share * age_share * max(0.0, -weight))
+            add(f"maxweight-{s}-{a}", sex_share * age_share * max(0.0, weight))
+            add(f"maxmuscle-{s}-{a}", sex_share * age_share * muscle)
+    # Some people are further from the mean than others in everything.
+    strength = rng.uniform(0.8, 1.15)
+    for _, spread, pairs in shape_axes():
+        both = np.clip(0.8 * rng.standard_t(5) * spread * strength, -0.9, 0.9)
+        for low, high in pairs:
+            amount = np.clip(both + (rng.normal(0, 0.2 * spread) if len(pairs) > 1 else 0), -1, 1)
+            add(high if amount > 0 else low, abs(amount))
+    for outlines, prefixes in ((HEAD_OUTLINES, ("head-",)), (EAR_OUTLINES, ("l-ear-shape-", "r-ear-shape-"))):
+        shares = rng.dirichlet(np.full(len(outlines), 0.5)) * rng.uniform(0.1, 0.5)
+        for outline, share in zip(outlines, shares, strict=True):
+            for prefix in prefixes:
+                add(prefix + outline, share)
+    eyes = (mesh.part == 1) | (mesh.part == 2)
+    out -= (out[eyes].mean(0) - mesh.vertices[eyes].mean(0)).astype(np.float32)
+    size = np.float32(np.exp(rng.normal(-0.012 + 0.024 * sex, 0.022)))
+    return (out * size).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def person(seed: int, number: int) -> Person:
+    """Person `number` (1-based) of the data set with this seed."""
+    rng = np.random.default_rng([seed, 1, number])
+    races = rng.dirichlet([0.35, 0.4, 0.5])
+    sex = float(np.clip(rng.beta(0.25, 0.25), 0.03, 0.97))
+    male = sex > 0.5
+    age = float(rng.choice([rng.uniform(0.36, 0.47), 0.5 + 0.42 * rng.beta(0.8, 1.5)], p=[0.07, 0.93]))
+    grown = age >= 0.47
+    weight = float(np.clip(rng.normal(0.05, 0.5), -0.9, 1))
+    muscle = float(sex * rng.beta(1.2, 2))
+    vertices = _shape(rng, races, sex, age, weight, muscle)
+
+    # Near infrared and gray: skin differs less between people than in visible colour pictures.
+    skin = float(np.clip(races @ [0.21, 0.5, 0.56] + rng.normal(0, 0.055), 0.13, 0.68))
+    gray_haired = float(np.clip((age - 0.62) * 3.2 + rng.normal(0, 0.2), 0, 1))
+    dark = races[0] + races[1]
+    natural = float(np.clip(rng.choice([0.05, 0.09, 0.2, 0.38], p=[0.3, 0.3, 0.25, 0.15]) * (1 - 0.6 * dark), 0.03, 0.4))
+    hair = natural * (1 - gray_haired) + 0.6 * gray_haired
+    styles = {
+        True: dict(zip(HAIR_STYLES, (0.09, 0.17, 0.22, 0.14, 0.1, 0.02, 0.05, 0.02, 0.06, 0.1, 0.03), strict=True)),
+        False: dict(zip(HAIR_STYLES, (0.01, 0.03, 0.08, 0.07, 0.0, 0.24, 0.27, 0.15, 0.05, 0.02, 0.08), strict=True)),
+    }[male]
+    chances = np.array(list(styles.values()))
+    if not grown:
+        chances[[0, 4]] = 0
+    chances[8] *= 0.3 + 3 * races[0]
+    style = str(rng.choice(HAIR_STYLES, p=chances / chances.sum()))
+    beard = str(rng.choice(BEARD_STYLES, p=[0.42, 0.2, 0.09, 0.12, 0.17])) if male and grown else "none"
+    return Person(
+        number=number,
+        sex=sex,
+        age=age,
+        vertices=vertices,
+        skin=skin,
+        lips=skin * float(rng.uniform(0.62, 0.85) if not male else rng.uniform(0.72, 0.92)),
+        hair=hair,
+        brow=float(np.clip(hair * 0.9 + 0.01, 0.03, 0.3)),
+        iris=float(rng.choice([0.06, 0.12, 0.28], p=[0.55, 0.25, 0.2])),
+        brow_mm=float(rng.uniform(5.5, 11) if male else rng.uniform(3.2, 7.5)),
+        brow_arch_mm=float(rng.uniform(0.5, 4) if male else rng.uniform(2, 6)),
+        texture=float(rng.uniform(0.15, 1) * (0.5 + age)),
+        hair_style=style,
+        hair_length=float(rng.uniform(0, 1)),
+        hair_curl=float(np.clip(rng.beta(0.6, 1) * 0.8 + 0.5 * races[0], 0, 1)),
+        beard=beard,
+        beard_length=float(rng.beta(1.1, 1.8)),
+        glasses=str(rng.choice(GLASSES, p=[0.7, 0.1, 0.14, 0.06])),
+        glasses_mm=float(rng.uniform(1.6, 4.6)),
+        glasses_size=float(rng.uniform(0.88, 1.12)),
+        clothes=str(rng.choice(CLOTHES, p=[0.34, 0.16, 0.22, 0.12, 0.16])),
+        expressive=float(rng.uniform(0.6, 1.25)),
+        look=rng.random(8).astype(np.float32),
+    )
