@@ -47,6 +47,7 @@ COLUMNS = {
 }
 PAIR_SPLITS = ("validation", "test")
 FILES = ("gray.npy", "depth_mm.npy", "frames.csv", *(f"pairs_{split}.tsv" for split in PAIR_SPLITS))
+_AGAIN = "remove the directory and prepare or copy it again"
 _VERIFIED = ".verified.json"  # what was hashed before; a convenience, never needed
 
 
@@ -168,8 +169,7 @@ def _read_meta(path: Path) -> dict:
         raise FaceDepthError(f"{path} is no prepared data set (its meta.json is of another kind); {how}")
     if meta.get("format_version") != FORMAT_VERSION:
         raise FaceDepthError(
-            f"{path} has format version {meta.get('format_version')}, this program reads {FORMAT_VERSION}; "
-            f"prepare the data set again"
+            f"{path} has format version {meta.get('format_version')}, this program reads {FORMAT_VERSION}; {_AGAIN}"
         )
     try:
         known = [(name, meta["files"][name]["bytes"], meta["files"][name]["sha256"]) for name in FILES]
@@ -177,7 +177,7 @@ def _read_meta(path: Path) -> dict:
             raise TypeError
         int(meta["size_px"]), {split: meta["counts"][split]["frames"] for split in SPLITS}
     except (KeyError, TypeError, ValueError):
-        raise FaceDepthError(f"{path / 'meta.json'} is damaged (entries are missing); copy it again or {how}") from None
+        raise FaceDepthError(f"{path / 'meta.json'} is damaged (entries are missing); {_AGAIN}") from None
     return meta
 
 
@@ -195,14 +195,12 @@ def _check_files(path: Path, meta: dict) -> None:
             # The time of the last change of the inode too, for copies keep the time of modification.
             stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, want["sha256"]]
             if stat.st_size != want["bytes"]:
-                raise FaceDepthError(
-                    f"{file} has {stat.st_size} bytes where meta.json says {want['bytes']}; copy or prepare it again"
-                )
+                raise FaceDepthError(f"{file} has {stat.st_size} bytes where meta.json says {want['bytes']}; {_AGAIN}")
             known = isinstance(verified, dict) and verified.get(name) == stamp
             if not known and _sha256(file) != want["sha256"]:
-                raise FaceDepthError(f"{file} is damaged: its SHA-256 is not the one in meta.json; prepare it again")
+                raise FaceDepthError(f"{file} is damaged: its SHA-256 is not the one in meta.json; {_AGAIN}")
         except OSError as error:
-            raise FaceDepthError(f"{file} cannot be read ({error.strerror}); copy or prepare it again") from None
+            raise FaceDepthError(f"{file} cannot be read ({error.strerror}); {_AGAIN}") from None
         seen[name] = stamp
     if seen != verified:
         partial = memory.with_name(f"{_VERIFIED}.{os.getpid()}")
@@ -219,7 +217,7 @@ def _map_files(path: Path) -> Arrays:
     with (path / "frames.csv").open(encoding="utf-8", newline="") as file:
         header, *lines = csv.reader(file)
     if header != list(COLUMNS):
-        raise FaceDepthError(f"{path / 'frames.csv'} has the columns {header}, not {list(COLUMNS)}; prepare it again")
+        raise FaceDepthError(f"{path / 'frames.csv'} has the columns {header}, not {list(COLUMNS)}; {_AGAIN}")
     columns = zip(*lines, strict=True) if lines else [[]] * len(COLUMNS)
     frames = {
         name: np.array(list(map(kind, values)), dtype={str: np.str_, int: np.int64, float: np.float64}[kind])
@@ -232,10 +230,10 @@ def _map_files(path: Path) -> Arrays:
         if array.shape != shape or array.dtype != dtype:
             raise FaceDepthError(
                 f"{path / name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape} as frames.csv and "
-                f"meta.json say; prepare it again"
+                f"meta.json say; {_AGAIN}"
             )
     if _counts(frames) != meta["counts"]:
-        raise FaceDepthError(f"{path / 'frames.csv'} does not have the counts of meta.json; prepare it again")
+        raise FaceDepthError(f"{path / 'frames.csv'} does not have the counts of meta.json; {_AGAIN}")
     return Arrays(path, gray, depth_mm, frames, meta)
 
 

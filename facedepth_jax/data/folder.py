@@ -1,0 +1,263 @@
+"""Folder data set: bring your own RGB-D faces.
+
+A folder with an `index.csv`, one line a frame:
+  frame            a unique name of letters, digits, '_', '-', '.'
+  subject          who it shows
+  sequence         0, or the number of the person's sequence from 1
+  gray             file in the folder, PNG or JPEG, 8 bits, gray or colour
+  depth            file in the folder, PNG, 16 bits, millimetres, 0 = none; of the same size and registered to `gray`
+  head_x, head_y   head centre in pixels, x to the right, y down
+  and if known: yaw, pitch, roll (degrees), fx, fy (focal length in pixels), split (train, validation, test)
+"""
+
+import csv
+import hashlib
+import io
+import math
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from facedepth_jax.data.frames import SPLITS, Frame, FrameInfo, Reject
+from facedepth_jax.errors import FaceDepthError
+
+REQUIRED = ("frame", "subject", "sequence", "gray", "depth", "head_x", "head_y")
+_NUMBERS = ("head_x", "head_y", "yaw", "pitch", "roll", "fx", "fy")
+
+
+class FolderSource:
+    """The folder as a `frames.Source`. The whole index is checked at once, the images when they are loaded."""
+
+    name = "folder"
+
+    def __init__(
+        self,
+        raw: str,
+        *,
+        focal: float | None = None,
+        validation_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        seed: int = 0,
+    ):
+        """
+        Args:
+          raw: the folder.
+          focal: focal length in pixels of frames without fx and fy.
+          validation_fraction, test_fraction: of the subjects, where the index has no column `split`.
+          seed: of that split.
+
+        Raises:
+          FaceDepthError: the folder, its index or a line of the index cannot be used.
+        """
+        self._raw = Path(raw)
+        index = self._raw / "index.csv"
+        if not self._raw.is_dir():
+            raise FaceDepthError(f"the raw directory {raw} does not exist")
+        try:
+            content = index.read_bytes()
+            reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+            header, lines = reader.fieldnames or [], [(reader.line_num, line) for line in reader]
+        except FileNotFoundError:
+            raise FaceDepthError(
+                f"{index} does not exist; it lists the frames, see the README's folder format"
+            ) from None
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise FaceDepthError(f"{index} cannot be read as CSV in UTF-8 ({error})") from None
+        missing = [name for name in REQUIRED if name not in header]
+        if missing:
+            raise FaceDepthError(
+                f"{index} lacks the columns {', '.join(missing)}; its header needs {','.join(REQUIRED)}"
+            )
+        if len(set(header)) < len(header):
+            raise FaceDepthError(f"{index} has a column twice in its header: {','.join(header)}")
+        if not lines:
+            raise FaceDepthError(f"{index} lists no frame")
+        self._rows, root = [], self._raw.resolve()
+        for number, line in lines:
+            try:
+                self._rows.append(_parse(line, root, focal) | {"line": number})
+            except ValueError as error:
+                raise FaceDepthError(f"{index}, line {number}: {error}") from None
+        by_column = "split" in header
+        if not by_column:
+            split_of = _draw_splits({row["subject"] for row in self._rows}, validation_fraction, test_fraction, seed)
+            for row in self._rows:
+                row["split"] = split_of[row["subject"]]
+        _check_rows(index, self._rows)
+        self.settings = {"index_sha256": hashlib.sha256(content).hexdigest(), "focal": focal}
+        if not by_column:
+            self.settings |= {"validation_fraction": validation_fraction, "test_fraction": test_fraction, "seed": seed}
+
+    def index(self) -> list[FrameInfo]:
+        """All frames in the order of index.csv."""
+        return [_info(row) for row in self._rows]
+
+    def load(self, start: int, stop: int) -> Iterator[Frame | Reject]:
+        """One item for each entry of `index()[start:stop]`; a Reject where an image cannot be used."""
+        for row in self._rows[start:stop]:
+            info = _info(row)
+            try:
+                gray = _read_gray(self._raw, row["gray"])
+                depth_mm = _read_depth(self._raw, row["depth"])
+            except _Unusable as error:
+                yield Reject(info, *error.args)
+                continue
+            if gray.shape != depth_mm.shape:
+                sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (gray, depth_mm)]
+                yield Reject(info, "gray and depth differ in size", " and ".join(sizes))
+                continue
+            yield Frame(
+                info,
+                gray,
+                depth_mm,
+                (row["head_x"], row["head_y"]),
+                (row["fx"], row["fy"]),
+                row["yaw"],
+                row["pitch"],
+                row["roll"],
+            )
+
+
+class _Unusable(Exception):
+    """(reason, detail) of a Reject."""
+
+
+def _info(row: dict) -> FrameInfo:
+    return FrameInfo(row["frame"], row["subject"], row["sequence"], row["split"])
+
+
+def _parse(line: dict, root: Path, focal: float | None) -> dict:
+    """One line of the index as typed values. ValueError says what is wrong with it."""
+    if None in line or None in line.values():
+        raise ValueError("it has more or fewer cells than the header")
+    row = {name: value.strip() for name, value in line.items()}
+    for name in REQUIRED:
+        if not row[name]:
+            raise ValueError(f"'{name}' is empty")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", row["frame"]):
+        raise ValueError(f"the frame name '{row['frame']}' has other characters than letters, digits, '_', '-' and '.'")
+    if not re.fullmatch(r"[0-9]{1,9}", row["sequence"]):
+        raise ValueError(f"'sequence' is '{row['sequence']}', not a whole number from 0")
+    row["sequence"] = int(row["sequence"])
+    for name in _NUMBERS:
+        text = row.get(name, "")
+        try:
+            row[name] = float(text) if text else math.nan
+        except ValueError:
+            raise ValueError(f"'{name}' is '{text}', not a number") from None
+        if text and not math.isfinite(row[name]) and name not in ("yaw", "pitch", "roll"):
+            raise ValueError(f"'{name}' is '{text}', not a finite number")
+    for name in ("fx", "fy"):
+        if math.isnan(row[name]):
+            if focal is None:
+                raise ValueError("no focal length: give --focal in pixels, or the columns fx and fy")
+            row[name] = float(focal)
+        if not 0 < row[name] < math.inf:
+            raise ValueError(f"the focal length '{name}' is {row[name]}, not a positive number")
+    for name in ("gray", "depth"):
+        _check_path(root, row[name])
+    if "split" in row and row["split"] not in SPLITS:
+        raise ValueError(f"the split '{row['split']}' is none of {', '.join(SPLITS)}")
+    return row
+
+
+def _check_path(root: Path, path: str) -> None:
+    """ValueError if the path, symbolic links followed, is not inside the folder."""
+    try:
+        stays = (root / path).resolve().is_relative_to(root)
+    except (OSError, RuntimeError, ValueError):  # a circle of links, a NUL
+        stays = False
+    if not stays:
+        raise ValueError(f"the path {path!r} leaves the folder")
+
+
+def _check_rows(index: Path, rows: list[dict]) -> None:
+    """FaceDepthError for a name that comes twice and for a person in two splits."""
+    line_of, split_of = {}, {}
+    for row in rows:
+        where, frame, subject = f"{index}, line {row['line']}", row["frame"], row["subject"]
+        if line_of.setdefault(frame, row["line"]) != row["line"]:
+            raise FaceDepthError(f"{where}: the frame '{frame}' is on line {line_of[frame]} already; names are unique")
+        if split_of.setdefault(subject, row["split"]) != row["split"]:
+            raise FaceDepthError(
+                f"{where}: the subject '{subject}' is in '{row['split']}' and in '{split_of[subject]}'; "
+                f"a person belongs to one split"
+            )
+
+
+def _draw_splits(subjects: set[str], validation: float, test: float, seed: int) -> dict[str, str]:
+    """Subject -> split; at least one subject for each split whose fraction is above 0."""
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
+        raise FaceDepthError(
+            f"the fractions of validation ({validation}) and test ({test}) must be >= 0 and below 1 together"
+        )
+    names = np.random.default_rng(seed).permutation(sorted(subjects)).tolist()
+    counts = [max(round(fraction * len(names)), int(fraction > 0)) for fraction in (test, validation)]
+    if sum(counts) >= len(names):
+        raise FaceDepthError(
+            f"{len(names)} subjects are too few for the splits; set a fraction to 0, or give the index a column 'split'"
+        )
+    bounds = [counts[0], sum(counts)]
+    return {s: "test" if i < bounds[0] else "validation" if i < bounds[1] else "train" for i, s in enumerate(names)}
+
+
+def _read_gray(root: Path, path: str) -> np.ndarray:
+    image = _read_image(root, path, "gray")
+    if image.dtype != np.uint8:
+        raise _Unusable("gray image is not 8-bit", f"{path} is {image.dtype}")
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_BGRA2GRAY if image.shape[2] == 4 else cv2.COLOR_BGR2GRAY)
+    return image
+
+
+def _read_depth(root: Path, path: str) -> np.ndarray:
+    image = _read_image(root, path, "depth")
+    if image.dtype != np.uint16:
+        raise _Unusable("depth image is not 16-bit", f"{path} is {image.dtype}")
+    if image.ndim != 2:
+        raise _Unusable("depth image has more than one channel", f"{path} has {image.shape[2]}")
+    return image
+
+
+def _read_image(root: Path, path: str, kind: str) -> np.ndarray:
+    """Decodes as stored. OpenCV fills what a cut file lacks, at times without a word, so the file is checked first."""
+    try:
+        if not (root / path).is_file():
+            raise _Unusable(f"{kind} image is missing", path)
+        content = (root / path).read_bytes()
+    except OSError as error:
+        raise _Unusable(f"{kind} image cannot be read", f"{path}: {error.strerror}") from None
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        whole = _png_is_whole(content)
+    elif content.startswith(b"\xff\xd8") and kind == "gray":
+        whole = content.rstrip(b"\0").endswith(b"\xff\xd9")
+    else:
+        raise _Unusable(f"{kind} image is not a {'PNG or JPEG' if kind == 'gray' else 'PNG'}", path)
+    if not whole:
+        raise _Unusable(f"{kind} image is truncated or damaged", path)
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise _Unusable(f"{kind} image cannot be decoded", path)
+    return image
+
+
+def _png_is_whole(content: bytes) -> bool:
+    """Every chunk up to IEND is there with its check sum."""
+    at = 8
+    while at + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, at)
+        end = at + 8 + length
+        if end + 4 > len(content) or struct.unpack_from(">I", content, end)[0] != zlib.crc32(content[at + 4 : end]):
+            return False
+        if content[at + 4 : at + 8] == b"IEND":
+            return True
+        at = end + 4
+    return False

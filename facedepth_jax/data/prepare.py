@@ -1,0 +1,473 @@
+"""Program: raw frames -> arrays on disk, cropped by Eq. 6 and resized.
+
+The frames are cut into chunks of CHUNK_FRAMES. A finished chunk is a file in `OUT.parts`, so after a kill the same
+command goes on where it was; shards and workers share the chunks among them and cannot change the result. When the last
+chunk is there they are merged into OUT (see arrays.py) and removed.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import io
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from facedepth_jax.data import arrays, geometry, pairs
+from facedepth_jax.data.folder import FolderSource
+from facedepth_jax.data.frames import SPLITS, Frame, Reject, Source
+from facedepth_jax.errors import FaceDepthError
+
+CHUNK_FRAMES = 64
+HEAD_WINDOW_PX = 9  # "the depth values around the head center" of section 3.2: about 2 cm at Kinect range
+MIN_DEPTH_SHARE = 0.05  # of the crop's pixels; with less there is no face to learn from
+PAIRS = 4000  # wanted in each verification list
+LISTED_REJECTS = 5  # of each reason in the report; meta.json has all
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    source: Source
+    parts: Path
+    face_mm: float
+    size: int
+
+
+def prepare(
+    source: Source,
+    out: str | os.PathLike,
+    *,
+    face_mm: float = 320.0,
+    size: int = 96,
+    seed: int = 0,
+    workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    stopped: Callable[[], bool] = lambda: False,
+) -> arrays.Arrays | None:
+    """Makes the arrays of a data set, or what is missing of them, and opens them.
+
+    Args:
+      source: the raw data set.
+      out: directory to be made. Where it is complete with the same settings nothing is done.
+      face_mm: R of Eq. 6.
+      size: side of the prepared images in pixels.
+      seed: of the verification pairs.
+      workers: processes; 0 works in this one.
+      shard: (i, n) makes every n-th chunk from the i-th on; whoever makes the last missing chunk merges. (0, 1): all.
+      stopped: asked after each chunk; once true, the work ends with a FaceDepthError that says how to go on.
+
+    Returns:
+      the arrays; None where chunks of other shards are still missing.
+
+    Raises:
+      FaceDepthError: settings that make no sense or differ from those of what is there, more than half of the frames
+        rejected, a split that lost all its frames, a full disk, no permission to write.
+    """
+    out, (shard_index, shards) = Path(out), shard
+    if not 0 <= shard_index < shards:
+        raise FaceDepthError(
+            f"there is no shard {shard_index}/{shards}; of n shards the first is 0/n, the last (n-1)/n"
+        )
+    if workers < 0 or not 8 <= size <= 1024 or not 0 < face_mm < math.inf:
+        raise FaceDepthError(f"want workers >= 0, size 8 to 1024 and face_mm > 0, not {workers}, {size} and {face_mm}")
+    settings = {
+        "dataset": {"name": source.name, "settings": source.settings},
+        "crop": {"face_mm": float(face_mm), "head_window_px": HEAD_WINDOW_PX, "min_depth_share": MIN_DEPTH_SHARE},
+        "size_px": size,
+        "pairs": {"wanted": PAIRS, "seed": seed},
+    }
+    settings = json.loads(json.dumps(settings))  # as it will be read
+    parts = out.with_name(f"{out.name}.parts")
+    if done := _complete(out, settings):
+        shutil.rmtree(parts, ignore_errors=True)
+        print(f"{out} is complete already")
+        return done
+    index = source.index()
+    if not index:
+        raise FaceDepthError(f"the data set '{source.name}' has no frame")
+    _open_parts(parts, settings)
+    chunks = range(math.ceil(len(index) / CHUNK_FRAMES))
+    todo = [number for number in chunks[shard_index::shards] if not _chunk_file(parts, number).exists()]
+    rejects = 0
+    made = _make_chunks(_Job(source, parts, face_mm, size), todo, workers)
+    with _progress(len(todo) * CHUNK_FRAMES) as progress, contextlib.closing(made):
+        for chunks_left, rejected in zip(reversed(range(len(todo))), made, strict=True):
+            progress(CHUNK_FRAMES)
+            rejects += rejected
+            if 2 * rejects > len(index):
+                break
+            if chunks_left and stopped():
+                raise FaceDepthError(
+                    f"stopped with {chunks_left} of {len(chunks)} chunks to do; the same command continues"
+                )
+    missing = sum(not _chunk_file(parts, number).exists() for number in chunks)
+    if missing and 2 * rejects <= len(index) and parts.exists():
+        print(f"shard {shard_index}/{shards} is done; {missing} of {len(chunks)} chunks are left to other shards")
+        return None
+    return _merge(parts, out, index, settings, stopped)
+
+
+def prepare_frame(frame: Frame, face_mm: float, size: int) -> tuple[np.ndarray, np.ndarray, dict] | Reject:
+    """Crops and resizes one frame.
+
+    Returns:
+      gray uint8 (size, size), depth uint16 (size, size) in mm with 0 = none, and the columns of arrays.COLUMNS; or why
+      there is no crop.
+    """
+    info, height, width = frame.info, *frame.depth_mm.shape
+    place = f"({frame.head_xy[0]:g}, {frame.head_xy[1]:g}) in {width}x{height}"
+    if not geometry.inside(frame.depth_mm.shape, frame.head_xy):
+        return Reject(info, "head centre outside the image", place)
+    distance_mm = geometry.head_distance_mm(frame.depth_mm, frame.head_xy, HEAD_WINDOW_PX)
+    if distance_mm is None:
+        return Reject(info, "no depth at the head centre", place)
+    box = geometry.crop_box(frame.head_xy, distance_mm, frame.focal_px, face_mm)
+    seen = frame.depth_mm[max(box.y, 0) : box.y + box.h, max(box.x, 0) : box.x + box.w]
+    share = np.count_nonzero(seen) / (box.w * box.h)
+    if share < MIN_DEPTH_SHARE:  # before the crop is made: a wrong unit of depth asks for a crop of any size
+        return Reject(info, "almost no depth in the crop", f"{share:.1%} of {box.w}x{box.h} px")
+    row = dataclasses.asdict(info) | {"yaw": frame.yaw, "pitch": frame.pitch, "roll": frame.roll}
+    row |= {f"box_{name}": value for name, value in dataclasses.asdict(box).items()}
+    row |= {"distance_mm": distance_mm, "fx": frame.focal_px[0], "fy": frame.focal_px[1]}
+    gray = geometry.resize_gray(geometry.crop(frame.gray, box), size)
+    return gray, geometry.resize_depth(geometry.crop(frame.depth_mm, box), size), row
+
+
+def _make_chunks(job: _Job, numbers: list[int], workers: int) -> Iterator[int]:
+    """Makes the chunks and yields the count of rejects of each; closing it leaves no process and no half chunk."""
+    if not workers or not numbers:
+        yield from (_make_chunk(job, number) for number in numbers)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked JAX hangs
+    pool = ProcessPoolExecutor(min(workers, len(numbers)), context, initializer=_start_worker, initargs=(job,))
+    try:
+        for future in as_completed([pool.submit(_make_chunk_in_worker, number) for number in numbers]):
+            yield future.result()
+    except BrokenProcessPool:
+        raise FaceDepthError(
+            "a worker process died, perhaps for want of memory; the same command continues, --workers may differ"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(job: _Job) -> None:
+    global _worker_job
+    _worker_job = job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    cv2.setNumThreads(1)
+
+    def follow_parent():  # else a parent killed by SIGKILL leaves its workers behind
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def _make_chunk_in_worker(number: int) -> int:
+    return _make_chunk(_worker_job, number)
+
+
+def _make_chunk(job: _Job, number: int) -> int:
+    """Loads, crops and writes one chunk; returns the count of rejects."""
+    grays, depths, rows, rejects = [], [], [], []
+    for item in job.source.load(number * CHUNK_FRAMES, (number + 1) * CHUNK_FRAMES):
+        result = item if isinstance(item, Reject) else prepare_frame(item, job.face_mm, job.size)
+        if isinstance(result, Reject):
+            rejects.append({"frame": result.info.frame, "reason": result.reason, "detail": result.detail})
+        else:
+            gray, depth_mm, row = result
+            grays.append(gray), depths.append(depth_mm), rows.append(row)
+    shape = (len(rows), job.size, job.size)
+    content = io.BytesIO()
+    np.savez(
+        content,
+        gray=np.array(grays, np.uint8).reshape(shape),
+        depth_mm=np.array(depths, np.uint16).reshape(shape),
+        listing=np.array(json.dumps({"frames": rows, "rejects": rejects})),
+    )
+    file = _chunk_file(job.parts, number)
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    with _writing(file):
+        try:
+            partial.write_bytes(content.getbuffer())
+            partial.replace(file)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+    return len(rejects)
+
+
+def _chunk_file(parts: Path, number: int) -> Path:
+    return parts / f"{number:06d}.npz"
+
+
+def _read_chunk(file: Path) -> tuple[np.ndarray, np.ndarray, dict]:
+    """gray, depth, {"frames", "rejects"} of a chunk; the zip's check sums are verified."""
+    try:
+        with np.load(file, allow_pickle=False) as chunk:
+            return chunk["gray"], chunk["depth_mm"], json.loads(str(chunk["listing"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        file.unlink(missing_ok=True)
+        raise FaceDepthError(f"{file} was damaged ({error}) and is removed; the same command makes it again") from None
+
+
+def _merge(parts: Path, out: Path, index: list, settings: dict, stopped: Callable[[], bool]) -> arrays.Arrays:
+    """Chunks -> arrays, by one process at a time."""
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = stack.enter_context((parts / "lock").open("w"))
+        except FileNotFoundError:  # another shard has just merged and cleaned up
+            return arrays.open(out)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if done := _complete(out, settings):
+            return done
+        files = sorted(parts.glob("*.npz"))
+        listings = [_read_chunk(file)[2] for file in files]
+        rejects = [reject for listing in listings for reject in listing["rejects"]]
+        rows = [row for listing in listings for row in listing["frames"]]
+        reasons = dict(sorted(collections.Counter(reject["reason"] for reject in rejects).items()))
+        if 2 * len(rejects) > len(index):
+            shutil.rmtree(parts)
+            raise FaceDepthError(
+                f"more than half of the frames ({len(rejects)} of {len(index)}) cannot be used: "
+                f"{_rejects_text(reasons, rejects)}"
+            )
+        if sorted(x["frame"] for x in rows + rejects) != sorted(info.frame for info in index):
+            raise FaceDepthError(f"{parts} holds other frames than the data set; remove it and prepare again")
+        for split in SPLITS:
+            if any(info.split == split for info in index) and not any(row["split"] == split for row in rows):
+                raise FaceDepthError(
+                    f"every frame of the split '{split}' was rejected: {_rejects_text(reasons, rejects)}; "
+                    f"mend them, remove {parts} and prepare again"
+                )
+        pair_lists = {}
+        for split in arrays.PAIR_SPLITS:
+            members = [row for row in rows if row["split"] == split]
+            names, subjects = ([row[key] for row in members] for key in ("frame", "subject"))
+            pair_lists[split] = pairs.draw(names, subjects, settings["pairs"]["wanted"], settings["pairs"]["seed"])
+
+        def images():
+            for file in files:
+                if stopped():
+                    raise FaceDepthError("stopped while merging the chunks; the same command continues")
+                yield _read_chunk(file)[:2]
+
+        with _writing(out):
+            arrays.write(
+                out,
+                frames={name: [row[name] for row in rows] for name in arrays.COLUMNS},
+                images=images(),
+                size_px=settings["size_px"],
+                pair_lists=pair_lists,
+                meta=settings
+                | {
+                    "pairs_found": {split: len(found) for split, found in pair_lists.items()},
+                    "rejects": {"count": len(rejects), "reasons": reasons, "frames": rejects},
+                },
+            )
+        shutil.rmtree(parts, ignore_errors=True)
+    made = arrays.open(out)
+    print(_report(made))
+    return made
+
+
+def _complete(out: Path, settings: dict) -> arrays.Arrays | None:
+    """What is in `out`, None where nothing is; FaceDepthError where it is something else."""
+    if not out.exists() or out.is_dir() and not any(out.iterdir()):
+        return None
+    if not (out / "meta.json").exists():
+        raise FaceDepthError(f"{out} exists and is no prepared data set; give another --out")
+    there = arrays.open(out)
+    if difference := _difference(there.meta, settings):
+        raise FaceDepthError(f"{out} was made with other settings ({difference}); remove it or give another --out")
+    return there
+
+
+def _open_parts(parts: Path, settings: dict) -> None:
+    """Makes the directory of the chunks, or checks that the one there is of the same settings."""
+    file = parts / "settings.json"
+    try:
+        with _writing(parts):
+            parts.mkdir(parents=True, exist_ok=True)
+            if not file.exists():
+                partial = file.with_name(f"{file.name}.{os.getpid()}")
+                partial.write_text(json.dumps(settings), encoding="utf-8")
+                partial.replace(file)
+        difference = _difference(json.loads(file.read_text(encoding="utf-8")), settings)
+    except ValueError:
+        difference = f"{file.name} is damaged"
+    if difference:
+        raise FaceDepthError(
+            f"{parts} is an unfinished run with other settings ({difference}); remove it or give another --out"
+        )
+
+
+def _difference(there: dict, here: dict) -> str:
+    """The first setting that differs, in words; '' where all are equal. Of `there` only the keys of `here` count."""
+    there, here = _flat({key: there.get(key) for key in here}), _flat(here)
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key):
+            return f"{key} is {there.get(key)!r} there, {here.get(key)!r} here"
+    return ""
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+@contextlib.contextmanager
+def _writing(path: Path):
+    try:
+        yield
+    except OSError as error:
+        raise FaceDepthError(
+            f"{path} cannot be written ({error.strerror}); what is finished is kept and the same command continues"
+        ) from None
+
+
+@contextlib.contextmanager
+def _progress(total: int):
+    """A bar on a terminal, else a line now and then."""
+    done, last = 0, time.monotonic()
+    with tqdm(total=total, unit=" frames", disable=not sys.stderr.isatty()) as bar:
+
+        def advance(count: int) -> None:
+            nonlocal done, last
+            done += count
+            bar.update(count)
+            if bar.disable and time.monotonic() - last > 10:
+                last = time.monotonic()
+                print(f"{done} of {total} frames", file=sys.stderr, flush=True)
+
+        yield advance
+
+
+def _report(made: arrays.Arrays) -> str:
+    lines = [
+        f"{made.path}: {len(made)} frames of {len(set(made.frames['subject']))} subjects, {made.meta['size_px']} px"
+    ]
+    for split in SPLITS:
+        count, found = made.meta["counts"][split], made.meta["pairs_found"].get(split)
+        text = f"  {split}: {count['frames']} frames of {count['subjects']} subjects"
+        lines.append(text + (f", {found} verification pairs" if found is not None else ""))
+    low, middle, high = np.percentile(made.frames["distance_mm"], (5, 50, 95))
+    lines.append(f"  head distance: median {middle:.0f} mm, nine of ten frames within {low:.0f} to {high:.0f} mm")
+    rejects = made.meta["rejects"]
+    if rejects["count"]:
+        text = _rejects_text(rejects["reasons"], rejects["frames"])
+        lines.append(f"  {rejects['count']} frames rejected (all in meta.json): {text}")
+    return "\n".join(lines)
+
+
+def _rejects_text(reasons: dict[str, int], rejects: list[dict]) -> str:
+    """'3 x gray image is missing (a: images/a.png, b: ...), 1 x ...'"""
+    texts = []
+    for reason, count in reasons.items():
+        some = [x for x in rejects if x["reason"] == reason][:LISTED_REJECTS]
+        names = ", ".join(f"{x['frame']}: {x['detail']}" if x["detail"] else x["frame"] for x in some)
+        texts.append(f"{count} x {reason} ({names}{', ...' if count > len(some) else ''})")
+    return "; ".join(texts)
+
+
+def main() -> None:
+    """The command line; see --help."""
+    try:
+        _run(_flags())
+    except FaceDepthError as error:
+        sys.exit(f"error: {error}")
+
+
+def _flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m facedepth_jax.prepare",
+        description="Raw faces -> arrays on disk, cropped (Eq. 6) and resized. The same command again continues.",
+        allow_abbrev=False,
+    )
+    flag = parser.add_argument
+    flag("--dataset", required=True, choices=("synthetic", "folder"))
+    flag("--out", required=True, help="directory to be made")
+    flag("--raw", help="folder: directory with index.csv")
+    flag("--workers", type=int, default=0, help="processes; 0: this one (default)")
+    flag("--shard", type=_shard, default=(0, 1), metavar="I/N", help="make every N-th chunk from the I-th (from 0) on")
+    flag("--size", type=int, default=96, help="of the prepared images, pixels (96)")
+    flag("--face_mm", type=float, default=320.0, help="R of Eq. 6, millimetres (320)")
+    flag("--seed", type=int, default=0, help="of the faces, the splits and the verification pairs (0)")
+    flag("--focal", type=float, help="folder: focal length in pixels of frames without fx and fy")
+    flag("--validation_fraction", type=float, help="folder without a column split: share of the subjects (0.1)")
+    flag("--test_fraction", type=float, help="folder without a column split: share of the subjects (0.2)")
+    flag("--subjects", type=int, help="synthetic: people (200)")
+    flag("--frames_per_sequence", type=int, help="synthetic: frames of each of a subject's five sequences (10)")
+    flag("--sensor", help="synthetic: kinect_v2 (default) or kinect_v1")
+    flags = parser.parse_args()
+    foreign = _SYNTHETIC_FLAGS if flags.dataset == "folder" else ("raw", *_FOLDER_FLAGS)
+    for name in foreign:
+        if getattr(flags, name) is not None:
+            parser.error(f"--{name} is not for --dataset={flags.dataset}")
+    if flags.dataset == "folder" and flags.raw is None:
+        parser.error("--dataset=folder needs --raw, the directory with index.csv")
+    if flags.seed < 0:
+        parser.error("--seed must be 0 or more")
+    return flags
+
+
+_FOLDER_FLAGS = ("focal", "validation_fraction", "test_fraction")
+_SYNTHETIC_FLAGS = ("subjects", "frames_per_sequence", "sensor")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    return int(index), int(count)
+
+
+def _run(flags: argparse.Namespace) -> None:
+    names = _SYNTHETIC_FLAGS if flags.dataset == "synthetic" else _FOLDER_FLAGS
+    given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+    if flags.dataset == "synthetic":
+        from facedepth_jax.data.synthetic import SyntheticSource  # starts JAX, which a folder can do without
+
+        source = SyntheticSource(seed=flags.seed, **given)
+    else:
+        source = FolderSource(flags.raw, seed=flags.seed, **given)
+    asked_to_stop = threading.Event()
+
+    def stop(number, _):
+        asked_to_stop.set()
+        signal.signal(number, signal.SIG_DFL)  # the second one ends it at once
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    prepare(
+        source,
+        flags.out,
+        face_mm=flags.face_mm,
+        size=flags.size,
+        seed=flags.seed,
+        workers=flags.workers,
+        shard=flags.shard,
+        stopped=asked_to_stop.is_set,
+    )
+
+
+if __name__ == "__main__":
+    main()
