@@ -1,0 +1,25 @@
+"""Your own RGB-D faces: a folder with an index.csv (README: the folder data set).
+
+python -m facedepth_jax.main --config=configs/folder.py --config.data.raw_dir=FACES
+
+TO BE MEASURED
+"""
+
+from configs.base import base
+
+
+def get_config(method="cgan"):
+    config = base(method)
+    config.width = 16
+    config.train.batch_size = 16
+    config.train.steps = 1000
+    config.data.dir = "data/folder"
+    config.data.dataset = "folder"
+    config.data.options.focal = 365.456  # Kinect v2
+    config.data.options.validation_fraction = 0.1
+    config.data.options.test_fraction = 0.2
+    config.data.options.seed = 0
+    config.every.log = 50
+    config.every.save = 200
+    config.every.evaluate = 200
+    return config

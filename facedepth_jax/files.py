@@ -1,0 +1,51 @@
+"""Files that are whole or not there: written beside, synced, renamed."""
+
+import io
+import json
+import os
+import pathlib
+import tempfile
+
+import numpy as np
+
+from facedepth_jax.errors import FaceDepthError
+
+
+def write_bytes(path: str | os.PathLike, content: bytes):
+    """Writes a file, making its directory. Raises FaceDepthError if the place cannot be written or the disk is full."""
+    path, temporary = pathlib.Path(path), None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's is 0600
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary:
+            pathlib.Path(temporary).unlink(missing_ok=True)
+        raise FaceDepthError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def write_json(path: str | os.PathLike, content):
+    """Plain values as JSON with sorted keys; NaN is an error."""
+    write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike):
+    """The values of a JSON file. Raises FaceDepthError if it is missing or no JSON."""
+    try:
+        return json.loads(pathlib.Path(path).read_text())
+    except OSError as error:
+        raise FaceDepthError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise FaceDepthError(f"{path} is not JSON ({error}).") from error
+
+
+def write_npz(path: str | os.PathLike, content: dict[str, np.ndarray]):
+    """Arrays by name, compressed."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **content)
+    write_bytes(path, buffer.getvalue())

@@ -1,0 +1,74 @@
+"""What training carries from step to step, and the three things done with a net: init, forward, apply gradients."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NetState:
+    """One net: parameters and batch statistics (nested dicts, float32), the optimiser's state."""
+
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """`step` int32 (), the number of updates done; `nets` by name. Arrays only."""
+
+    step: jax.Array
+    nets: dict[str, NetState]
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """What is closed over by a step: a module with `(x, train)` and its optimiser."""
+
+    module: nn.Module
+    optimizer: optax.GradientTransformation
+
+
+def adam(learning_rate, b1, b2):
+    """The paper's optimiser (section 3.1.2: 2e-4, 0.5, 0.999)."""
+    return optax.adam(learning_rate, b1=b1, b2=b2)
+
+
+def init_net(net: Net, key, image_size):
+    """A fresh NetState for inputs (B, image_size, image_size, 1)."""
+    variables = net.module.init(key, jnp.zeros((1, image_size, image_size, 1)), train=False)
+    params = variables["params"]
+    return NetState(params, variables.get("batch_stats", {}), net.optimizer.init(params))
+
+
+def init_state(nets: dict[str, Net], seed, image_size):
+    """A fresh TrainState; a net's start depends on the seed and its name's place in the alphabet alone."""
+    keys = jax.random.split(jax.random.key(seed), len(nets))
+    states = {name: init_net(nets[name], key, image_size) for name, key in zip(sorted(nets), keys, strict=True)}
+    return TrainState(jnp.zeros((), jnp.int32), states)
+
+
+def forward_train(net: Net, params, batch_stats, x):
+    """Output and new batch statistics, normalised by the batch's own."""
+    output, new = net.module.apply(
+        {"params": params, "batch_stats": batch_stats}, x, train=True, mutable=["batch_stats"]
+    )
+    return output, new.get("batch_stats", {})
+
+
+def forward(net_module: nn.Module, net_state: NetState, x):
+    """Output with the running statistics, as in evaluation."""
+    return net_module.apply({"params": net_state.params, "batch_stats": net_state.batch_stats}, x, train=False)
+
+
+def apply_gradients(net: Net, net_state: NetState, gradients, batch_stats):
+    """One update of the optimiser."""
+    updates, opt_state = net.optimizer.update(gradients, net_state.opt_state, net_state.params)
+    return NetState(optax.apply_updates(net_state.params, updates), batch_stats, opt_state)

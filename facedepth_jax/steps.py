@@ -1,0 +1,116 @@
+"""One training step of each method, as a pure function `(state, batch) -> (state, metrics)`.
+
+`METHODS` is the table of them: a baseline is a row, an ablation an override of a number. The batch is what the pipeline
+delivers, stored arrays: gray uint8 (B, S, S), depth_mm uint16 (B, S, S), 0 = none. Metrics are float32 scalars.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from facedepth_jax import levels, losses
+from facedepth_jax.models import cgan
+from facedepth_jax.state import Net, TrainState, apply_gradients, forward_train
+
+
+def encode(batch, code: levels.DepthCode):
+    """Stored arrays -> what the nets see.
+
+    Returns gray and depth, float32 (B, S, S, 1) in [-1, 1], and valid, bool (B, S, S, 1), where there is true depth.
+    """
+    return {
+        "gray": levels.image_from_gray(batch["gray"])[..., None],
+        "depth": levels.image_from_levels(levels.levels_from_mm(batch["depth_mm"], code), code)[..., None],
+        "valid": (batch["depth_mm"] > 0)[..., None],
+    }
+
+
+def adversarial_step(state: TrainState, batch, *, nets: dict[str, Net], code: levels.DepthCode, lam: float):
+    """The paper's step (section 3.1.2): D on real and generated maps, then G by Eq. 5 through the D just updated.
+
+    The generator runs forward once: its vjp waits while D learns on its maps, then takes the gradient of Eq. 5 by the
+    generated image back to the weights. D normalises real and generated maps as two batches.
+    """
+    batch = encode(batch, code)
+    g, d = state.nets["generator"], state.nets["discriminator"]
+
+    def generate(params):
+        return forward_train(nets["generator"], params, g.batch_stats, batch["gray"])
+
+    generated, pull_back, g_stats = jax.vjp(generate, g.params, has_aux=True)
+
+    def d_loss(params):
+        real_logits, stats = forward_train(nets["discriminator"], params, d.batch_stats, batch["depth"])
+        generated_logits, stats = forward_train(nets["discriminator"], params, stats, generated)
+        loss = jnp.mean(losses.discriminator(real_logits, generated_logits))
+        return loss, (stats, real_logits, generated_logits)
+
+    (loss_d, (d_stats, real_logits, generated_logits)), d_grads = jax.value_and_grad(d_loss, has_aux=True)(d.params)
+    d = apply_gradients(nets["discriminator"], d, d_grads, d_stats)
+
+    def g_loss(image):
+        logits, _ = forward_train(nets["discriminator"], d.params, d.batch_stats, image)
+        loss = jnp.mean(losses.generator(image, batch["depth"], logits, lam))
+        return loss, jnp.mean(losses.adversarial(logits, 1.0))
+
+    (loss_g, loss_adv), image_grad = jax.value_and_grad(g_loss, has_aux=True)(generated)
+    (g_grads,) = pull_back(image_grad)
+    g = apply_gradients(nets["generator"], g, g_grads, g_stats)
+
+    metrics = {
+        "loss_g": loss_g,
+        "loss_mse": jnp.mean(losses.mse(generated, batch["depth"])),
+        "loss_adv": loss_adv,
+        "loss_d": loss_d,
+        "d_accuracy_real": jnp.mean(real_logits > 0),
+        "d_accuracy_generated": jnp.mean(generated_logits <= 0),
+        "grad_norm_g": optax.global_norm(g_grads),
+        "grad_norm_d": optax.global_norm(d_grads),
+    }
+    return TrainState(state.step + 1, {"generator": g, "discriminator": d}), metrics
+
+
+def supervised_step(state: TrainState, batch, *, nets: dict[str, Net], code: levels.DepthCode):
+    """The autoencoder's step: the same generator on Eq. 3 alone."""
+    batch = encode(batch, code)
+    g = state.nets["generator"]
+
+    def loss_of(params):
+        image, stats = forward_train(nets["generator"], params, g.batch_stats, batch["gray"])
+        return jnp.mean(losses.mse(image, batch["depth"])), stats
+
+    (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(g.params)
+    g = apply_gradients(nets["generator"], g, grads, stats)
+    metrics = {"loss_g": loss, "loss_mse": loss, "grad_norm_g": optax.global_norm(grads)}
+    return TrainState(state.step + 1, {"generator": g}), metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A row of Table 1.
+
+    Attributes:
+      modules: (width, dtype) -> modules by name; "generator" is the one that is evaluated.
+      step: the pure step.
+      loss_args: names of the config's loss values that the step takes.
+    """
+
+    modules: Callable
+    step: Callable
+    loss_args: tuple[str, ...] = ()
+
+
+METHODS = {
+    "cgan": Method(
+        lambda width, dtype: {
+            "generator": cgan.Generator(width, dtype),
+            "discriminator": cgan.Discriminator(width, dtype),
+        },
+        adversarial_step,
+        ("lam",),
+    ),
+    "ae": Method(lambda width, dtype: {"generator": cgan.Generator(width, dtype)}, supervised_step),
+}

@@ -1,0 +1,321 @@
+"""The loop, the same for every method: prepare, restore, [save, next, step, log, evaluate], test.
+
+The order is a law: a state is saved before the step that consumes (donates) it, and the step's number alone decides
+which examples it sees, so 20 steps are 10 steps and 10 resumed, to the bit.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from facedepth_jax import files, mesh, pictures, steps
+from facedepth_jax.checkpoint import Checkpoints, load_weights, save_weights
+from facedepth_jax.data import arrays as arrays_on_disk
+from facedepth_jax.data import pipeline
+from facedepth_jax.data.prepare import prepare
+from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.evaluate import evaluate, markdown_table, mean_map_baseline
+from facedepth_jax.levels import DepthCode, image_from_gray, levels_from_image, mm_from_levels
+from facedepth_jax.logs import Clock, Logs, check_finite
+from facedepth_jax.state import Net, NetState, adam, forward, init_net, init_state
+from facedepth_jax.stopping import stop_event
+
+SAMPLES = 8  # faces in a picture
+EVALUATION_BATCH = 32  # images a device; no figure depends on it
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
+    """Trains `config` in `workdir`, or goes on with it, and evaluates the test split; the README says what it leaves.
+
+    Raises FaceDepthError for a config, data or a workdir that cannot be used, and for values that are not finite.
+    """
+    workdir = pathlib.Path(workdir)
+    method, nets = _build(config)
+    devices = mesh.make_mesh()
+    mesh.check_batch_size(devices, config.train.batch_size, "train.batch_size")
+    data = _open_data(config)
+    train_rows, validation_rows = data.rows("train"), data.rows("validation")
+    _write_config(config, workdir)
+
+    state = init_state(nets, config.seed, config.data.size)
+    state = jax.device_put(state, mesh.replicated(devices))
+    checkpoints = Checkpoints(workdir / "checkpoints", _identity(config, data))
+    state = checkpoints.restore(state) or state
+    start = int(state.step)
+    step_fn = jax.jit(
+        functools.partial(method.step, nets=nets, code=_code(config), **{a: config.loss[a] for a in method.loss_args}),
+        donate_argnums=0,
+    )
+    evaluation = _Evaluation(config, nets["generator"], data, devices)
+    batches = pipeline.batches(
+        {"gray": data.gray, "depth_mm": data.depth_mm},
+        train_rows,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=start,
+        process=jax.process_index(),
+        processes=jax.process_count(),
+    )
+    logs = Logs(workdir, start, config.train.steps)
+    stop = stop_event()
+    clock = Clock(config.train.batch_size)
+    pending = None  # the metrics of the step before: read one step late, so that the device never waits for the host
+
+    def settle():
+        nonlocal pending
+        if pending is not None:
+            step, metrics = pending
+            pending = None
+            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            check_finite(step, metrics)
+            logs.advance(step, {name: f"{metrics[name]:.3g}" for name in sorted(metrics) if name.startswith("loss")})
+            if step % config.every.log == 0 or step == config.train.steps:
+                logs.write(step, metrics | clock.lap(step), "train")
+
+    def save(step):
+        settle()
+        if not bool(_all_finite(state)):
+            raise FaceDepthError(f"Step {step}: a parameter is not finite. The run stops, the last checkpoint is kept.")
+        checkpoints.save(step, state)
+
+    try:
+        for step in range(start + 1, config.train.steps + 1):
+            if stop.is_set() or (step - 1 > start and (step - 1) % config.every.save == 0):
+                save(step - 1)
+            if stop.is_set():
+                checkpoints.finish()
+                print(f"Stopped and saved at step {step - 1}: the same command continues.")
+                return
+            batch = mesh.put_batch(devices, next(batches))
+            with jax.transfer_guard("disallow"):
+                state, metrics = step_fn(state, batch)
+            settle()
+            pending = step, metrics
+            if step % config.every.evaluate == 0 or step == config.train.steps:
+                settle()
+                with clock.paused():
+                    figures = evaluation.measure(state.nets["generator"], validation_rows)
+                    logs.write(step, figures["valid"] | figures["mm"], "validation")
+                    evaluation.picture(state.nets["generator"], validation_rows, workdir / f"samples/{step:08d}.png")
+        if start < config.train.steps:
+            save(config.train.steps)
+            checkpoints.finish()
+        settle()
+    finally:
+        logs.close()
+    _finish(config, workdir, data, evaluation, state.nets["generator"])
+
+
+def _finish(config, workdir, data, evaluation, generator: NetState):
+    """Weights, the test split's figures, table and pictures."""
+    if jax.process_index() == 0:
+        save_weights(
+            workdir / "generator.safetensors", {"params": generator.params, "batch_stats": generator.batch_stats}
+        )
+    rows = data.rows("test")
+    test = evaluation.measure(generator, rows)
+    mean_map = evaluation.measure_mean_map(data.rows("train"), rows)
+    results = {
+        "method": config.method,
+        "seed": config.seed,
+        "lam": config.loss.lam,
+        "dataset": data.meta["dataset"]["name"],
+        "fingerprint": data.fingerprint,
+        "step": config.train.steps,
+        "n_frames": test["n_frames"],
+        "test": test,
+        "baseline_mean_map": mean_map,
+    }
+    sample = evaluation.sample(generator, rows)
+    if jax.process_index():
+        return
+    files.write_json(workdir / "results.json", results)
+    files.write_bytes(workdir / "samples/test.png", pictures.encode_png(_grid(sample)))
+    files.write_npz(workdir / "samples/test.npz", sample)
+    table = "\n".join(
+        markdown_table(
+            {"mean training map": mean_map[part], config.method: test[part]}, f"{title}, n = {test['n_frames']} frames"
+        )
+        for part, title in (("all", "all pixels"), ("valid", "pixels with depth"), ("mm", "millimetres"))
+    )
+    files.write_bytes(workdir / "results.md", table.encode())
+    print(f"\n{table}\nTest faces: {workdir}/samples/test.png   figures: {workdir}/results.md, results.json")
+
+
+class _Evaluation:
+    """The generator, as it is, over rows of the data."""
+
+    def __init__(self, config, net: Net, data, devices):
+        self._code = _code(config)
+        self._data = data
+        self._put = functools.partial(_put, devices)
+        self._batch_size = EVALUATION_BATCH * devices.size
+        self._net = net
+        self._predict = jax.jit(
+            lambda net_state, gray: forward(net.module, net_state, image_from_gray(gray)[..., None]),
+            out_shardings=mesh.replicated(devices),
+        )
+
+    def _run(self, predict, rows):
+        data = self._data
+        return evaluate(
+            predict,
+            data.gray,
+            data.depth_mm,
+            rows,
+            self._code,
+            self._batch_size,
+            frames=data.frames["frame"],
+            put=self._put,
+        )
+
+    def measure(self, generator: NetState, rows):
+        """Figures of the net; see `evaluate`."""
+        return self._run(functools.partial(self._predict, generator), rows)
+
+    def measure_mean_map(self, train_rows, rows):
+        """Figures of the training set's mean depth map."""
+        return self._run(mean_map_baseline(self._data.depth_mm, train_rows, self._code), rows)
+
+    def sample(self, generator: NetState, rows):
+        """SAMPLES faces, spread evenly over the rows: names, gray, true and estimated depth in mm."""
+        rows = rows[np.linspace(0, len(rows) - 1, min(SAMPLES, len(rows))).round().astype(int)]
+        gray, truth = self._data.gray[rows], self._data.depth_mm[rows]
+        padded = np.resize(gray, (self._batch_size, *gray.shape[1:]))
+        image = self._predict(generator, self._put({"gray": padded})["gray"])
+        image = jax.device_get(image)[: len(rows), ..., 0]
+        estimate = mm_from_levels(levels_from_image(image, self._code), self._code)
+        return {
+            "frame": self._data.frames["frame"][rows],
+            "gray": gray,
+            "truth_mm": truth,
+            "estimate_mm": np.asarray(estimate),
+        }
+
+    def picture(self, generator, rows, path):
+        """The same as a picture."""
+        sample = self.sample(generator, rows)
+        if jax.process_index() == 0:
+            files.write_bytes(path, pictures.encode_png(_grid(sample)))
+
+
+def _grid(sample):
+    return pictures.grid(sample["gray"], {"truth": sample["truth_mm"], "estimate": sample["estimate_mm"]})
+
+
+def _put(devices, batch):
+    """A batch that every process has whole: gray is divided, for the net; depth goes everywhere, for the sums."""
+    return {
+        name: jax.device_put(value, mesh.divided(devices) if name == "gray" else mesh.replicated(devices))
+        for name, value in batch.items()
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A trained generator and what is needed to read its images.
+
+    Attributes:
+      predict: gray uint8 (B, S, S) -> image float32 (B, S, S, 1) in [-1, 1], jitted.
+      size: S, pixels.
+      code: what a level stands for.
+      face_mm: width of the window that a face must be cropped to, R of Eq. 6.
+    """
+
+    predict: Callable
+    size: int
+    code: DepthCode
+    face_mm: float
+
+
+def load_generator(run_dir) -> Generator:
+    """The generator of a run from its `config.json` and `generator.safetensors`. Raises FaceDepthError without them."""
+    run_dir = pathlib.Path(run_dir)
+    if not run_dir.is_dir():
+        raise FaceDepthError(f"There is no run in {run_dir}: give the --workdir of a training.")
+    config = ml_collections.ConfigDict(files.read_json(run_dir / "config.json"))
+    _, nets = _build(config)
+    net = nets["generator"]
+    like = jax.eval_shape(lambda: init_net(net, jax.random.key(0), config.data.size))
+    variables = load_weights(
+        run_dir / "generator.safetensors", {"params": like.params, "batch_stats": like.batch_stats}
+    )
+    net_state = NetState(variables["params"], variables["batch_stats"], None)
+    predict = jax.jit(lambda gray: forward(net.module, net_state, image_from_gray(gray)[..., None]))
+    return Generator(predict, config.data.size, _code(config), config.data.face_mm)
+
+
+def _build(config):
+    """The row of METHODS and its nets with their optimisers."""
+    if config.method not in steps.METHODS:
+        raise FaceDepthError(f"There is no method {config.method!r}: take one of {', '.join(steps.METHODS)}.")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise FaceDepthError(f"dtype is {config.dtype!r}: take float32 or bfloat16.")
+    if config.data.size % 16:
+        raise FaceDepthError(f"data.size is {config.data.size}: the nets halve it four times, take a multiple of 16.")
+    method = steps.METHODS[config.method]
+    modules = method.modules(config.width, jnp.dtype(config.dtype))
+    train = config.train
+    return method, {
+        name: Net(module, adam(train.learning_rate, train.b1, train.b2)) for name, module in modules.items()
+    }
+
+
+def _code(config):
+    return DepthCode(**config.code.to_dict())
+
+
+def _open_data(config):
+    """The arrays, prepared first if the config says from what."""
+    data = config.data
+    if data.dataset and jax.process_index() == 0:
+        source = make_source(data.dataset, data.raw_dir, data.options.to_dict())
+        prepare(source, data.dir, face_mm=data.face_mm, size=data.size, workers=data.workers)
+    _wait_for_all("prepared")
+    opened = arrays_on_disk.open(data.dir)
+    if opened.gray.shape[1] != data.size:
+        raise FaceDepthError(f"{data.dir} holds images of {opened.gray.shape[1]} px, data.size is {data.size}.")
+    return opened
+
+
+def make_source(dataset, raw_dir, options):
+    if dataset == "synthetic":
+        from facedepth_jax.data.synthetic import SyntheticSource
+
+        return SyntheticSource(**options)
+    from facedepth_jax.data.folder import FolderSource
+
+    return FolderSource(raw_dir, **options)
+
+
+def _wait_for_all(name):
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def _identity(config, data):
+    """What must not change while a run goes on: all that decides its numbers but how long it goes."""
+    identity = config.to_dict()
+    for name in ("every", "data"):
+        del identity[name]
+    del identity["train"]["steps"]
+    return identity | {"data": data.fingerprint}
+
+
+def _write_config(config, workdir):
+    """The resolved config into the run, for who reads it later. What may not change is in the checkpoints."""
+    if jax.process_index() == 0:
+        files.write_json(workdir / "config.json", config.to_dict())
+
+
+@jax.jit
+def _all_finite(state):
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(state)]))
