@@ -1,13 +1,12 @@
 """Pictures of depth: colours, the grid of the paper's Figure 4, PNG files."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from facedepth_jax.errors import FaceDepthError
+from facedepth_jax import files
 
 # From nose to ear a head is some 150 mm deep. What lies further behind shares the last colour, so that a face keeps
 # its relief in front of any background.
@@ -89,24 +88,9 @@ def encode_png(image: np.ndarray) -> bytes:
     return encoded.tobytes()
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-      FaceDepthError: the directory cannot be written to, or the disk is full.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise FaceDepthError(f"{path} cannot be written: {error.strerror}.") from error
-
-
 def write_png(path: Path, image: np.ndarray) -> None:
     """`encode_png` into a file, whole or not at all. FaceDepthError where it cannot be written."""
-    write_bytes(path, encode_png(image))
+    files.write_bytes(path, encode_png(image))
 
 
 _FONT, _FONT_SCALE = cv2.FONT_HERSHEY_SIMPLEX, 0.4

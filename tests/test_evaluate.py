@@ -154,3 +154,12 @@ def test_markdown_table_marks_ties_and_no_lone_winner():
     table = ev.markdown_table({"a": {"l1": 1.0}, "b": {"l1": 1.0}}, "n = 1")
     assert table.count("**1.000**") == 2
     assert "**" not in ev.markdown_table({"a": {"l1": 1.0}}, "n = 1")
+
+
+def test_markdown_table_says_how_far_the_baseline_is():
+    columns = {"cgan": {"l1": [3.0, 5.0], "delta_1.25": 0.75}, "mean map": {"l1": 16.0, "delta_1.25": 0.5}}
+    lines = ev.markdown_table(columns, "n = 1", baseline="mean map").splitlines()
+    assert lines[2] == "| L1 norm ↓ | **4.000 ± 1.414** (-75%) | 16.000 |"
+    assert lines[3] == "| δ < 1.25 ↑ | **0.7500** (+50%) | 0.5000 |"
+    columns["mean map"]["delta_1.25"] = 0.0
+    assert "%" not in ev.markdown_table(columns, "n = 1", baseline="mean map").splitlines()[3]

@@ -6,7 +6,6 @@ import pytest
 from matplotlib import colormaps
 
 from facedepth_jax import pictures
-from facedepth_jax.errors import FaceDepthError
 
 
 def test_color_is_matplotlibs_turbo_reversed_and_black_without_depth():
@@ -63,15 +62,3 @@ def test_png_is_what_another_library_reads(tmp_path, dtype, shape):
     got = iio.imread(tmp_path / "a.png")
     assert got.dtype == dtype
     np.testing.assert_array_equal(got, image)
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    pictures.write_bytes(tmp_path / "a.bin", b"old")
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "x").touch()
-    for path in (tmp_path / "no such directory" / "a.bin", tmp_path / "taken"):
-        with pytest.raises(FaceDepthError, match="cannot be written"):
-            pictures.write_bytes(path, b"new")
-    pictures.write_bytes(tmp_path / "a.bin", b"new")
-    assert (tmp_path / "a.bin").read_bytes() == b"new"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "taken"]

@@ -1,0 +1,303 @@
+"""Program: training runs -> Table 1, the curve over lambda, the grid of Figure 4.
+
+    python -m facedepth_jax.report --out=DIR RUN [RUN ...]
+
+Reads nothing but the runs' own config.json, results.json and samples/test.npz. Runs that differ in their seed alone
+share a column, as mean ± standard deviation. Runs on different data never share a table. Writes report.md, report.json
+and the pictures that report.md shows.
+"""
+
+import argparse
+import dataclasses
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from facedepth_jax import files, pictures
+from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.evaluate import markdown_table
+from facedepth_jax.metrics import METRICS
+
+BASELINE = "mean training map"
+CURVE_METRICS = ("l1", "rmse_lin", "delta_1.25^(1/4)")
+GRID_FACES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run: its directory, resolved config and results.json."""
+
+    path: Path
+    config: dict
+    results: dict
+
+    @property
+    def method(self) -> str:
+        return self.results["method"]
+
+    @property
+    def seed(self) -> int:
+        return self.results["seed"]
+
+    @property
+    def lam(self) -> float | None:
+        """Weight of the reconstruction in Eq. 5; the methods without an adversary have none."""
+        return self.config["loss"]["lam"] if self.method == "cgan" else None
+
+
+def read_run(path: Path) -> Run:
+    """Reads a run directory.
+
+    Raises:
+      FaceDepthError: no directory, no results yet, damaged files.
+    """
+    if not path.is_dir():
+        raise FaceDepthError(f"{path} does not exist; give the directory of a finished training run.")
+    for name in ("config.json", "results.json"):
+        if not (path / name).is_file():
+            raise FaceDepthError(
+                f"{path} has no {name}: it is no run, or one that has not ended; continue it with `main`."
+            )
+    run = Run(path, files.read_json(path / "config.json"), files.read_json(path / "results.json"))
+    try:
+        (
+            run.method,
+            run.seed,
+            run.lam,
+            run.config["code"],
+            run.results["dataset"],
+            run.results["fingerprint"],
+            run.results["step"],
+        )
+        for result in (run.results["test"], run.results["baseline_mean_map"]):
+            result["n_frames"]
+            for column in ("all", "valid"):
+                for metric in METRICS:
+                    float(result[column][metric.key])
+            float(result["mm"]["mae_mm"]), float(result["mm"]["rmse_mm"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise FaceDepthError(
+            f"{path} was written by another version or is damaged (results.json or config.json: {error!r}); "
+            "evaluate the run again."
+        ) from error
+    return run
+
+
+def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs on the same data -> title -> runs that differ in their seed alone, by seed.
+
+    The title is the method, with lambda where the method has runs with several.
+
+    Raises:
+      FaceDepthError: two runs of one column have the same seed or differ in more than the seed; runs were measured in
+        different levels.
+    """
+    for run in runs[1:]:
+        if run.config["code"] != runs[0].config["code"]:
+            raise FaceDepthError(
+                f"{runs[0].path} and {run.path} differ in what a level of depth stands for (config.code): "
+                "their metrics cannot stand in one table; report them apart."
+            )
+    columns = {}
+    for run in sorted(runs, key=lambda run: (run.method, run.lam or 0.0, run.seed)):
+        several = len({other.lam for other in runs if other.method == run.method}) > 1
+        column = columns.setdefault(f"{run.method} λ={run.lam:g}" if several else run.method, [])
+        for other in column:
+            if keys := _differing_keys(_settings(other), _settings(run)):
+                raise FaceDepthError(
+                    f"{other.path} and {run.path} are both '{run.method}' but differ in {', '.join(keys)}: "
+                    "report them apart."
+                )
+            if other.seed == run.seed:
+                raise FaceDepthError(
+                    f"{other.path} and {run.path} have the same method, settings and seed: give one of them."
+                )
+        column.append(run)
+    return columns
+
+
+def _settings(run: Run) -> dict:
+    """What decides a run's figures beside method, lambda and seed; its data has a fingerprint of its own."""
+    without = ("seed", "data", "every", "loss" if run.lam is None else "")
+    return {key: value for key, value in run.config.items() if key not in without}
+
+
+def _differing_keys(a: dict, b: dict, prefix: str = "") -> list[str]:
+    """Dotted names of the entries in which two nested dictionaries differ."""
+    keys = []
+    for key in sorted({*a, *b}):
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, dict) and isinstance(y, dict):
+            keys += _differing_keys(x, y, f"{prefix}{key}.")
+        elif x != y:
+            keys.append(prefix + key)
+    return keys
+
+
+def column_values(runs: Sequence[Run], pixels: str) -> dict[str, list[float]]:
+    """metric -> one value a run, over "all" pixels, or over the "valid" ones with the errors in mm."""
+    results = [run.results["test"] for run in runs]
+    return _stack([r["valid"] | r["mm"] if pixels == "valid" else r["all"] for r in results])
+
+
+def baseline_values(run: Run, pixels: str) -> dict[str, list[float]]:
+    """The same for the mean map of the run's training data."""
+    result = run.results["baseline_mean_map"]
+    return _stack([result["valid"] | result["mm"] if pixels == "valid" else result["all"]])
+
+
+def _stack(rows: list[dict[str, float]]) -> dict[str, list[float]]:
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
+    """Metrics over lambda, all pixels: dots are seeds, the line their mean; the autoencoder is a level line.
+
+    Returns:
+      PNG, None where the runs of the cGAN have fewer than two lambdas.
+    """
+    sweep = {runs[0].lam: runs for runs in columns.values() if runs[0].method == "cgan"}
+    if len(sweep) < 2:
+        return None
+    lams = sorted(sweep)
+    figure = Figure(figsize=(4 * len(CURVE_METRICS), 3.4), layout="constrained")
+    for axes, key in zip(figure.subplots(1, len(CURVE_METRICS)), CURVE_METRICS, strict=True):
+        metric = next(metric for metric in METRICS if metric.key == key)
+        values = [column_values(sweep[lam], "all")[key] for lam in lams]
+        axes.plot(lams, [np.mean(v) for v in values], "-", color="tab:blue", label="cGAN")
+        axes.plot(
+            *zip(*[(lam, x) for lam, v in zip(lams, values, strict=True) for x in v], strict=True),
+            ".",
+            color="tab:blue",
+        )
+        if "ae" in columns:
+            values = column_values(columns["ae"], "all")[key]
+            axes.axhline(np.mean(values), color="tab:orange", label="AE")
+            axes.axhspan(min(values), max(values), color="tab:orange", alpha=0.2)
+        if lams[0] > 0:
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=lams[1])
+        axes.set_xlabel("λ")
+        axes.set_title(f"{metric.label} ({metric.better} is better)", fontsize=10)
+    axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return content.getvalue()
+
+
+def sample_grid(columns: dict[str, list[Run]]) -> np.ndarray | None:
+    """The grid of Figure 4 from samples/test.npz of each column's first run.
+
+    Returns:
+      uint8 (H, W, 3), None where a run kept no samples or the runs have no frame in common.
+
+    Raises:
+      FaceDepthError: a file of samples is damaged.
+    """
+    samples = {}
+    for title, runs in columns.items():
+        path = runs[0].path / "samples" / "test.npz"
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                samples[title] = {name: arrays[name] for name in ("frame", "gray", "truth_mm", "estimate_mm")}
+        except Exception as error:  # zip, zlib, header, key: each has its own
+            raise FaceDepthError(f"{path} is damaged; evaluate the run again.") from error
+    first = next(iter(samples.values()))
+    shared = [frame for frame in first["frame"] if all(frame in s["frame"] for s in samples.values())][:GRID_FACES]
+    if not shared:
+        return None
+
+    def pick(sample, name):
+        where = {frame: i for i, frame in enumerate(sample["frame"])}
+        return sample[name][[where[frame] for frame in shared]]
+
+    rows = {"truth": pick(first, "truth_mm")}
+    rows |= {title.replace("λ", "lambda"): pick(sample, "estimate_mm") for title, sample in samples.items()}
+    return pictures.grid(pick(first, "gray"), rows)
+
+
+def make_section(runs: Sequence[Run]) -> tuple[str, dict, dict[str, bytes]]:
+    """Tables and pictures of the runs on one data set -> markdown, JSON values, file name -> PNG."""
+    columns = group_columns(runs)
+    test, dataset, fingerprint = runs[0].results["test"], runs[0].results["dataset"], runs[0].results["fingerprint"]
+    name = f"{dataset}-{fingerprint[:8]}"
+    parts = [
+        f"## {dataset}\n",
+        f"{test['n_frames']} test frames; data `{fingerprint[:16]}`. Metrics in levels of depth, ± is the standard "
+        f"deviation over seeds, per cent are relative to the training set's mean depth map.\n",
+        "| | seeds | steps | runs |\n|---|---|---|---|",
+    ]
+    for title, members in columns.items():
+        seeds = ", ".join(str(run.seed) for run in members)
+        steps = ", ".join(sorted({str(run.results["step"]) for run in members}))
+        parts.append(f"| {title} | {seeds} | {steps} | {', '.join(run.path.name for run in members)} |")
+    values = {"dataset": dataset, "fingerprint": fingerprint, "n_frames": test["n_frames"], "columns": {}}
+    for pixels, words in (("all", "all pixels"), ("valid", "pixels with true depth")):
+        table = {title: column_values(members, pixels) for title, members in columns.items()}
+        table[BASELINE] = baseline_values(runs[0], pixels)
+        caption = f"{words}, n = {test['n_frames']}"
+        parts.append(f"\n### Table 1 over {words}\n\n{markdown_table(table, caption, baseline=BASELINE)}")
+        for title, column in table.items():
+            values["columns"].setdefault(title, {})[pixels] = column
+    for title, members in columns.items():
+        values["columns"][title] |= {
+            "method": members[0].method,
+            "lam": members[0].lam,
+            "seeds": [run.seed for run in members],
+            "steps": [run.results["step"] for run in members],
+        }
+    images = {}
+    if (curve := lambda_curve(columns)) is not None:
+        images[f"lambda-{name}.png"] = curve
+        parts.append(f"### Weight λ of the reconstruction\n\n![curve over lambda](lambda-{name}.png)\n")
+    if (image := sample_grid(columns)) is not None:
+        images[f"faces-{name}.png"] = pictures.encode_png(image)
+        parts.append(f"### Faces of the test split\n\n![gray, truth and estimates](faces-{name}.png)\n")
+    return "\n".join(parts), values, images
+
+
+def write_report(paths: Sequence[Path], out: Path) -> str:
+    """Reads the runs, writes the report into the directory `out`, returns its markdown.
+
+    Raises:
+      FaceDepthError: a run cannot be used or the report cannot be written.
+    """
+    runs = [read_run(path) for path in paths]
+    by_data = {}
+    for run in runs:
+        by_data.setdefault(run.results["fingerprint"], []).append(run)
+    # Everything is made before anything is written.
+    sections, values, images = zip(*(make_section(group) for group in by_data.values()), strict=True)
+    markdown = "# Report\n\n" + "\n".join(sections)
+    for section_images in images:
+        for name, content in section_images.items():
+            files.write_bytes(out / name, content)
+    files.write_json(out / "report.json", values)
+    files.write_bytes(out / "report.md", markdown.encode())
+    return markdown
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m facedepth_jax.report", description="Tables and pictures of finished training runs."
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a finished run")
+    parser.add_argument("--out", required=True, type=Path, help="directory to write to; files there are replaced")
+    args = parser.parse_args(argv)
+    try:
+        print(write_report(args.runs, args.out))
+    except FaceDepthError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
