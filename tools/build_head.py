@@ -230,7 +230,9 @@ def main(path):
     weights = bone_weights(wheel, count)
 
     # Which vertices: the body above the chest without its arms, eyes, teeth.
-    arms = sum(w for b, w in weights.items() if b.startswith(("lowerarm", "wrist", "metacarpal", "finger", "upperarm02")))
+    arms = sum(
+        w for b, w in weights.items() if b.startswith(("lowerarm", "wrist", "metacarpal", "finger", "upperarm02"))
+    )
     kept = np.zeros(count, bool)
     kept[members["body"]] = True
     kept &= (base[:, 1] > CROP_Y_DM) & (arms < 0.9)

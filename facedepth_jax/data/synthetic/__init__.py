@@ -1,0 +1,119 @@
+"""Synthetic RGB-D faces: subjects x five sequences like Pandora's, as a Source (see data/frames.py)."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from facedepth_jax.data.frames import Frame, FrameInfo
+from facedepth_jax.data.synthetic.scene import SEQUENCES, Camera, Scene, frame_scene, render_batch
+from facedepth_jax.errors import FaceDepthError
+
+BATCH_FRAMES = 16  # rendered at once, at fixed positions of the index
+# Depth cameras: focal length, principal point, size in pixels (design.md's constants; the Kinect v2's centre is a
+# typical unit's, the v1's that of the Biwi calibration).
+SENSORS = {
+    "kinect_v2": ((365.456, 365.456), (254.878, 205.395), (424, 512)),
+    "kinect_v1": ((575.816, 575.816), (320.0, 240.0), (480, 640)),
+}
+
+
+def window(scene: Scene, sensor: str, image_size: int) -> Camera:
+    """A square window of the sensor around the head: whole pixels, so it is a cut-out of the full picture."""
+    focal, centre, _ = SENSORS[sensor]
+    focal, centre = np.array(focal), np.array(centre)
+    head = focal * scene.head_mm[:2] / scene.head_mm[2] + centre
+    first = np.round(head - (image_size - 1) / 2)
+    return Camera(focal.astype(np.float32), (centre - first).astype(np.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticSource:
+    """Faces made by the project itself.
+
+    Every frame is a function of (seed, subject, sequence, frame number) and the settings: the same on every run, in any
+    cut of the index. On another kind of device the last bits may differ.
+
+    Attributes:
+      subjects: number of people; 80 % train, 10 % validation, 10 % test, at least one each from three people on.
+      frames_per_sequence: of each person's five sequences.
+      image_size: height and width in pixels of the window around the head.
+      sensor: one of SENSORS.
+      seed: of everything.
+    """
+
+    subjects: int = 200
+    frames_per_sequence: int = 10
+    image_size: int = 192
+    sensor: str = "kinect_v2"
+    seed: int = 0
+    name = "synthetic"
+
+    def __post_init__(self):
+        if self.sensor not in SENSORS:
+            raise FaceDepthError(f"synthetic faces: no sensor {self.sensor!r}; choose one of {', '.join(SENSORS)}.")
+        for what, least in (("subjects", 1), ("frames_per_sequence", 1), ("image_size", 32)):
+            if getattr(self, what) < least:
+                raise FaceDepthError(f"synthetic faces: {what} is {getattr(self, what)}, it must be at least {least}.")
+        if not 0 <= self.seed < 2**31:
+            raise FaceDepthError(f"synthetic faces: the seed is {self.seed}, it must be between 0 and 2147483647.")
+
+    @property
+    def settings(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def splits(self) -> dict[int, str]:
+        """{subject: split}, shuffled by the seed."""
+        order = np.random.default_rng([self.seed, 0]).permutation(self.subjects) + 1
+        held = max(1, self.subjects // 10) if self.subjects >= 3 else 0
+        names = ["test"] * held + ["validation"] * held + ["train"] * (self.subjects - 2 * held)
+        return dict(zip(order.tolist(), names, strict=True))
+
+    def index(self) -> list[FrameInfo]:
+        """Subjects, then sequences 1..5, then frames."""
+        split = self.splits()
+        return [
+            FrameInfo(f"s{subject:04d}_{sequence}_{frame:04d}", f"s{subject:04d}", sequence, split[subject])
+            for subject in range(1, self.subjects + 1)
+            for sequence in range(1, SEQUENCES + 1)
+            for frame in range(self.frames_per_sequence)
+        ]
+
+    def scene(self, position: int) -> Scene:
+        """The scene of entry `position` of the index."""
+        sequence, frame = divmod(position, self.frames_per_sequence)
+        subject, sequence = divmod(sequence, SEQUENCES)
+        return frame_scene(self.seed, subject + 1, sequence + 1, frame, self.frames_per_sequence)
+
+    def load(self, start: int, stop: int) -> Iterator[Frame]:
+        """One Frame for each entry of `index()[start:stop]`. Raises FaceDepthError where a picture does not fit the
+        rasteriser's buffer."""
+        infos = self.index()
+        stop = min(stop, len(infos))
+        for first in range(start - start % BATCH_FRAMES, stop, BATCH_FRAMES):
+            yield from self._batch(infos, first, max(start, first), min(stop, first + BATCH_FRAMES))
+
+    def _batch(self, infos, first, start, stop):
+        positions = [min(p, len(infos) - 1) for p in range(first, first + BATCH_FRAMES)]  # the last one is padded
+        scenes = [self.scene(p) for p in positions]
+        cameras = [window(s, self.sensor, self.image_size) for s in scenes]
+        stack = functools.partial(jax.tree.map, lambda *leaves: np.stack(leaves))
+        gray, depth, overflow = jax.device_get(
+            render_batch(stack(*scenes), stack(*cameras), self.seed, (self.image_size,) * 2, self.sensor)
+        )
+        for position in range(start, stop):
+            i = position - first
+            if overflow[i]:
+                raise FaceDepthError(
+                    f"synthetic faces: frame {infos[position].frame} has too many fragments for the rasteriser; "
+                    "use a larger image_size."
+                )
+            scene, camera = scenes[i], cameras[i]
+            x, y = scene.head_mm[:2] / scene.head_mm[2] * camera.focal_px + camera.center_px
+            yaw, pitch, roll = map(float, scene.angles_deg)
+            assert math.isfinite(yaw + pitch + roll)
+            focal = tuple(map(float, camera.focal_px))
+            yield Frame(infos[position], gray[i], depth[i], (float(x), float(y)), focal, yaw, pitch, roll)

@@ -87,7 +87,9 @@ def head() -> Head:
 @functools.cache
 def shape_axes():
     """The detail axes: [(name, spread, ((target at -1, target at +1), ...))], left and right sides in one axis."""
-    names = [n for n in head().targets if "-" in n and n.split("-")[0] not in (*RACES, "minweight", "maxweight", "maxmuscle")]
+    names = [
+        n for n in head().targets if "-" in n and n.split("-")[0] not in (*RACES, "minweight", "maxweight", "maxmuscle")
+    ]
     axes, taken = {}, set()
     for name in names:
         side = name[:2] if name[:2] in ("l-", "r-") else ""
@@ -197,7 +199,9 @@ def person(seed: int, number: int) -> Person:
     skin = float(np.clip(races @ [0.21, 0.5, 0.56] + rng.normal(0, 0.055), 0.13, 0.68))
     gray_haired = float(np.clip((age - 0.62) * 3.2 + rng.normal(0, 0.2), 0, 1))
     dark = races[0] + races[1]
-    natural = float(np.clip(rng.choice([0.05, 0.09, 0.2, 0.38], p=[0.3, 0.3, 0.25, 0.15]) * (1 - 0.6 * dark), 0.03, 0.4))
+    natural = float(
+        np.clip(rng.choice([0.05, 0.09, 0.2, 0.38], p=[0.3, 0.3, 0.25, 0.15]) * (1 - 0.6 * dark), 0.03, 0.4)
+    )
     hair = natural * (1 - gray_haired) + 0.6 * gray_haired
     styles = {
         True: dict(zip(HAIR_STYLES, (0.09, 0.17, 0.22, 0.14, 0.1, 0.02, 0.05, 0.02, 0.06, 0.1, 0.03), strict=True)),

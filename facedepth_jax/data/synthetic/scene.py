@@ -1,0 +1,547 @@
+"""What happens in front of the camera: a person's pose, face, light, room and things held, and the images of it.
+
+Three steps, each of its own: `frame_scene` draws one frame's parameters (NumPy, a function of the seed and the frame's
+numbers alone), `camera_vertices` poses the figure in the camera's frame, `images` renders it for a camera. The last two
+are JAX and batched by `render_batch`.
+
+The head's rotation is that of the Biwi data set: R = Rz(roll) Ry(yaw) Rx(pitch) in the camera's frame (x right, y down,
+z forward), and R = 1 is a head that looks at the camera along its axis. A point p of the head frame (identity.Head) lies
+at R p + head_mm.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from facedepth_jax.data.synthetic import sensor
+from facedepth_jax.data.synthetic.accessories import HATS, HOLDINGS, PARTS, Wear, dress, hold, topology
+from facedepth_jax.data.synthetic.identity import head, person
+from facedepth_jax.data.synthetic.render import interpolate, rasterize, vertex_normals
+
+SEQUENCES = 5  # S1 yaw, S2 pitch, S3 roll, S4 and S5 free
+LIMITS_DEG = {"yaw": 75.0, "pitch": 45.0, "roll": 40.0}
+PIVOT_MM = np.array([0.0, 78.0, 34.0], np.float32)  # of the head's turn on the neck, head frame
+FRAGMENTS_PER_PIXEL = 6  # room in the rasteriser
+SKIN, EYES, TEETH, CURTAIN, BUN, GLASSES, LENSES, HAT, COLLAR, HAND, SLEEVE, PHONE, BOTTLE = (
+    PARTS.index(p) for p in ("skin", "left eye", "upper teeth", "curtain", "bun", "glasses", "lenses", "hat", "collar",
+                             "hand", "sleeve", "phone", "bottle"))  # fmt: skip
+
+# Expressions as sums of face units (MakeHuman community's ARKit-like set); "*" stands for Left and Right.
+GESTURES = {
+    "smile": {"mouthSmile*": 0.8, "cheekSquint*": 0.5, "eyeSquint*": 0.25},
+    "laugh": {"mouthSmile*": 0.9, "cheekSquint*": 0.8, "jawOpen": 0.22, "mouthUpperUp*": 0.4, "eyeSquint*": 0.5},
+    "talk": {"jawOpen": 0.22, "mouthFunnel": 0.3, "mouthLowerDown*": 0.3},
+    "surprise": {"browInnerUp": 0.8, "browOuterUp*": 0.8, "eyeWide*": 0.7, "jawOpen": 0.3},
+    "frown": {"browDown*": 0.9, "mouthFrown*": 0.6, "eyeSquint*": 0.3},
+    "pucker": {"mouthPucker": 0.8, "browDown*": 0.2},
+    "puff": {"cheekPuff": 0.8, "mouthPress*": 0.3},
+    "sneer": {"noseSneer*": 0.8, "browDown*": 0.5, "mouthUpperUp*": 0.4},
+    "press": {"mouthPress*": 0.8, "mouthRollLower": 0.4, "mouthDimple*": 0.4},
+    "wry": {"mouthLeft": 0.6, "mouthSmileLeft": 0.4, "browOuterUpRight": 0.6},
+    "doubt": {"mouthRight": 0.5, "mouthFrownRight": 0.4, "browOuterUpLeft": 0.7, "browDownRight": 0.5},
+    "shrug": {"mouthShrugLower": 0.6, "mouthFrown*": 0.4, "browInnerUp": 0.4},
+}
+
+
+class Camera(NamedTuple):
+    """A pinhole: focal length and principal point in pixels, float32 (2,) each; pixel centres at whole numbers."""
+
+    focal_px: np.ndarray
+    center_px: np.ndarray
+
+
+class Scene(NamedTuple):
+    """One frame before any camera: NumPy arrays and numbers; a batch has a leading axis everywhere.
+
+    Attributes:
+      vertices, fields: of the dressed figure with what it holds (accessories.Figure), head frame.
+      units: float32 (E,), strength of each face unit, in the order of `unit_names()`.
+      gaze_deg: float32 (2,), of the eyes in the head, to the camera's right and down.
+      angles_deg: float32 (3,), yaw, pitch, roll of the head; body_deg: the same of the shoulders.
+      head_mm: float32 (3,), head centre in the camera's frame.
+      lights: float32 (2, 4), two distant lights: unit vector towards each (camera frame), strength; ambient: ().
+      part_albedo, part_infrared: float32 (len(PARTS),), reflectance in gray and in the sensor's infrared.
+      skin: float32 (16,), the numbers that paint the head; see `_paint`.
+      cloth: float32 (8,), pattern of the clothes.
+      room: float32 (8,) wall (1/z at the axis, its slopes per unit of ray x and y, albedo, two gradients, 1 if seen in
+        depth, texture) and boxes float32 (5, 6) before it: left, right, top, bottom in ray units, z, albedo.
+      lens: float32 (6,): exposure, gamma, vignette, noise, blur, offset.
+      numbers: int32 (3,), subject, sequence, frame, which name the frame's random key.
+    """
+
+    vertices: np.ndarray
+    fields: np.ndarray
+    units: np.ndarray
+    gaze_deg: np.ndarray
+    angles_deg: np.ndarray
+    body_deg: np.ndarray
+    head_mm: np.ndarray
+    lights: np.ndarray
+    ambient: np.ndarray
+    part_albedo: np.ndarray
+    part_infrared: np.ndarray
+    skin: np.ndarray
+    cloth: np.ndarray
+    room: np.ndarray
+    boxes: np.ndarray
+    lens: np.ndarray
+    numbers: np.ndarray
+
+
+@functools.cache
+def unit_names():
+    """The face units in use, in a fixed order."""
+    names = {n for g in GESTURES.values() for k in g for n in (k.replace("*", "Left"), k.replace("*", "Right"))}
+    return tuple(sorted(names | {"eyeBlinkLeft", "eyeBlinkRight"}))
+
+
+# --- drawing a frame -------------------------------------------------------------------------------------------------
+
+
+def head_angles(rng, sequence: int, t):
+    """Yaw, pitch, roll in degrees at times t in 0..1 of a sequence: float64 (3, len(t))."""
+
+    def swing(amplitude, cycles, rest=1.6):
+        s = np.sin(2 * np.pi * (cycles * t + rng.uniform(0, 1)))
+        return amplitude * np.sign(s) * np.abs(s) ** rest  # slow around zero: a healthy share of frontal frames
+
+    limits = np.array(list(LIMITS_DEG.values()))
+    if sequence <= 3:
+        small = np.stack([rng.uniform(-2.5, 2.5) + swing(1.5, rng.uniform(0.5, 1.5), 1) for _ in range(3)])
+        small[sequence - 1] = swing(rng.uniform(0.55, 1) * limits[sequence - 1], rng.uniform(0.9, 1.2))
+        angles = small
+    else:
+        angles = np.stack([
+            swing(a * f, rng.uniform(0.6, 1.4)) + swing(0.25 * a, rng.uniform(1.5, 2.5), 1)
+            for a, f in zip(limits, rng.uniform([0.35, 0.3, 0.25], [0.9, 0.8, 0.7]), strict=True)
+        ])  # fmt: skip
+    angles = angles + rng.normal(0, 0.4, angles.shape)
+    return np.clip(angles, -limits[:, None], limits[:, None])
+
+
+def _expression(rng, strength, t, lively):
+    """Strength of each face unit at one time t: two gestures that come and go, and now and then a blink."""
+    units = dict.fromkeys(unit_names(), 0.0)
+    for _ in range(2):
+        gesture = GESTURES[str(rng.choice(list(GESTURES)))]
+        phase, cycles = rng.uniform(0, 1), rng.uniform(0.5, 1.5)
+        amount = strength * lively * max(0.0, math.sin(2 * math.pi * (cycles * t + phase)))
+        for pattern, share in gesture.items():
+            for name in {pattern.replace("*", "Left"), pattern.replace("*", "Right")}:
+                units[name] += amount * share
+    return units
+
+
+def _direction(azimuth_deg, elevation_deg):
+    """Unit vector towards a light: azimuth 0 = beside the camera, positive to its right; elevation upwards."""
+    a, e = math.radians(azimuth_deg), math.radians(elevation_deg)
+    return [math.sin(a) * math.cos(e), -math.sin(e), -math.cos(a) * math.cos(e)]
+
+
+def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_sequence: int) -> Scene:
+    """Frame `frame` (0-based) of sequence 1..5 of a subject (1-based)."""
+    who = person(seed, subject)
+    always = np.random.default_rng([seed, 2, subject, sequence])  # the same for all frames of the sequence
+    now = np.random.default_rng([seed, 3, subject, sequence, frame])
+    times = np.arange(frames_per_sequence) / max(frames_per_sequence - 1, 1)
+    t = float(times[frame])
+    angles = head_angles(always, sequence, times)[:, frame]
+
+    free = sequence > 3
+    part_of_time = lambda share: abs(t - always.uniform(0.1, 0.9)) < share  # noqa: E731
+    wears = always.random(4) < [0.45, 0.4, 0.35, 0.7]
+    hat, holding, side = str(always.choice(HATS[1:])), str(always.choice(HOLDINGS[1:])), int(always.choice([-1, 1]))
+    hat_now, scarf_now, sun_now, hold_now = (part_of_time(s) for s in (0.5, 0.6, 0.5, 0.3))
+    wear = Wear(
+        hat=hat if free and wears[0] and hat_now else "none",
+        scarf=bool(free and wears[1] and scarf_now),
+        sunglasses=bool(free and wears[2] and sun_now),
+    )
+    figure = dress(who, wear)
+    vertices = hold(figure.vertices, who, holding if free and wears[3] and hold_now else "none", side, now)
+
+    units = _expression(always, who.expressive, t, 1.0 if free else 0.6)
+    if now.random() < 0.07:
+        units["eyeBlinkLeft"] = units["eyeBlinkRight"] = float(now.uniform(0.5, 1))
+
+    distance = always.uniform(750, 1250) + 40 * math.sin(6 * t + always.uniform(0, 6)) + now.normal(0, 4)
+    offset = always.uniform(-1, 1, 2) * [0.16, 0.09] * distance + now.normal(0, 4, 2)
+    body = angles * [0.18, 0.06, 0.06] + always.normal(0, [6, 3, 2])
+
+    key = always.uniform(0.25, 0.95)
+    fill = always.uniform(0.0, 0.4)
+    lights = np.array([
+        [*_direction(always.normal(0, 45), always.uniform(0, 65)), key],
+        [*_direction(always.uniform(-110, 110), always.uniform(-15, 50)), fill],
+    ])  # fmt: skip
+    ambient = always.uniform(0.18, 0.55)
+
+    cloth_gray, hat_gray, scarf_gray = (
+        float(always.choice([0.04, 0.1, 0.25, 0.45, 0.7]) * always.uniform(0.8, 1.2)) for _ in range(3)
+    )
+    garment = np.random.default_rng([seed, 4, subject])
+    usual = float(garment.choice([0.04, 0.1, 0.25, 0.45, 0.7]) * garment.uniform(0.8, 1.2))
+    cloth_gray = usual if always.random() < 0.7 else cloth_gray
+    hair_infrared = 0.1 + 0.75 * who.hair
+    albedo = {
+        "left eye": 0.62, "right eye": 0.62, "upper teeth": 0.6, "lower teeth": 0.55, "curtain": who.hair, "bun": who.hair,
+        "glasses": 0.03 + 0.3 * (who.look[0] > 0.75), "lenses": 0.025, "hat": hat_gray,
+        "collar": scarf_gray if wear.scarf else cloth_gray * 1.08, "hand": who.skin * 0.98, "sleeve": cloth_gray,
+        "phone": 0.04, "bottle": float(always.choice([0.08, 0.3, 0.6])),
+    }  # fmt: skip
+    infrared = {
+        "curtain": hair_infrared, "bun": hair_infrared, "glasses": 0.25, "lenses": 0.04, "hat": 0.35 + 0.5 * hat_gray,
+        "collar": 0.5, "phone": 0.1, "bottle": 0.3, "hand": 0.65,
+    }  # fmt: skip
+    beard_cover = {"none": 0.0, "stubble": 0.35 + 0.3 * who.beard_length}.get(who.beard, 0.92)
+    hair_cover = {"bald": 0.06, "cropped": 0.75 + 0.2 * who.hair_length, "receding": 0.85}.get(who.hair_style, 0.97)
+    if who.hair_style == "receding":
+        hair_cover = 0.7 + 0.25 * who.hair_length
+    skin = np.array([
+        who.skin, who.lips, who.hair, who.brow, who.iris, who.brow_mm, who.brow_arch_mm, who.texture, who.hair_curl,
+        hair_cover, beard_cover, 0.5 + 0.45 * who.skin, hair_infrared, always.uniform(0.05, 0.3),
+        0.0 if wear.hat in ("none", "beanie") else 1.0, subject * 0.618 % 1.0,
+    ])  # fmt: skip
+    pattern = int(garment.choice(5, p=[0.45, 0.2, 0.12, 0.13, 0.1]))
+    cloth = np.array([cloth_gray, pattern, garment.uniform(9, 40), garment.uniform(0.3, 0.8), garment.uniform(0.4, 0.85),
+                      garment.uniform(0, 1), 0, 0])  # fmt: skip
+
+    wall = always.uniform(distance + 450, 4200)
+    tilt = always.normal(0, 0.25, 2) / wall
+    room = np.array([1 / wall, *tilt, always.uniform(0.12, 0.75), *always.normal(0, 0.35, 2), always.random() < 0.8,
+                     always.uniform(0, 0.15)])  # fmt: skip
+    corner = always.uniform(-0.75, 0.55, (5, 2))
+    size = always.uniform(0.05, 0.5, (5, 2))
+    z = always.uniform(distance + 350, max(wall, distance + 400), 5)
+    shown = always.random(5) < 0.6
+    centre_ray = offset / distance
+    boxes = np.stack([centre_ray[0] + corner[:, 0], centre_ray[0] + corner[:, 0] + size[:, 0] * shown,
+                      centre_ray[1] + corner[:, 1], centre_ray[1] + corner[:, 1] + size[:, 1],
+                      z, always.uniform(0.05, 0.8, 5)], 1)  # fmt: skip
+
+    # An automatic exposure that aims at the skin, and misses.
+    level = who.skin * (ambient * 0.85 + 0.62 * key + 0.3 * fill)
+    exposure = (0.34 * always.uniform(0.7, 1.35) * (0.45 + 1.1 * who.skin)) / level * now.uniform(0.97, 1.03)
+    lens = np.array([exposure, always.uniform(1.7, 2.3), always.uniform(0, 0.25), always.uniform(0.004, 0.016),
+                     always.uniform(0.1, 0.8), always.uniform(0, 0.025)])  # fmt: skip
+    gaze = always.normal(0, 5, 2) + now.normal(0, 3, 2) + 0.3 * angles[[0, 1]] * [1, -1]
+
+    def table(values, default):
+        return np.array([values.get(p, default) for p in PARTS], np.float32)
+
+    f32 = functools.partial(np.asarray, dtype=np.float32)
+    return Scene(
+        vertices, figure.fields, f32([units[n] for n in unit_names()]), f32(np.clip(gaze, -22, 22)), f32(angles), f32(body),
+        f32([*offset, distance]), f32(lights), f32(ambient), table(albedo, who.skin), table(infrared, 0.6), f32(skin),
+        f32(cloth), f32(room), f32(boxes), f32(lens), np.array([subject, sequence, frame], np.int32),
+    )  # fmt: skip
+
+
+# --- posing ----------------------------------------------------------------------------------------------------------
+
+
+def rotation_matrix(angles_deg):
+    """R = Rz(roll) Ry(yaw) Rx(pitch), float32 (3, 3), from yaw, pitch, roll in degrees."""
+    yaw, pitch, roll = jnp.deg2rad(angles_deg)
+    (cy, sy), (cx, sx), (cz, sz) = ((jnp.cos(a), jnp.sin(a)) for a in (yaw, pitch, roll))
+    return jnp.array([
+        [cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx],
+        [sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx],
+        [-sy, cy * sx, cy * cx],
+    ])  # fmt: skip
+
+
+def _partial_turns(rotation, share):
+    """(V, 3, 3): the rotation's axis, `share` (V,) of its angle (Rodrigues)."""
+    sine_axis = 0.5 * jnp.array(
+        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
+    )
+    sine = jnp.sqrt((sine_axis**2).sum() + 1e-12)
+    angle = jnp.arctan2(sine, 0.5 * (jnp.trace(rotation) - 1)) * share
+    x, y, z = sine_axis / sine
+    k = jnp.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    s, c = jnp.sin(angle)[:, None, None], jnp.cos(angle)[:, None, None]
+    return jnp.eye(3) + s * k + (1 - c) * (k @ k)
+
+
+@functools.cache
+def _unit_deltas():
+    """(E, V_head, 3): face units of the head's vertices."""
+    return np.stack([head().targets[n] for n in unit_names()])
+
+
+def camera_vertices(scene: Scene):
+    """One scene's vertices in the camera's frame: float32 (V, 3), mm."""
+    shared = topology()
+    deltas = _unit_deltas()
+    count = deltas.shape[1]
+    moved = jnp.einsum("e,evi->vi", scene.units, deltas, precision="highest")
+    vertices = scene.vertices.at[:count].add(moved)
+    turned, body = rotation_matrix(scene.angles_deg), rotation_matrix(scene.body_deg)
+    relative = body.T @ turned
+    whole = shared.follow >= 0.999
+    turns = body @ _partial_turns(relative, jnp.asarray(shared.follow))
+    turns = jnp.where(whole[:, None, None], turned, turns)
+    # All turn about one pivot in the neck; then the whole is shifted so that the head centre is where it should be.
+    posed = jnp.einsum("vij,vj->vi", turns, vertices - PIVOT_MM, precision="highest") + turned @ PIVOT_MM
+    posed = posed + scene.head_mm
+    # What is not worn lies at the head frame's origin: it must not be seen, so it goes behind the camera.
+    absent = (scene.vertices == 0).all(-1, keepdims=True)
+    return jnp.where(absent, jnp.float32(-1.0), posed)
+
+
+# --- light and paint -------------------------------------------------------------------------------------------------
+
+
+def _harmonics(d):
+    """The sixteen real spherical harmonics up to degree 3 at unit vector d, as in tools/build_head.py."""
+    x, y, z = d
+    return jnp.stack([
+        jnp.float32(0.282095), 0.488603 * y, 0.488603 * z, 0.488603 * x,
+        1.092548 * x * y, 1.092548 * y * z, 0.315392 * (3 * z * z - 1), 1.092548 * x * z, 0.546274 * (x * x - y * y),
+        0.590044 * y * (3 * x * x - y * y), 2.890611 * x * y * z, 0.457046 * y * (5 * z * z - 1),
+        0.373176 * z * (5 * z * z - 3), 0.457046 * x * (5 * z * z - 1), 1.445306 * z * (x * x - y * y),
+        0.590044 * x * (x * x - 3 * y * y),
+    ])  # fmt: skip
+
+
+@functools.cache
+def _light_tables():
+    """Per vertex of the whole figure: sky (V, 16) and ambient occlusion (V,); accessories see everything."""
+    shared, mesh = topology(), head()
+    sky = np.zeros((len(shared.part), 16), np.float32)
+    sky[:, 0] = 1 / 0.282095
+    ambient = np.full(len(shared.part), 0.85, np.float32)
+    sky[: len(mesh.vertices)] = mesh.sky
+    ambient[: len(mesh.vertices)] = mesh.ambient
+    eyes = (mesh.part == 1) | (mesh.part == 2)
+    ambient[: len(mesh.vertices)][eyes] = 0.7
+    sky[: len(mesh.vertices)][eyes] = sky[-1] * 0.8
+    ambient[: len(mesh.vertices)] *= 1 - 0.75 * mesh.masks["inside_mouth"]
+    return sky, ambient
+
+
+@functools.cache
+def _noise():
+    """A periodic block of noise, float32 (48, 48, 48, 2), unit deviation: fine grain and soft blotches."""
+    rng = np.random.default_rng(1821)
+    n = 48
+    f = np.fft.fftfreq(n) * n
+    r = np.sqrt(f[:, None, None] ** 2 + f[None, :, None] ** 2 + f[None, None, :] ** 2)
+    out = []
+    for blur in (0.7, 2.6):
+        block = np.fft.ifftn(
+            np.fft.fftn(rng.normal(size=(n, n, n))) * np.exp(-0.5 * (2 * np.pi * r * blur / n) ** 2)
+        ).real
+        out.append(block / block.std())
+    return np.stack(out, -1).astype(np.float32)
+
+
+def _grain(points, scale_mm, channel):
+    """Noise at points (H, W, 3), nearest cell of `scale_mm` (number or per axis)."""
+    cell = jnp.floor(points / jnp.asarray(scale_mm, jnp.float32)).astype(jnp.int32) % 48
+    return jnp.asarray(_noise()[..., channel]).reshape(-1)[(cell[..., 0] * 48 + cell[..., 1]) * 48 + cell[..., 2]]
+
+
+def _step(x, low, high):
+    t = jnp.clip((x - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
+
+
+def _vertex_light(scene: Scene, vertices, normals):
+    """Per vertex: diffuse light (V,) and gloss (V,)."""
+    sky, ambient = _light_tables()
+    to_eye = -vertices / jnp.maximum(jnp.linalg.norm(vertices, axis=-1, keepdims=True), 1.0)
+    turned = rotation_matrix(scene.angles_deg)
+    diffuse = scene.ambient * ambient * (0.8 - 0.25 * normals[:, 1])
+    gloss = jnp.zeros(len(vertices))
+    for k in range(2):
+        towards, strength = scene.lights[k, :3], scene.lights[k, 3]
+        seen = _step(sky @ _harmonics(turned.T @ towards), 0.2, 0.85)
+        facing = normals @ towards
+        diffuse += strength * seen * jnp.maximum((facing + 0.12) / 1.12, 0)  # light wraps a little: skin scatters
+        half = towards + to_eye
+        half = half / jnp.linalg.norm(half, axis=-1, keepdims=True)
+        gloss += strength * seen * (facing > 0) * jnp.maximum((normals * half).sum(-1), 0) ** 14
+    return diffuse, gloss
+
+
+def _paint(scene: Scene, part, at, fields, lips, diffuse, gloss):
+    """Gray radiance and infrared reflectance of the figure's pixels; `at` (H, W, 3) mm on the mean head."""
+    (skin, lip, hair, brow, iris, brow_mm, arch_mm, texture, curl, hair_cover, beard_cover, infrared, hair_infrared, shine,
+     brimmed, phase) = scene.skin  # fmt: skip
+    x, y, z = at[..., 0], at[..., 1], at[..., 2]
+    fine = _grain(at + 48 * phase, 1.1, 0)
+    blotch = _grain(at + 97 * phase, 2.3, 1)
+    # Strands run down from the crown; curls have no direction.
+    azimuth = jnp.arctan2(x, z - 10.0)
+    along = jnp.stack([azimuth * 48, y / 14 + phase * 48, 0 * y], -1)
+    strand = (1 - curl) * _grain(along, 1.0, 0) + curl * 0.8 * _grain(at, 3.2, 0) + 0.5 * _grain(at, 4.0, 1)
+
+    albedo = skin * (1 + texture * (0.035 * fine + 0.07 * blotch - 0.25 * _step(fine * blotch, 3.2, 4.2)))
+    red = _step(jnp.exp(-(((jnp.abs(x) - 36) / 18) ** 2) - ((y - 24) / 16) ** 2) * (z < -30), 0.2, 1.0)
+    albedo *= 1 - 0.07 * red
+    under_eye = jnp.exp(-(((jnp.abs(x) - 29) / 12) ** 2) - ((y - 7) / 5) ** 2) * (z < -40)
+    albedo *= 1 - 0.16 * texture * under_eye
+    lid_edge = jnp.exp(
+        -(((jnp.abs(x) - 29) / 12.5) ** 4) - ((y + 10.5 + 0.012 * (jnp.abs(x) - 29) ** 2 * 0.4) / 1.8) ** 2
+    ) * (z < -60)
+    albedo *= 1 - 0.55 * lid_edge
+    on_lip = _step(lips, 0.3, 0.7)
+    albedo += on_lip * (lip * (1 + 0.05 * fine) - albedo)
+    albedo *= 1 - 0.75 * _step(-lips, 0.2, 0.6)  # the inside of the mouth, stored as -1
+
+    t = (jnp.abs(x) - 10.0) / 41.0
+    middle = -20.5 - arch_mm * jnp.sin(jnp.pi * jnp.clip(t, 0, 1) ** 1.4) + 3.5 * t * t
+    width = 0.5 * brow_mm * (1 - 0.72 * jnp.clip(t, 0, 1) ** 2) * _step(t, -0.08, 0.12)
+    on_brow = _step(width - jnp.abs(y - middle) + 0.7 * fine, -1.3, 1.6) * _step(1.05 - t, 0, 0.1) * (z < -35)
+    albedo += 0.82 * on_brow * (brow * (1 + 0.25 * fine) - albedo)
+
+    on_beard = beard_cover * _step(fields[1] + 2.5 * fine + 2 * blotch, -3.5, 5) * (1 - on_lip)
+    on_hair = hair_cover * _step(fields[0] + 3.0 * _grain(along, 1.0, 0), -4, 5)
+    tone = hair * jnp.maximum(1 + 0.32 * strand, 0.25)
+    albedo += on_beard * (tone * 0.95 - albedo)
+    albedo += on_hair * (tone - albedo)
+
+    is_cloth = (part == SKIN) * _step(fields[2], -0.8, 0.8)
+    cloth, pattern, period, contrast, shade = scene.cloth[:5]
+    wave = lambda v: jnp.sign(jnp.sin(2 * jnp.pi * v / period))  # noqa: E731
+    ornament = jnp.select(
+        [pattern == 1, pattern == 2, pattern == 3],
+        [wave(y), wave(x), 0.5 * (wave(y) + wave(x))],
+        jnp.where(pattern == 4, jnp.clip(0.8 * blotch, -1, 1), 0.0),
+    )
+    woven = cloth * (1 + 0.05 * fine) + contrast * (shade - cloth) * (0.5 + 0.5 * ornament) * (pattern > 0)
+    albedo += is_cloth * (woven - albedo)
+
+    # The eyeball: `at` is relative to its centre and looks along -z.
+    from_axis = jnp.hypot(x, y)
+    eyeball = 0.6 - 0.1 * _step(from_axis, 7, 13)
+    iris_tone = iris * (1 + 0.3 * fine)
+    eye = jnp.select(
+        [from_axis < 2.6, from_axis < 6.2, from_axis < 7.0],
+        [jnp.full_like(x, 0.015), iris_tone, 0.5 * iris_tone],
+        eyeball,
+    )
+    is_eye = (part == EYES) | (part == EYES + 1)
+    plain = jnp.asarray(scene.part_albedo)[part]
+    hair_part = (part == CURTAIN) | (part == BUN)
+    knit = (part == HAT) | (part == COLLAR) | (part == SLEEVE)
+    other = plain * jnp.where(
+        hair_part, jnp.maximum(1 + 0.32 * strand, 0.25), jnp.where(knit, 1 + 0.1 * fine, 1 + 0.03 * fine)
+    )
+    albedo = jnp.where(part == SKIN, albedo, jnp.where(is_eye, eye, other))
+
+    # A brim's shadow on brow and eyes.
+    shadow = 1 - 0.45 * brimmed * (part <= EYES + 1) * _step(-y, -8, 40) * (z < 20)
+    hairy = jnp.where(part == SKIN, jnp.maximum(on_hair, on_beard), hair_part * 1.0)
+    dull = jnp.select([is_eye, part == SKIN, hair_part, part == LENSES, part >= PHONE],
+                      [0.5, shine * (1 - 0.6 * hairy) * (1 - is_cloth), 0.5 * shine, 0.35, 0.25], 0.03)  # fmt: skip
+    radiance = shadow * (albedo * diffuse + 0.35 * dull * gloss)
+    reflectance = infrared + (part != SKIN) * (jnp.asarray(scene.part_infrared)[part] - infrared)
+    reflectance = reflectance + (part == SKIN) * (
+        hairy * (hair_infrared - infrared) + is_cloth * (0.3 + 0.5 * cloth - infrared)
+    )
+    return jnp.maximum(radiance, 0.0), reflectance
+
+
+def _room(scene: Scene, rays):
+    """Depth in mm (0 = too far), gray radiance of what is behind the person; rays (H, W, 2)."""
+    x, y = rays[..., 0], rays[..., 1]
+    inverse_z, slope_x, slope_y, albedo, gradient_x, gradient_y, seen, texture = scene.room
+    depth = 1 / jnp.maximum(inverse_z + slope_x * x + slope_y * y, 1e-4)
+    tone = albedo * jnp.clip(1 + gradient_x * x + gradient_y * y, 0.3, 1.7)
+    for k in range(scene.boxes.shape[0]):
+        left, right, top, bottom, z, gray = scene.boxes[k]
+        on = (x > left) & (x < right) & (y > top) & (y < bottom) & (z < depth)
+        depth, tone = jnp.where(on, z, depth), jnp.where(on, gray * (1 + 0.4 * gradient_y * y), tone)
+    points = jnp.concatenate([rays * 160, 0 * rays[..., :1]], -1)
+    tone = tone * (1 + texture * _grain(points, 1.0, 1))
+    light = scene.ambient + 0.35 * scene.lights[:, 3].sum()
+    return jnp.where((seen > 0) & (depth < 4500), depth, 0.0), tone * light
+
+
+def images(scene: Scene, camera: Camera, key, size_px: tuple[int, int], sensor_name: str):
+    """One scene through one camera.
+
+    Returns gray uint8 (H, W), depth uint16 (H, W) mm, 0 = none, and whether the rasteriser ran out of room.
+    """
+    height, width = size_px
+    shared = topology()
+    vertices = camera_vertices(scene)
+    raster = rasterize(vertices, shared.triangles, camera.focal_px, camera.center_px, height, width,
+                       FRAGMENTS_PER_PIXEL * height * width)  # fmt: skip
+    normals = vertex_normals(vertices, shared.triangles)
+    to_eye = -vertices / jnp.maximum(jnp.linalg.norm(vertices, axis=-1, keepdims=True), 1.0)
+    cosine = (normals * to_eye).sum(-1)
+    # Sheets (hair, brims, collars) are seen from both sides.
+    sheet = shared.part >= CURTAIN
+    normals = jnp.where((sheet & (cosine < 0))[:, None], -normals, normals)
+    diffuse, gloss = _vertex_light(scene, vertices, normals)
+
+    mesh = head()
+    count = len(mesh.vertices)
+    rest = jnp.concatenate([jnp.asarray(mesh.vertices), scene.vertices[count:]])
+    gaze = rotation_matrix(jnp.stack([-scene.gaze_deg[0], scene.gaze_deg[1], jnp.float32(0)]))
+    for k in (1, 2):
+        ball = np.nonzero(mesh.part == k)[0]
+        centre = mesh.vertices[ball].mean(0)
+        rest = rest.at[ball].set((mesh.vertices[ball] - centre) @ gaze)
+    lips = np.zeros(len(shared.part), np.float32)
+    lips[:count] = mesh.masks["lips"] - mesh.masks["inside_mouth"]
+    table = jnp.concatenate(
+        [rest, scene.fields, lips[:, None], diffuse[:, None], gloss[:, None], jnp.abs(cosine)[:, None]], axis=1
+    )
+    values = interpolate(raster, shared.triangles, table)
+    hit = raster.triangle >= 0
+    part = jnp.asarray(shared.part[shared.triangles[:, 0]])[jnp.maximum(raster.triangle, 0)]
+    fields = [values[..., 3 + i] for i in range(3)]
+    radiance, reflectance = _paint(scene, part, values[..., :3], fields, values[..., 6], values[..., 7], values[..., 8])
+
+    grid = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)), -1).astype(jnp.float32)
+    rays = (grid - camera.center_px) / camera.focal_px
+    room_depth, room_radiance = _room(scene, rays)
+    depth = jnp.where(hit, raster.depth_mm, room_depth)
+    radiance = jnp.where(hit, radiance, room_radiance)
+    cosine = jnp.where(hit, jnp.clip(values[..., 9], 0.03, 1), 0.95)
+    reflectance = jnp.where(hit, jnp.clip(reflectance, 0.01, 1), 0.5)
+
+    noise_key, sensor_key = jax.random.split(key)
+    gray = _develop(scene.lens, radiance, noise_key)
+    measured = getattr(sensor, sensor_name)(sensor_key, depth, cosine, reflectance)
+    return gray, measured, raster.overflow
+
+
+def _develop(lens, radiance, key):
+    """Radiance -> gray uint8: exposure, lens, noise, gamma."""
+    exposure, gamma, vignette, noise, blur, offset = lens
+    height, width = radiance.shape
+    y, x = jnp.linspace(-1, 1, height)[:, None], jnp.linspace(-1, 1, width)[None]
+    light = radiance * exposure * (1 - vignette * 0.5 * (x * x + y * y)) + offset
+    side = 0.25 * blur
+    for axis in (0, 1):
+        padded = jnp.pad(light, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
+        before, after = jax.lax.slice_in_dim(padded, 0, light.shape[axis], axis=axis), jax.lax.slice_in_dim(
+            padded, 2, None, axis=axis)  # fmt: skip
+        light = (1 - 2 * side) * light + side * (before + after)
+    light = light + noise * jnp.sqrt(jnp.maximum(light, 0) + 0.02) * jax.random.normal(key, light.shape)
+    value = jnp.clip(light, 0, 1) ** (1 / gamma)
+    return jnp.round(value * 255).astype(jnp.uint8)
+
+
+@functools.partial(jax.jit, static_argnames=("size_px", "sensor_name"))
+def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int], sensor_name: str):
+    """A batch of scenes, each through its own camera, one after the other: gray (B, H, W), depth (B, H, W), overflow (B,)."""
+
+    def one(item):
+        scene, camera = item
+        key = jax.random.key(seed)
+        for i in range(3):
+            key = jax.random.fold_in(key, scene.numbers[i])
+        return images(scene, camera, key, size_px, sensor_name)
+
+    return jax.lax.map(one, (scenes, cameras))
