@@ -7,7 +7,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from facedepth_jax import report
+from facedepth_jax import pictures, report
 from facedepth_jax.metrics import METRICS
 
 BETTER = {metric.key: metric.better for metric in METRICS}
@@ -111,9 +111,12 @@ def test_the_grid_shows_truth_and_every_column(tmp_path):
     assert f"]({name})" in (tmp_path / "out" / "report.md").read_text()
     image = iio.imread(tmp_path / "out" / name)
     assert image.shape[0] == 4 * 98 + 40  # gray, truth, ae, cgan and the scale
-    cgan = np.load(runs[0] / "samples" / "test.npz")
-    np.testing.assert_array_equal(image[1:97, -97:-1, 0], np.load(runs[2] / "samples" / "test.npz")["gray"][1])
-    assert list(cgan["frame"][1:]) == ["b", "c"]  # the frames that both have: two columns
+    with np.load(runs[0] / "samples" / "test.npz") as cgan, np.load(runs[2] / "samples" / "test.npz") as ae:
+        np.testing.assert_array_equal(image[1:97, -97:-1, 0], ae["gray"][1])  # the frames b and c, which both have
+        near_far = pictures.depth_range_mm(ae["truth_mm"][1])
+        for row, estimate_mm in ((2, ae["estimate_mm"][1]), (3, cgan["estimate_mm"][2])):
+            want = pictures.color_depth(estimate_mm, *near_far)
+            np.testing.assert_array_equal(image[row * 98 + 1 :, -97:-1][:96], want)
 
 
 def test_the_curve_over_lambda(tmp_path, monkeypatch):
