@@ -72,3 +72,8 @@ def apply_gradients(net: Net, net_state: NetState, gradients, batch_stats):
     """One update of the optimiser."""
     updates, opt_state = net.optimizer.update(gradients, net_state.opt_state, net_state.params)
     return NetState(optax.apply_updates(net_state.params, updates), batch_stats, opt_state)
+
+
+def gradient_norm(gradients):
+    """Euclidean norm over all gradients of a net, float32 ()."""
+    return optax.global_norm(gradients)

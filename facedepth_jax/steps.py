@@ -9,11 +9,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from facedepth_jax import levels, losses
 from facedepth_jax.models import cgan
-from facedepth_jax.state import Net, TrainState, apply_gradients, forward_train
+from facedepth_jax.state import Net, TrainState, apply_gradients, forward_train, gradient_norm
 
 
 def encode(batch, code: levels.DepthCode):
@@ -67,8 +66,8 @@ def adversarial_step(state: TrainState, batch, *, nets: dict[str, Net], code: le
         "loss_d": loss_d,
         "d_accuracy_real": jnp.mean(real_logits > 0),
         "d_accuracy_generated": jnp.mean(generated_logits <= 0),
-        "grad_norm_g": optax.global_norm(g_grads),
-        "grad_norm_d": optax.global_norm(d_grads),
+        "grad_norm_g": gradient_norm(g_grads),
+        "grad_norm_d": gradient_norm(d_grads),
     }
     return TrainState(state.step + 1, {"generator": g, "discriminator": d}), metrics
 
@@ -84,7 +83,7 @@ def supervised_step(state: TrainState, batch, *, nets: dict[str, Net], code: lev
 
     (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(g.params)
     g = apply_gradients(nets["generator"], g, grads, stats)
-    metrics = {"loss_g": loss, "loss_mse": loss, "grad_norm_g": optax.global_norm(grads)}
+    metrics = {"loss_g": loss, "loss_mse": loss, "grad_norm_g": gradient_norm(grads)}
     return TrainState(state.step + 1, {"generator": g}), metrics
 
 
