@@ -1,0 +1,224 @@
+"""arrays.py: what is written is what is read, and what is wrong is said."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import stat
+
+import numpy as np
+import pytest
+
+from facedepth_jax.data import arrays
+from facedepth_jax.errors import FaceDepthError
+
+SIZE, COUNT = 8, 10
+
+
+def make(path, seed=0):
+    rng = np.random.default_rng(seed)
+    gray = rng.integers(0, 256, (COUNT, SIZE, SIZE), dtype=np.uint8)
+    depth_mm = rng.integers(0, 65536, (COUNT, SIZE, SIZE), dtype=np.uint16)
+    frames = {
+        "frame": [f"f-{i}.x" for i in range(COUNT)],
+        "subject": [f'the "{i // 2}", é' for i in range(COUNT)],
+        "sequence": [1 + i % 5 for i in range(COUNT)],
+        "split": ["train"] * 6 + ["validation"] * 2 + ["test"] * 2,
+        "yaw": [float("nan")] + [i / 3 for i in range(1, COUNT)],
+        **{name: list(rng.normal(size=COUNT)) for name in ("pitch", "roll", "distance_mm", "fx", "fy")},
+        **{name: list(rng.integers(-9, 99, COUNT)) for name in ("box_x", "box_y", "box_w", "box_h")},
+    }
+    pair_lists = {"validation": [("f-6.x", "f-7.x", 1)], "test": [("f-8.x", "f-9.x", 1)]}
+    images = ((gray[i : i + 4], depth_mm[i : i + 4]) for i in range(0, COUNT, 4))
+    arrays.write(
+        path, frames=frames, images=images, size_px=SIZE, pair_lists=pair_lists, meta={"dataset": {"name": "t"}}
+    )
+    return gray, depth_mm, frames
+
+
+@pytest.fixture
+def made(tmp_path):
+    make(tmp_path / "a")
+    return tmp_path / "a"
+
+
+def contents(path):
+    return {file.name: file.read_bytes() for file in path.iterdir() if not file.name.startswith(".")}
+
+
+def test_reads_what_was_written(tmp_path):
+    gray, depth_mm, frames = make(tmp_path / "in" / "a")
+    opened = arrays.open(tmp_path / "in" / "a")
+    assert opened.gray.dtype == np.uint8 and opened.depth_mm.dtype == np.uint16 and len(opened) == COUNT
+    np.testing.assert_array_equal(opened.gray, gray)
+    np.testing.assert_array_equal(opened.depth_mm, depth_mm)
+    assert list(opened.frames) == list(arrays.COLUMNS)
+    for name, values in frames.items():
+        np.testing.assert_array_equal(opened.frames[name], values)  # floats to the bit
+    assert opened.frames["sequence"].dtype == np.int64 and opened.frames["yaw"].dtype == np.float64
+    np.testing.assert_array_equal(opened.rows("validation"), [6, 7])
+    assert opened.meta["counts"]["train"] == {"frames": 6, "subjects": 3}
+    assert (tmp_path / "in" / "a" / "pairs_validation.tsv").read_text() == "f-6.x\tf-7.x\t1\n"
+    assert isinstance(opened.gray, np.memmap) and not opened.gray.flags.writeable
+
+
+def test_the_files_are_plain_npy_and_the_hashes_are_sha256(made):
+    for name in ("gray.npy", "depth_mm.npy"):
+        assert np.load(made / name, allow_pickle=False).shape == (COUNT, SIZE, SIZE)
+    for name, entry in json.loads((made / "meta.json").read_text())["files"].items():
+        content = (made / name).read_bytes()
+        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_the_same_input_gives_the_same_bytes_and_fingerprint(made, tmp_path):
+    make(tmp_path / "b")
+    make(tmp_path / "c", seed=1)
+    assert contents(made) == contents(tmp_path / "b")
+    assert arrays.open(made).fingerprint == arrays.open(tmp_path / "b").fingerprint
+    assert arrays.open(made).fingerprint != arrays.open(tmp_path / "c").fingerprint
+
+
+def test_pickles_as_its_path(made):
+    opened = arrays.open(made)
+    text = pickle.dumps(opened)
+    assert len(text) < 500
+    again = pickle.loads(text)
+    np.testing.assert_array_equal(again.gray, opened.gray)
+    assert again.fingerprint == opened.fingerprint
+
+
+def test_an_empty_split_is_said(tmp_path, made):
+    with pytest.raises(FaceDepthError, match="no frame in the split 'nonsense'; it has 6 train, 2 validation, 2 test"):
+        arrays.open(made).rows("nonsense")
+
+
+@pytest.mark.parametrize("name", arrays.FILES)
+def test_a_changed_byte_is_found_and_the_file_named(made, name):
+    arrays.open(made)  # so that it was verified once
+    content = bytearray((made / name).read_bytes())
+    content[-2] ^= 1
+    (made / name).write_bytes(content)
+    with pytest.raises(FaceDepthError, match=f"{name} is damaged: its SHA-256"):
+        arrays.open(made)
+
+
+@pytest.mark.parametrize("name", ["gray.npy", "depth_mm.npy", "frames.csv"])
+def test_a_truncated_or_missing_file_is_named(made, name):
+    content = (made / name).read_bytes()
+    (made / name).write_bytes(content[:-5])
+    with pytest.raises(
+        FaceDepthError, match=f"{name} has {len(content) - 5} bytes where meta.json says {len(content)}"
+    ):
+        arrays.open(made)
+    (made / name).unlink()
+    with pytest.raises(FaceDepthError, match=f"{name} cannot be read"):
+        arrays.open(made)
+
+
+def test_hashes_are_remembered_until_a_file_changes(made, monkeypatch):
+    hashed = []
+    original = arrays._sha256
+    monkeypatch.setattr(arrays, "_sha256", lambda file: hashed.append(file.name) or original(file))
+    arrays.open(made)
+    assert sorted(hashed) == sorted(arrays.FILES)
+    hashed.clear()
+    arrays.open(made)
+    assert hashed == []
+    os.utime(made / "gray.npy")
+    arrays.open(made)
+    assert hashed == ["gray.npy"]
+    (made / ".verified.json").write_text("[")
+    hashed.clear()
+    arrays.open(made)
+    assert len(hashed) == len(arrays.FILES)
+
+
+def test_a_change_that_keeps_size_and_time_of_modification_is_found(made):
+    arrays.open(made)
+    before = (made / "gray.npy").stat()
+    content = bytearray((made / "gray.npy").read_bytes())
+    content[-1] ^= 1
+    (made / "gray.npy").write_bytes(content)
+    os.utime(made / "gray.npy", ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(FaceDepthError, match="gray.npy is damaged"):
+        arrays.open(made)
+
+
+def test_a_directory_that_cannot_be_written_opens(made, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(arrays.Path, "write_text", refuse)  # a test that runs as root may write anywhere
+    mode = stat.S_IMODE(made.stat().st_mode)
+    made.chmod(0o555)
+    try:
+        assert len(arrays.open(made)) == COUNT
+    finally:
+        made.chmod(mode)
+    assert not (made / ".verified.json").exists()
+
+
+def edit_meta(path, change):
+    meta = json.loads((path / "meta.json").read_text())
+    change(meta)
+    (path / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda m: m.update(format_version=99), "format version 99, this program reads 1"),
+        (lambda m: m.pop("format"), "is no prepared data set"),
+        (lambda m: m.pop("files"), "entries are missing"),
+        (lambda m: m["files"].pop("gray.npy"), "entries are missing"),
+        (lambda m: m["files"].update({"gray.npy": 7}), "entries are missing"),
+        (lambda m: m.update(counts=[]), "entries are missing"),
+        (lambda m: m.update(size_px=None), "entries are missing"),
+        (lambda m: m.update(size_px=9), r"gray.npy is uint8 \(10, 8, 8\), not uint8 \(10, 9, 9\)"),
+        (lambda m: m["counts"]["train"].update(frames=7), "counts of meta.json"),
+    ],
+)
+def test_another_meta_is_said(made, change, message):
+    edit_meta(made, change)
+    with pytest.raises(FaceDepthError, match=message):
+        arrays.open(made)
+
+
+def test_not_a_data_set_says_how_to_make_one(tmp_path, made):
+    (tmp_path / "empty").mkdir()
+    for path, message in [("nowhere", "does not exist"), ("empty", "no meta.json"), ("a/gray.npy", "does not exist")]:
+        with pytest.raises(FaceDepthError, match=f"{message}.*python -m facedepth_jax.prepare"):
+            arrays.open(tmp_path / path)
+    (tmp_path / "empty" / "meta.json").write_bytes(b"\xff\x00{")
+    with pytest.raises(FaceDepthError, match="cannot be read"):
+        arrays.open(tmp_path / "empty")
+    (tmp_path / "empty" / "meta.json").write_text("[1]")
+    with pytest.raises(FaceDepthError, match="of another kind"):
+        arrays.open(tmp_path / "empty")
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    def images():
+        yield np.zeros((1, SIZE, SIZE), np.uint8), np.zeros((1, SIZE, SIZE), np.uint16)
+        raise OSError(28, "No space left on device")
+
+    frames = {name: [kind()] * 2 for name, kind in arrays.COLUMNS.items()}
+    with pytest.raises(OSError, match="No space"):
+        arrays.write(
+            tmp_path / "a",
+            frames=frames,
+            images=images(),
+            size_px=SIZE,
+            pair_lists={"validation": [], "test": []},
+            meta={},
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_leftover_of_a_killed_write_is_no_hindrance(tmp_path):
+    make(tmp_path / "b")
+    shutil.copytree(tmp_path / "b", tmp_path / ".a.partial")
+    make(tmp_path / "a")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert not (tmp_path / ".a.partial").exists()
