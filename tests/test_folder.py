@@ -1,0 +1,244 @@
+"""folder.py: what is read, and one sentence for each thing that can be wrong with an index or an image."""
+
+import csv
+import math
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+
+from facedepth_jax.data.folder import REQUIRED, FolderSource
+from facedepth_jax.data.frames import Frame, Reject
+from facedepth_jax.errors import FaceDepthError
+
+HEIGHT, WIDTH = 24, 20
+
+
+def make(path, lines=None, count=6, **columns):
+    """A folder of `count` frames, two a subject; `lines` changes cells of single frames, `columns` adds columns."""
+    rng = np.random.default_rng(0)
+    path.mkdir(exist_ok=True)
+    rows = []
+    for i in range(count):
+        cv2.imwrite(str(path / f"g{i}.png"), rng.integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8))
+        cv2.imwrite(str(path / f"d{i}.png"), rng.integers(0, 65536, (HEIGHT, WIDTH), dtype=np.uint16))
+        row = dict(
+            frame=f"f{i}",
+            subject=f"s{i // 2}",
+            sequence="1",
+            gray=f"g{i}.png",
+            depth=f"d{i}.png",
+            head_x="9.5",
+            head_y="12",
+        )
+        rows.append(row | {name: values[i] for name, values in columns.items()} | (lines or {}).get(i, {}))
+    with (path / "index.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*REQUIRED, *columns])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def load(path, **settings):
+    source = FolderSource(str(path), **({"focal": 365.0} | settings))
+    return list(source.load(0, len(source.index())))
+
+
+def test_frames_are_what_the_files_hold(tmp_path):
+    split = ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
+    path = make(
+        tmp_path / "raw", split=split, yaw=["-3.5", "", "nan", "1", "1", "1"], fx=["500"] * 6, fy=["510"] * 5 + [""]
+    )
+    source = FolderSource(str(path), focal=365.0)
+    frames = list(source.load(0, 6))
+    assert [frame.info for frame in frames] == source.index()
+    assert [info.split for info in source.index()] == split
+    first = frames[0]
+    assert (first.info.frame, first.info.subject, first.info.sequence) == ("f0", "s0", 1)
+    assert first.head_xy == (9.5, 12.0) and first.focal_px == (500.0, 510.0) and frames[5].focal_px == (500.0, 365.0)
+    assert first.yaw == -3.5 and math.isnan(frames[1].yaw) and math.isnan(frames[2].yaw) and math.isnan(first.pitch)
+    rng = np.random.default_rng(0)
+    np.testing.assert_array_equal(first.gray, rng.integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8))
+    np.testing.assert_array_equal(first.depth_mm, rng.integers(0, 65536, (HEIGHT, WIDTH), dtype=np.uint16))
+    again = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(next(again.load(3, 4)).gray, frames[3].gray)
+    assert again.settings == source.settings
+
+
+def test_colour_and_jpeg_become_gray(tmp_path):
+    path = make(tmp_path / "raw", {0: {"gray": "c.png"}, 1: {"gray": "c.jpg"}, 2: {"gray": "a.png"}})
+    blue = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    blue[..., 0] = 200
+    cv2.imwrite(str(path / "c.png"), blue)
+    cv2.imwrite(str(path / "c.jpg"), blue)
+    cv2.imwrite(str(path / "a.png"), np.dstack([blue, np.full((HEIGHT, WIDTH), 9, np.uint8)]))
+    for frame in load(path)[:3]:
+        assert frame.gray.shape == (HEIGHT, WIDTH) and np.abs(frame.gray - 0.114 * 200).max() < 2
+
+
+def test_a_byte_order_mark_and_blank_lines_are_no_hindrance(tmp_path):
+    index = make(tmp_path / "raw") / "index.csv"
+    index.write_bytes(b"\xef\xbb\xbf" + index.read_bytes().replace(b"\nf3", b"\n\r\nf3"))
+    assert len(load(tmp_path / "raw")) == 6
+
+
+def test_splits_are_by_subject_seeded_and_of_the_fractions(tmp_path):
+    path = make(tmp_path / "raw", count=40)  # 20 subjects
+
+    def splits(**settings):
+        index = FolderSource(str(path), focal=365.0, **settings).index()
+        found = {info.subject: info.split for info in index}
+        assert all(found[info.subject] == info.split for info in index)
+        return found
+
+    drawn = splits()
+    assert {name: list(drawn.values()).count(name) for name in set(drawn.values())} == {
+        "train": 14,
+        "validation": 2,
+        "test": 4,
+    }
+    assert drawn == splits() and drawn != splits(seed=1)
+    assert set(splits(validation_fraction=0.0, test_fraction=0.0).values()) == {"train"}
+    assert list(splits(validation_fraction=0.001).values()).count("validation") == 1
+    assert FolderSource(str(path), focal=1, seed=0).settings != FolderSource(str(path), focal=1, seed=1).settings
+
+
+def outside(path):
+    """A file next to the folder, and a link to it inside."""
+    cv2.imwrite(str(path.parent / "secret.png"), np.zeros((HEIGHT, WIDTH), np.uint8))
+    (path / "link.png").symlink_to(path.parent / "secret.png")
+    (path / "circle.png").symlink_to("circle.png")
+
+
+@pytest.mark.parametrize(
+    "cells, message",
+    [
+        ({"frame": "f0"}, "line 4: the frame 'f0' is on line 2 already"),
+        ({"frame": "a/b"}, "line 4: the frame name 'a/b' has other characters"),
+        ({"frame": ""}, "line 4: 'frame' is empty"),
+        ({"subject": " "}, "line 4: 'subject' is empty"),
+        ({"sequence": "-1"}, "line 4: 'sequence' is '-1', not a whole number"),
+        ({"sequence": "1.5"}, "line 4: 'sequence'"),
+        ({"head_x": "left"}, "line 4: 'head_x' is 'left', not a number"),
+        ({"head_y": "nan"}, "line 4: 'head_y' is 'nan', not a finite number"),
+        ({"gray": "../secret.png"}, r"line 4: the path '../secret.png' leaves the folder"),
+        ({"gray": "/etc/hostname"}, "line 4: the path '/etc/hostname' leaves the folder"),
+        ({"depth": "link.png"}, "line 4: the path 'link.png' leaves the folder"),
+        ({"depth": "circle.png"}, "line 4: the path 'circle.png' leaves the folder"),
+        ({"depth": "a\0b"}, "line 4: the path .* leaves the folder"),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_named(tmp_path, cells, message):
+    outside(make(tmp_path / "raw", {2: cells}))
+    with pytest.raises(FaceDepthError, match=f"index.csv, {message}"):
+        load(tmp_path / "raw")
+
+
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"split": ["train"] * 3 + ["test"] * 3}, "line 5: the subject 's1' is in 'test' and in 'train'"),
+        ({"split": ["train"] * 5 + ["val"]}, "line 7: the split 'val' is none of train, validation, test"),
+        ({"fx": ["500"] * 6, "fy": ["500", "-1"] + ["500"] * 4}, "line 3: the focal length 'fy' is -1.0"),
+        ({"fx": ["inf"] * 6}, "line 2: 'fx' is 'inf'"),
+        ({"yaw": ["up"] * 6}, "line 2: 'yaw' is 'up', not a number"),
+    ],
+)
+def test_a_column_that_cannot_be_used_is_named(tmp_path, columns, message):
+    make(tmp_path / "raw", **columns)
+    with pytest.raises(FaceDepthError, match=message):
+        load(tmp_path / "raw")
+
+
+def test_structure(tmp_path):
+    with pytest.raises(FaceDepthError, match="raw directory .* does not exist"):
+        load(tmp_path / "raw")
+    (tmp_path / "raw").mkdir()
+    with pytest.raises(FaceDepthError, match="index.csv does not exist"):
+        load(tmp_path / "raw")
+    for content, message in [
+        (b"frame,subject,sequence,gray,head_x\n", "lacks the columns depth, head_y"),
+        (b"", "lacks the columns frame,"),
+        (",".join(REQUIRED).encode(), "lists no frame"),
+        (",".join((*REQUIRED, "gray")).encode(), "has a column twice"),
+        (",".join(REQUIRED).encode() + b"\na,b\n", "line 2: it has more or fewer cells"),
+        (",".join(REQUIRED).encode() + b"\na,s,1,g,d,1,2,3\n", "line 2: it has more or fewer cells"),
+        (b"\xff\xfe\x00", "cannot be read as CSV in UTF-8"),
+    ]:
+        (tmp_path / "raw" / "index.csv").write_bytes(content)
+        with pytest.raises(FaceDepthError, match=message):
+            load(tmp_path / "raw")
+    make(tmp_path / "raw")
+    with pytest.raises(FaceDepthError, match="line 2: no focal length: give --focal"):
+        load(tmp_path / "raw", focal=None)
+    with pytest.raises(FaceDepthError, match="fractions"):
+        load(tmp_path / "raw", test_fraction=0.95)
+    make(tmp_path / "two", count=4)
+    with pytest.raises(FaceDepthError, match="2 subjects are too few"):
+        load(tmp_path / "two")
+
+
+def damage(path):
+    """Seven files, each unusable in its own way."""
+    (path / "g0.png").unlink()
+    whole = (path / "d1.png").read_bytes()
+    (path / "d1.png").write_bytes(whole[:-30])
+    cv2.imwrite(str(path / "d2.png"), np.full((HEIGHT, WIDTH), 80, np.uint8))
+    cv2.imwrite(str(path / "g3.png"), np.full((HEIGHT, WIDTH), 80, np.uint16))
+    cv2.imwrite(str(path / "d4.png"), np.full((HEIGHT, WIDTH + 1), 800, np.uint16))
+    cv2.imwrite(str(path / "d5.png"), np.full((HEIGHT, WIDTH, 3), 800, np.uint16))
+    (path / "g6.png").write_bytes(b"GIF89a")
+
+
+def test_an_image_that_cannot_be_used_is_a_reject(tmp_path):
+    damage(make(tmp_path / "raw", count=8))
+    items = load(tmp_path / "raw")
+    assert [type(item) for item in items] == [Reject] * 7 + [Frame]
+    assert [(item.info.frame, item.reason, item.detail) for item in items[:7]] == [
+        ("f0", "gray image is missing", "g0.png"),
+        ("f1", "depth image is truncated or damaged", "d1.png"),
+        ("f2", "depth image is not 16-bit", "d2.png is uint8"),
+        ("f3", "gray image is not 8-bit", "g3.png is uint16"),
+        ("f4", "gray and depth differ in size", "20x24 and 21x24"),
+        ("f5", "depth image has more than one channel", "d5.png has 3"),
+        ("f6", "gray image is not a PNG or JPEG", "g6.png"),
+    ]
+
+
+@pytest.mark.parametrize("cut", [1, 12, 40, 300])
+def test_a_truncated_png_or_jpeg_is_found(tmp_path, cut):
+    path = make(tmp_path / "raw", {0: {"gray": "c.jpg"}})
+    cv2.imwrite(str(path / "c.jpg"), cv2.imread(str(path / "g0.png")))
+    assert isinstance(load(path)[0], Frame)
+    for name in ("c.jpg", "d1.png"):
+        (path / name).write_bytes((path / name).read_bytes()[:-cut])
+    items = load(path)
+    assert [getattr(item, "reason", None) for item in items[:3]] == [
+        "gray image is truncated or damaged",
+        "depth image is truncated or damaged",
+        None,
+    ]
+
+
+def test_a_flipped_bit_in_a_png_is_found(tmp_path):
+    path = make(tmp_path / "raw")
+    content = bytearray((path / "d0.png").read_bytes())
+    content[len(content) // 2] ^= 4
+    (path / "d0.png").write_bytes(content)
+    assert load(path)[0].reason == "depth image is truncated or damaged"
+
+
+def test_what_is_no_image_at_all_is_a_reject(tmp_path):
+    path = make(tmp_path / "raw", {0: {"depth": "."}, 1: {"gray": "x" * 300}})
+    (path / "g2.png").write_bytes(b"")
+    (path / "g3.png").write_bytes(b"\xff\xd8 no jpeg \xff\xd9")
+    reasons = [getattr(item, "reason", None) for item in load(path)]
+    assert reasons == [
+        "depth image is missing",
+        "gray image cannot be read",
+        "gray image is not a PNG or JPEG",
+        "gray image cannot be decoded",
+        None,
+        None,
+    ]
