@@ -89,8 +89,7 @@ def interpolate(raster: Raster, triangles, attributes):
 def vertex_normals(vertices, triangles: np.ndarray):
     """Unit normals, float32 (V, 3): the normals (v1 - v0) x (v2 - v0) of the adjacent triangles, summed (so by area).
 
-    In the camera frame (y down) they point at a viewer who sees the vertices go clockwise. A vertex without a triangle
-    gets 0.
+    They point at a viewer who sees the vertices go counter-clockwise. A vertex without a triangle gets 0.
 
     Args:
       vertices: float32 (V, 3).

@@ -1,0 +1,144 @@
+"""The sensors' noise against the formulas of the literature, worked out by hand or in plain numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facedepth_jax.data.synthetic import sensor
+
+SIZE = (160, 160)
+SENSORS = {"v1": sensor.kinect_v1, "v2": sensor.kinect_v2}
+
+
+def capture(name, depth_mm, degrees=0.0, reflectance=0.5, seed=0):
+    depth_mm = np.broadcast_to(np.float32(depth_mm), SIZE)
+    cos = np.broadcast_to(np.float32(np.cos(np.deg2rad(degrees))), SIZE)
+    reflectance = np.broadcast_to(np.float32(reflectance), SIZE)
+    out = jax.jit(SENSORS[name])(jax.random.key(seed), depth_mm, cos, reflectance)
+    assert out.dtype == jnp.uint16 and out.shape == SIZE
+    return np.asarray(out)
+
+
+def step(near_mm=800.0, far_mm=1500.0, column=80):
+    return np.where(np.arange(SIZE[1]) < column, far_mm, near_mm) * np.ones(SIZE)
+
+
+@pytest.mark.parametrize("z_mm, degrees", [(770, 0), (770, 40), (1000, 70), (2500, 0), (4000, 60)])
+def test_v2_noise_is_that_of_the_paper(z_mm, degrees):
+    z, a = z_mm / 1000, np.deg2rad(degrees)
+    sigma = 1.5 - 0.5 * z + 0.3 * z**2 + 0.1 * z**1.5 * a**2 / (np.pi / 2 - a) ** 2
+    if (z_mm, degrees) == (770, 0):
+        assert sigma == pytest.approx(1.29, abs=0.005)
+    measured = capture("v2", z_mm, degrees).astype(float)
+    assert (measured > 0).all()
+    assert measured.mean() == pytest.approx(z_mm, abs=5 * sigma / 160)
+    rounding = 1 / 12
+    assert np.sqrt(measured.var() - rounding) == pytest.approx(sigma, rel=0.02)
+    noise = measured - z_mm
+    assert abs((noise[:, 1:] * noise[:, :-1]).mean()) < 0.05 * sigma**2  # white
+
+
+def test_v2_noise_stays_finite_at_grazing_angles():
+    a = np.deg2rad(85)
+    at_85 = 1.5 - 0.5 + 0.3 + 0.1 * a**2 / (np.pi / 2 - a) ** 2
+    np.testing.assert_allclose(sensor.v2_axial_sigma_mm(1000.0, np.array([0.0, 0.02])), at_85, rtol=1e-4)
+
+
+def test_v1_depth_comes_in_steps_of_an_eighth_of_a_pixel():
+    measured = np.unique(capture("v1", 870.0))
+    disparity = 575.816 * 75 / measured.astype(float)
+    # Whole millimetres leave a quarter of a step of play.
+    np.testing.assert_allclose(disparity * 8, np.round(disparity * 8), atol=0.5 / 2.19 + 0.02)
+    exact = 575.816 * 75 / (np.arange(380, 420) / 8)
+    spacing = -np.diff(exact)[np.abs(exact[:-1] - 870).argmin()]
+    assert spacing == pytest.approx(2.19, abs=0.01)
+    assert set(measured) <= set(np.round(exact).astype(int))
+    assert len(measured) > 3
+
+
+def test_v1_noise_is_that_of_the_paper_and_correlated():
+    # Rounding to steps adds its own variance.
+    noise = np.concatenate([capture("v1", 1200.0, seed=s).astype(float) - 1200.0 for s in range(6)])
+    step_mm = 1200**2 / (575.816 * 75) / 8
+    sigma = 1.2 + 1.9 * (1.2 - 0.4) ** 2
+    assert noise.std() == pytest.approx(np.sqrt(sigma**2 + step_mm**2 / 12), rel=0.06)
+    noise -= noise.mean()
+
+    def correlation(lag):
+        return (noise[:, lag:] * noise[:, :-lag]).mean() / noise.var()
+
+    assert correlation(1) > 0.6
+    assert 0.2 < correlation(3) < 0.7
+    assert abs(correlation(12)) < 0.1
+
+
+def test_projector_shadow_is_left_of_the_near_surface_and_as_wide_as_the_disparities_differ():
+    for focal, baseline, near, far in ((575.816, 75.0, 800.0, 1500.0), (400.0, 50.0, 600.0, 2000.0)):
+        shadow = np.asarray(sensor.projector_shadow(jnp.float32(step(near, far, 80)), focal, baseline))
+        width = focal * baseline * (1 / near - 1 / far)
+        columns = np.flatnonzero(shadow[0])
+        assert (shadow == shadow[0]).all()
+        assert columns.max() == 79  # up to the edge
+        assert len(columns) == int(width)  # the pixel at 80 is the first near one: 80 - k is dark while k < width
+    assert not sensor.projector_shadow(jnp.float32(step(1500.0, 800.0)), 575.816, 75.0).any()  # nearer on the left
+    assert not sensor.projector_shadow(jnp.full(SIZE, 900.0), 575.816, 75.0).any()
+
+
+def test_v1_sees_nothing_in_the_shadow_and_v2_has_none():
+    width = int(575.816 * 75 * (1 / 800 - 1 / 1500))
+    inside = np.s_[:, 80 - width + 5 : 80 - 5]  # away from jagged edges
+    assert (capture("v1", step())[inside] == 0).all()
+    assert (capture("v2", step())[inside] > 0).all()
+
+
+def test_v2_edges_are_displaced_mixed_and_removed():
+    measured = np.concatenate([capture("v2", step(), seed=s) for s in range(8)]).astype(float)
+    near, far, none = np.abs(measured - 800) < 20, np.abs(measured - 1500) < 20, measured == 0
+    between = ~near & ~far & ~none
+    assert between[:, 78:82].mean() > 0.01 and none[:, 78:82].mean() > 0.05
+    assert near[:, :80].any() and far[:, 80:].any()
+    away = np.r_[0:74, 86:160]
+    assert not between[:, away].any() and not none[:, away].any()
+    assert not near[:, :74].any() and not far[:, 86:].any()
+    # 1.6 mm at 800 mm are 0.73 px. Rounded, a normal draw is 1 or more with probability 0.247: then the pixel beside the
+    # edge takes the other surface. Half of the pixels at an edge are mixed or removed after that: all of those (0.124
+    # stay), and the others but for the 14 in 100 whose neighbours are all on their own side now (0.428 stay).
+    beside = np.concatenate([near[:, 80], far[:, 79]]).sum(), np.concatenate([far[:, 80], near[:, 79]]).sum()
+    assert beside[1] / sum(beside) == pytest.approx(0.124 / (0.124 + 0.428), abs=0.03)
+
+
+@pytest.mark.parametrize("name", SENSORS)
+def test_holes_on_dark_and_grazing_surfaces_only(name):
+    assert (capture(name, 800.0, 0, 0.5) > 0).all()
+    assert (capture(name, 800.0, 70, 0.13) > 0).all()
+    shares = [(capture(name, 800.0, 0, reflectance) == 0).mean() for reflectance in (0.1, 0.06, 0.0)]
+    np.testing.assert_allclose(shares, [0.8 / 6, 0.4, 0.8], atol=0.06)
+    shares = [(capture(name, 800.0, degrees) == 0).mean() for degrees in (74, 80, 88)]
+    assert shares[0] == 0 and 0.2 < shares[1] < 0.6 and shares[2] == 1
+
+
+@pytest.mark.parametrize("name", SENSORS)
+def test_no_depth_stays_none_and_so_does_what_is_out_of_range(name):
+    assert (capture(name, 0.0) == 0).all()
+    assert (capture(name, 450.0) == 0).all()
+    assert (capture(name, 4600.0) == 0).all()
+    patch = np.full(SIZE, 800.0)
+    patch[40:60, 50:70] = 0
+    measured = capture(name, patch)
+    assert (measured[40:60, 50:70] == 0).all()
+    assert (measured[70:, 80:] > 0).all()
+
+
+@pytest.mark.parametrize("name", SENSORS)
+def test_same_key_same_image_and_a_batch_is_its_images(name):
+    depth = step()
+    np.testing.assert_array_equal(capture(name, depth, seed=3), capture(name, depth, seed=3))
+    assert (capture(name, depth, seed=3) != capture(name, depth, seed=4)).any()
+    keys = jnp.stack([jax.random.key(s) for s in (7, 3, 9)])
+    depths = np.stack([depth, depth, depth + 30]).astype(np.float32)
+    ones = np.ones_like(depths)
+    batch = jax.jit(jax.vmap(SENSORS[name]))(keys, depths, ones, 0.5 * ones)
+    single = [capture(name, d, seed=s) for s, d in zip((7, 3, 9), depths, strict=True)]
+    # The same draws; compiled otherwise, a sum may round to the other side of a half.
+    assert (np.asarray(batch) == np.stack(single)).mean() > 0.9999
