@@ -25,7 +25,8 @@ from facedepth_jax.data.synthetic.render import interpolate, rasterize, vertex_n
 SEQUENCES = 5  # S1 yaw, S2 pitch, S3 roll, S4 and S5 free
 LIMITS_DEG = {"yaw": 75.0, "pitch": 45.0, "roll": 40.0}
 PIVOT_MM = np.array([0.0, 78.0, 34.0], np.float32)  # of the head's turn on the neck, head frame
-FRAGMENTS_PER_PIXEL = 6  # room in the rasteriser
+FRAGMENTS_PER_PIXEL = 3  # room in the rasteriser
+NOISE_CELLS = 64  # along each axis of the noise block; a power of two
 SKIN, EYES, TEETH, CURTAIN, BUN, GLASSES, LENSES, HAT, COLLAR, HAND, SLEEVE, PHONE, BOTTLE = (
     PARTS.index(p) for p in ("skin", "left eye", "upper teeth", "curtain", "bun", "glasses", "lenses", "hat", "collar",
                              "hand", "sleeve", "phone", "bottle"))  # fmt: skip
@@ -327,9 +328,9 @@ def _light_tables():
 
 @functools.cache
 def _noise():
-    """A periodic block of noise, float32 (48, 48, 48, 2), unit deviation: fine grain and soft blotches."""
+    """A periodic block of noise, float32 (n, n, n, 2), unit deviation: fine grain and soft blotches."""
     rng = np.random.default_rng(1821)
-    n = 48
+    n = NOISE_CELLS
     f = np.fft.fftfreq(n) * n
     r = np.sqrt(f[:, None, None] ** 2 + f[None, :, None] ** 2 + f[None, None, :] ** 2)
     out = []
@@ -343,8 +344,10 @@ def _noise():
 
 def _grain(points, scale_mm, channel):
     """Noise at points (H, W, 3), nearest cell of `scale_mm` (number or per axis)."""
-    cell = jnp.floor(points / jnp.asarray(scale_mm, jnp.float32)).astype(jnp.int32) % 48
-    return jnp.asarray(_noise()[..., channel]).reshape(-1)[(cell[..., 0] * 48 + cell[..., 1]) * 48 + cell[..., 2]]
+    cell = jnp.floor(points / jnp.asarray(scale_mm, jnp.float32)).astype(jnp.int32) & (NOISE_CELLS - 1)
+    return jnp.asarray(_noise()[..., channel]).reshape(-1)[
+        (cell[..., 0] * NOISE_CELLS + cell[..., 1]) * NOISE_CELLS + cell[..., 2]
+    ]
 
 
 def _step(x, low, high):
@@ -370,18 +373,25 @@ def _vertex_light(scene: Scene, vertices, normals):
     return diffuse, gloss
 
 
-def _paint(scene: Scene, part, at, fields, lips, diffuse, gloss):
-    """Gray radiance and infrared reflectance of the figure's pixels; `at` (H, W, 3) mm on the mean head."""
+def _textures(scene: Scene, at):
+    """Noise fixed to the person, four times (H, W): grain of skin and cloth, blotches, hairs, locks; `at` (H, W, 3) mm on
+    the mean head."""
+    curl, phase = scene.skin[8], scene.skin[15]
+    x, y, behind = at[..., 0], at[..., 1], at[..., 2] - 10.0
+    # Hairs run down from the crown; curls have no direction.
+    azimuth = x / (jnp.abs(x) + jnp.abs(behind) + 1e-3)  # of a square, not a circle: cheaper, and nobody sees it
+    azimuth = jnp.where(behind > 0, 2 - azimuth, azimuth)
+    hairs = _grain(jnp.stack([azimuth * 75, y / 14 + phase * 48, 0 * y], -1), 1.0, 0)
+    locks = (1 - curl) * hairs + curl * 0.8 * _grain(at, 3.2, 0) + 0.5 * _grain(at, 4.0, 1)
+    return _grain(at + 48 * phase, 1.1, 0), _grain(at + 97 * phase, 2.3, 1), hairs, locks
+
+
+def _paint(scene: Scene, part, values, textures):
+    """Gray radiance and infrared reflectance (H, W) of the figure; `part` (H, W), `values` (H, W, 10) of `_attributes`."""
+    x, y, z, on_scalp, on_jaw, on_chest, lips, diffuse, gloss, _ = (values[..., i] for i in range(10))
+    fine, blotch, hairs, strand = textures
     (skin, lip, hair, brow, iris, brow_mm, arch_mm, texture, curl, hair_cover, beard_cover, infrared, hair_infrared, shine,
      brimmed, phase) = scene.skin  # fmt: skip
-    x, y, z = at[..., 0], at[..., 1], at[..., 2]
-    fine = _grain(at + 48 * phase, 1.1, 0)
-    blotch = _grain(at + 97 * phase, 2.3, 1)
-    # Strands run down from the crown; curls have no direction.
-    azimuth = jnp.arctan2(x, z - 10.0)
-    along = jnp.stack([azimuth * 48, y / 14 + phase * 48, 0 * y], -1)
-    strand = (1 - curl) * _grain(along, 1.0, 0) + curl * 0.8 * _grain(at, 3.2, 0) + 0.5 * _grain(at, 4.0, 1)
-
     albedo = skin * (1 + texture * (0.035 * fine + 0.07 * blotch - 0.25 * _step(fine * blotch, 3.2, 4.2)))
     red = _step(jnp.exp(-(((jnp.abs(x) - 36) / 18) ** 2) - ((y - 24) / 16) ** 2) * (z < -30), 0.2, 1.0)
     albedo *= 1 - 0.07 * red
@@ -396,18 +406,19 @@ def _paint(scene: Scene, part, at, fields, lips, diffuse, gloss):
     albedo *= 1 - 0.75 * _step(-lips, 0.2, 0.6)  # the inside of the mouth, stored as -1
 
     t = (jnp.abs(x) - 10.0) / 41.0
-    middle = -20.5 - arch_mm * jnp.sin(jnp.pi * jnp.clip(t, 0, 1) ** 1.4) + 3.5 * t * t
-    width = 0.5 * brow_mm * (1 - 0.72 * jnp.clip(t, 0, 1) ** 2) * _step(t, -0.08, 0.12)
+    along_brow = jnp.clip(t, 0, 1)
+    middle = -20.5 - arch_mm * jnp.sin(jnp.pi * along_brow * jnp.sqrt(along_brow)) + 3.5 * t * t
+    width = 0.5 * brow_mm * (1 - 0.72 * along_brow**2) * _step(t, -0.08, 0.12)
     on_brow = _step(width - jnp.abs(y - middle) + 0.7 * fine, -1.3, 1.6) * _step(1.05 - t, 0, 0.1) * (z < -35)
     albedo += 0.82 * on_brow * (brow * (1 + 0.25 * fine) - albedo)
 
-    on_beard = beard_cover * _step(fields[1] + 2.5 * fine + 2 * blotch, -3.5, 5) * (1 - on_lip)
-    on_hair = hair_cover * _step(fields[0] + 3.0 * _grain(along, 1.0, 0), -4, 5)
+    on_beard = beard_cover * _step(on_jaw + 2.5 * fine + 2 * blotch, -3.5, 5) * (1 - on_lip)
+    on_hair = hair_cover * _step(on_scalp + 3.0 * hairs, -4, 5)
     tone = hair * jnp.maximum(1 + 0.32 * strand, 0.25)
     albedo += on_beard * (tone * 0.95 - albedo)
     albedo += on_hair * (tone - albedo)
 
-    is_cloth = (part == SKIN) * _step(fields[2], -0.8, 0.8)
+    is_cloth = (part == SKIN) * _step(on_chest, -0.8, 0.8)
     cloth, pattern, period, contrast, shade = scene.cloth[:5]
     wave = lambda v: jnp.sign(jnp.sin(2 * jnp.pi * v / period))  # noqa: E731
     ornament = jnp.select(
@@ -449,8 +460,11 @@ def _paint(scene: Scene, part, at, fields, lips, diffuse, gloss):
     return jnp.maximum(radiance, 0.0), reflectance
 
 
-def _room(scene: Scene, rays):
-    """Depth in mm (0 = too far), gray radiance of what is behind the person; rays (H, W, 2)."""
+def _room(scene: Scene, camera: Camera, size_px):
+    """What is behind the person, each (H, W): depth in mm (0 = too far), gray radiance."""
+    height, width = size_px
+    grid = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)), -1).astype(jnp.float32)
+    rays = (grid - camera.center_px) / camera.focal_px
     x, y = rays[..., 0], rays[..., 1]
     inverse_z, slope_x, slope_y, albedo, gradient_x, gradient_y, seen, texture = scene.room
     depth = 1 / jnp.maximum(inverse_z + slope_x * x + slope_y * y, 1e-4)
@@ -465,16 +479,10 @@ def _room(scene: Scene, rays):
     return jnp.where((seen > 0) & (depth < 4500), depth, 0.0), tone * light
 
 
-def images(scene: Scene, camera: Camera, key, size_px: tuple[int, int], sensor_name: str):
-    """One scene through one camera.
-
-    Returns gray uint8 (H, W), depth uint16 (H, W) mm, 0 = none, and whether the rasteriser ran out of room.
-    """
-    height, width = size_px
-    shared = topology()
-    vertices = camera_vertices(scene)
-    raster = rasterize(vertices, shared.triangles, camera.focal_px, camera.center_px, height, width,
-                       FRAGMENTS_PER_PIXEL * height * width)  # fmt: skip
+def _attributes(scene: Scene, vertices):
+    """What is interpolated over the picture, float32 (V, 10): place on the mean head (3), fields (3), lips, diffuse light,
+    gloss, cosine of incidence."""
+    shared, mesh = topology(), head()
     normals = vertex_normals(vertices, shared.triangles)
     to_eye = -vertices / jnp.maximum(jnp.linalg.norm(vertices, axis=-1, keepdims=True), 1.0)
     cosine = (normals * to_eye).sum(-1)
@@ -482,38 +490,17 @@ def images(scene: Scene, camera: Camera, key, size_px: tuple[int, int], sensor_n
     sheet = shared.part >= CURTAIN
     normals = jnp.where((sheet & (cosine < 0))[:, None], -normals, normals)
     diffuse, gloss = _vertex_light(scene, vertices, normals)
-
-    mesh = head()
     count = len(mesh.vertices)
     rest = jnp.concatenate([jnp.asarray(mesh.vertices), scene.vertices[count:]])
     gaze = rotation_matrix(jnp.stack([-scene.gaze_deg[0], scene.gaze_deg[1], jnp.float32(0)]))
-    for k in (1, 2):
+    for k in (1, 2):  # the eyeballs: about their centre, looking along -z
         ball = np.nonzero(mesh.part == k)[0]
         centre = mesh.vertices[ball].mean(0)
         rest = rest.at[ball].set((mesh.vertices[ball] - centre) @ gaze)
     lips = np.zeros(len(shared.part), np.float32)
     lips[:count] = mesh.masks["lips"] - mesh.masks["inside_mouth"]
-    table = jnp.concatenate(
-        [rest, scene.fields, lips[:, None], diffuse[:, None], gloss[:, None], jnp.abs(cosine)[:, None]], axis=1
-    )
-    values = interpolate(raster, shared.triangles, table)
-    hit = raster.triangle >= 0
-    part = jnp.asarray(shared.part[shared.triangles[:, 0]])[jnp.maximum(raster.triangle, 0)]
-    fields = [values[..., 3 + i] for i in range(3)]
-    radiance, reflectance = _paint(scene, part, values[..., :3], fields, values[..., 6], values[..., 7], values[..., 8])
-
-    grid = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)), -1).astype(jnp.float32)
-    rays = (grid - camera.center_px) / camera.focal_px
-    room_depth, room_radiance = _room(scene, rays)
-    depth = jnp.where(hit, raster.depth_mm, room_depth)
-    radiance = jnp.where(hit, radiance, room_radiance)
-    cosine = jnp.where(hit, jnp.clip(values[..., 9], 0.03, 1), 0.95)
-    reflectance = jnp.where(hit, jnp.clip(reflectance, 0.01, 1), 0.5)
-
-    noise_key, sensor_key = jax.random.split(key)
-    gray = _develop(scene.lens, radiance, noise_key)
-    measured = getattr(sensor, sensor_name)(sensor_key, depth, cosine, reflectance)
-    return gray, measured, raster.overflow
+    columns = [rest, scene.fields, lips[:, None], diffuse[:, None], gloss[:, None], jnp.abs(cosine)[:, None]]
+    return jnp.concatenate(columns, axis=1)
 
 
 def _develop(lens, radiance, key):
@@ -533,15 +520,44 @@ def _develop(lens, radiance, key):
     return jnp.round(value * 255).astype(jnp.uint8)
 
 
+def cast(scene: Scene, camera: Camera, vertices, size_px: tuple[int, int]):
+    """One posed scene's first hits (render.Raster), without its room."""
+    return rasterize(vertices, topology().triangles, camera.focal_px, camera.center_px, *size_px,
+                     int(FRAGMENTS_PER_PIXEL * size_px[0] * size_px[1]))  # fmt: skip
+
+
 @functools.partial(jax.jit, static_argnames=("size_px", "sensor_name"))
 def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int], sensor_name: str):
-    """A batch of scenes, each through its own camera, one after the other: gray (B, H, W), depth (B, H, W), overflow (B,)."""
+    """A batch of scenes, each through its own camera.
 
-    def one(item):
-        scene, camera = item
-        key = jax.random.key(seed)
-        for i in range(3):
-            key = jax.random.fold_in(key, scene.numbers[i])
-        return images(scene, camera, key, size_px, sensor_name)
+    Returns gray uint8 (B, H, W), depth uint16 (B, H, W) mm with 0 = none, and bool (B,): the rasteriser ran out of room.
+    """
 
-    return jax.lax.map(one, (scenes, cameras))
+    # One picture after the other, and a loop for each stage: XLA does not fuse across loops, and where it fuses these
+    # stages it computes them several times over. A picture cannot depend on its neighbours in the batch.
+    def stage(function, *batch):
+        return jax.lax.map(lambda item: function(*item), batch)
+
+    def key(scene, purpose):
+        out = jax.random.key(seed)
+        for number in (*scene.numbers, purpose):
+            out = jax.random.fold_in(out, number)
+        return out
+
+    shared = topology()
+    vertices = stage(camera_vertices, scenes)
+    raster = stage(lambda s, c, v: cast(s, c, v, size_px), scenes, cameras, vertices)
+    values = stage(lambda r, t: interpolate(r, shared.triangles, t), raster, stage(_attributes, scenes, vertices))
+    hit = raster.triangle >= 0
+    part = jnp.asarray(shared.part[shared.triangles[:, 0]])[jnp.maximum(raster.triangle, 0)]
+    textures = stage(lambda s, v: _textures(s, v[..., :3]), scenes, values)
+    radiance, reflectance = stage(_paint, scenes, part, values, textures)
+    room_depth, room_radiance = stage(lambda s, c: _room(s, c, size_px), scenes, cameras)
+    radiance = jnp.where(hit, radiance, room_radiance)
+    depth = jnp.where(hit, raster.depth_mm, room_depth)
+    cosine = jnp.where(hit, jnp.clip(values[..., 9], 0.03, 1), 0.95)
+    reflectance = jnp.where(hit, jnp.clip(reflectance, 0.01, 1), 0.5)
+    gray = stage(lambda s, r: _develop(s.lens, r, key(s, 0)), scenes, radiance)
+    measure = {"kinect_v1": sensor.kinect_v1, "kinect_v2": sensor.kinect_v2}[sensor_name]
+    measured = stage(lambda s, *images: measure(key(s, 1), *images), scenes, depth, cosine, reflectance)
+    return gray, measured, raster.overflow
