@@ -54,11 +54,11 @@ class FolderSource:
         Raises:
           FaceDepthError: the folder, its index or a line of the index cannot be used.
         """
-        self._raw = Path(raw)
+        self._raw, focal = Path(raw), None if focal is None else float(focal)
         index = self._raw / "index.csv"
-        if not self._raw.is_dir():
-            raise FaceDepthError(f"the raw directory {raw} does not exist")
         try:
+            if not self._raw.is_dir():
+                raise FaceDepthError(f"the raw directory {raw} does not exist")
             content = index.read_bytes()
             reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
             header, lines = reader.fieldnames or [], [(reader.line_num, line) for line in reader]
@@ -156,7 +156,7 @@ def _parse(line: dict, root: Path, focal: float | None) -> dict:
         if math.isnan(row[name]):
             if focal is None:
                 raise ValueError("no focal length: give --focal in pixels, or the columns fx and fy")
-            row[name] = float(focal)
+            row[name] = focal
         if not 0 < row[name] < math.inf:
             raise ValueError(f"the focal length '{name}' is {row[name]}, not a positive number")
     for name in ("gray", "depth"):

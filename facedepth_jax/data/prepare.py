@@ -95,7 +95,7 @@ def prepare(
     }
     settings = json.loads(json.dumps(settings))  # as it will be read
     parts = out.with_name(f"{out.name}.parts")
-    if done := _complete(out, settings):
+    if (done := _complete(out, settings)) is not None:
         shutil.rmtree(parts, ignore_errors=True)
         print(f"{out} is complete already")
         return done
@@ -107,17 +107,16 @@ def prepare(
     todo = [number for number in chunks[shard_index::shards] if not _chunk_file(parts, number).exists()]
     rejects = 0
     made = _make_chunks(_Job(source, parts, face_mm, size), todo, workers)
-    with _progress(len(todo) * CHUNK_FRAMES) as progress, contextlib.closing(made):
-        for chunks_left, rejected in zip(reversed(range(len(todo))), made, strict=True):
-            progress(CHUNK_FRAMES)
+    frames_todo = sum(len(index[number * CHUNK_FRAMES : (number + 1) * CHUNK_FRAMES]) for number in todo)
+    with _progress(frames_todo) as progress, contextlib.closing(made):
+        for frames, rejected in made:
+            progress(frames)
             rejects += rejected
-            if 2 * rejects > len(index):
+            if 2 * rejects > len(index) or stopped():
                 break
-            if chunks_left and stopped():
-                raise FaceDepthError(
-                    f"stopped with {chunks_left} of {len(chunks)} chunks to do; the same command continues"
-                )
     missing = sum(not _chunk_file(parts, number).exists() for number in chunks)
+    if stopped():
+        raise FaceDepthError(f"stopped with {missing} of {len(chunks)} chunks to do; the same command continues")
     if missing and 2 * rejects <= len(index) and parts.exists():
         print(f"shard {shard_index}/{shards} is done; {missing} of {len(chunks)} chunks are left to other shards")
         return None
@@ -150,8 +149,8 @@ def prepare_frame(frame: Frame, face_mm: float, size: int) -> tuple[np.ndarray, 
     return gray, geometry.resize_depth(geometry.crop(frame.depth_mm, box), size), row
 
 
-def _make_chunks(job: _Job, numbers: list[int], workers: int) -> Iterator[int]:
-    """Makes the chunks and yields the count of rejects of each; closing it leaves no process and no half chunk."""
+def _make_chunks(job: _Job, numbers: list[int], workers: int) -> Iterator[tuple[int, int]]:
+    """Makes the chunks and yields the counts of frames and rejects of each; closing it leaves no process and no half chunk."""
     if not workers or not numbers:
         yield from (_make_chunk(job, number) for number in numbers)
         return
@@ -181,12 +180,12 @@ def _start_worker(job: _Job) -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
-def _make_chunk_in_worker(number: int) -> int:
+def _make_chunk_in_worker(number: int) -> tuple[int, int]:
     return _make_chunk(_worker_job, number)
 
 
-def _make_chunk(job: _Job, number: int) -> int:
-    """Loads, crops and writes one chunk; returns the count of rejects."""
+def _make_chunk(job: _Job, number: int) -> tuple[int, int]:
+    """Loads, crops and writes one chunk; returns the counts of its frames and of the rejects among them."""
     grays, depths, rows, rejects = [], [], [], []
     for item in job.source.load(number * CHUNK_FRAMES, (number + 1) * CHUNK_FRAMES):
         result = item if isinstance(item, Reject) else prepare_frame(item, job.face_mm, job.size)
@@ -201,7 +200,7 @@ def _make_chunk(job: _Job, number: int) -> int:
         content,
         gray=np.array(grays, np.uint8).reshape(shape),
         depth_mm=np.array(depths, np.uint16).reshape(shape),
-        listing=np.array(json.dumps({"frames": rows, "rejects": rejects})),
+        listing=np.frombuffer(json.dumps({"frames": rows, "rejects": rejects}).encode(), np.uint8),
     )
     file = _chunk_file(job.parts, number)
     partial = file.with_name(f"{file.name}.{os.getpid()}")
@@ -212,7 +211,7 @@ def _make_chunk(job: _Job, number: int) -> int:
         except OSError:
             partial.unlink(missing_ok=True)
             raise
-    return len(rejects)
+    return len(rows) + len(rejects), len(rejects)
 
 
 def _chunk_file(parts: Path, number: int) -> Path:
@@ -223,7 +222,7 @@ def _read_chunk(file: Path) -> tuple[np.ndarray, np.ndarray, dict]:
     """gray, depth, {"frames", "rejects"} of a chunk; the zip's check sums are verified."""
     try:
         with np.load(file, allow_pickle=False) as chunk:
-            return chunk["gray"], chunk["depth_mm"], json.loads(str(chunk["listing"]))
+            return chunk["gray"], chunk["depth_mm"], json.loads(chunk["listing"].tobytes())
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         file.unlink(missing_ok=True)
         raise FaceDepthError(f"{file} was damaged ({error}) and is removed; the same command makes it again") from None
@@ -237,7 +236,7 @@ def _merge(parts: Path, out: Path, index: list, settings: dict, stopped: Callabl
         except FileNotFoundError:  # another shard has just merged and cleaned up
             return arrays.open(out)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if done := _complete(out, settings):
+        if (done := _complete(out, settings)) is not None:
             return done
         files = sorted(parts.glob("*.npz"))
         listings = [_read_chunk(file)[2] for file in files]
@@ -291,9 +290,11 @@ def _merge(parts: Path, out: Path, index: list, settings: dict, stopped: Callabl
 
 def _complete(out: Path, settings: dict) -> arrays.Arrays | None:
     """What is in `out`, None where nothing is; FaceDepthError where it is something else."""
-    if not out.exists() or out.is_dir() and not any(out.iterdir()):
-        return None
-    if not (out / "meta.json").exists():
+    with _writing(out):
+        if not out.exists() or out.is_dir() and not any(out.iterdir()):
+            return None
+        known = (out / "meta.json").exists()
+    if not known:
         raise FaceDepthError(f"{out} exists and is no prepared data set; give another --out")
     there = arrays.open(out)
     if difference := _difference(there.meta, settings):

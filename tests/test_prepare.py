@@ -1,0 +1,386 @@
+"""prepare: the same arrays whatever happens on the way, and one sentence where there can be none."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from facedepth_jax.data import geometry, pairs, prepare
+from facedepth_jax.data.folder import REQUIRED, FolderSource
+from facedepth_jax.data.frames import Frame, FrameInfo, Reject
+from facedepth_jax.errors import FaceDepthError
+
+COUNT = 200  # four chunks, the last one short
+HEIGHT, WIDTH = 60, 50
+FLAGS = ["--dataset=folder", "--focal=100", "--size=24"]
+
+
+def write_folder(path, count=COUNT, bad=(), subjects=20):
+    """Frames of a bump before nothing at some 700 mm; `bad` ones have 8-bit depth."""
+    path.mkdir()
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    with (path / "index.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(REQUIRED)
+        for i in range(count):
+            head_x, head_y = rng.uniform(18, 32), rng.uniform(22, 38)
+            distance = np.hypot(x - head_x, y - head_y)
+            depth_mm = np.where(distance < 16, rng.integers(600, 900) + distance * 2, 0).astype(np.uint16)
+            gray = rng.integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)
+            cv2.imwrite(str(path / f"{i}g.png"), gray)
+            cv2.imwrite(str(path / f"{i}d.png"), depth_mm.astype(np.uint8) if i in bad else depth_mm)
+            writer.writerow(
+                [f"f{i:03d}", f"s{i % subjects}", 1, f"{i}g.png", f"{i}d.png", f"{head_x:.2f}", f"{head_y:.2f}"]
+            )
+    return path
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data") / "raw", bad=(3, 70))
+
+
+@pytest.fixture(scope="module")
+def whole(raw, tmp_path_factory):
+    """The arrays of one undisturbed run."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    run(raw, out)
+    return contents(out)
+
+
+def run(raw, out, **settings):
+    return prepare.prepare(FolderSource(str(raw), focal=100), out, **({"size": 24} | settings))
+
+
+def start(*arguments):
+    """Python as a user has it."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process):
+    stdout, stderr = process.communicate(timeout=60)
+    return process.returncode, stdout, stderr
+
+
+def contents(path):
+    return {file.name: file.read_bytes() for file in Path(path).iterdir() if file.name != ".verified.json"}
+
+
+def test_arrays_are_crops_of_the_frames(raw, tmp_path):
+    """Row by row from the raw files, without prepare's own code."""
+    made = run(raw, tmp_path / "out")
+    assert len(made) == COUNT - 2 and made.gray.shape == (COUNT - 2, 24, 24)
+    index = {row["frame"]: row for row in csv.DictReader((raw / "index.csv").read_text().splitlines())}
+    assert [f for f in index if f not in ("f003", "f070")] == made.frames["frame"].tolist()
+    for i in (0, 63, 64, 100, len(made) - 1):
+        columns = {name: values[i] for name, values in made.frames.items()}
+        row = index[columns["frame"]]
+        gray, depth_mm = (cv2.imread(str(raw / row[name]), cv2.IMREAD_UNCHANGED) for name in ("gray", "depth"))
+        head_x, head_y = float(row["head_x"]), float(row["head_y"])
+        x, y = round(head_x), round(head_y)
+        window = depth_mm[y - 4 : y + 5, x - 4 : x + 5]
+        assert columns["distance_mm"] == pytest.approx(window[window > 0].mean())
+        side = round(100 * 320 / columns["distance_mm"])
+        assert (columns["box_w"], columns["box_h"]) == (side, side)
+        assert abs(columns["box_x"] + (side - 1) / 2 - head_x) <= 0.5 and columns["subject"] == row["subject"]
+        x, y = columns["box_x"] + 100, columns["box_y"] + 100
+        patch = np.pad(gray, 100)[y : y + side, x : x + side]
+        np.testing.assert_array_equal(made.gray[i], cv2.resize(patch, (24, 24), interpolation=cv2.INTER_AREA))
+        patch = np.pad(depth_mm, 100)[y : y + side, x : x + side]
+        np.testing.assert_array_equal(made.depth_mm[i], geometry.resize_depth(patch, 24))
+        assert columns["fx"] == columns["fy"] == 100 and np.isnan(columns["yaw"])
+    assert made.meta["rejects"]["reasons"] == {"depth image is not 16-bit": 2}
+    assert [x["frame"] for x in made.meta["rejects"]["frames"]] == ["f003", "f070"]
+    for split in ("validation", "test"):
+        found = pairs.read(made.path / f"pairs_{split}.tsv")
+        members = set(made.frames["frame"][made.rows(split)])
+        assert found and {name for pair in found for name in pair[:2]} <= members
+        assert made.meta["pairs_found"][split] == len(found)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_second_run_has_nothing_to_do(raw, tmp_path, whole, capsys, monkeypatch):
+    run(raw, tmp_path / "out")
+    monkeypatch.setattr(FolderSource, "load", None)
+    assert len(run(raw, tmp_path / "out")) == COUNT - 2
+    assert "complete already" in capsys.readouterr().out
+    assert contents(tmp_path / "out") == whole
+    with pytest.raises(FaceDepthError, match=r"made with other settings \(crop.face_mm is 320.0 there, 200.0 here\)"):
+        run(raw, tmp_path / "out", face_mm=200.0)
+    with pytest.raises(FaceDepthError, match=r"\(pairs.seed is 0 there, 1 here\)"):
+        run(raw, tmp_path / "out", seed=1)
+
+
+def test_workers_change_nothing(raw, tmp_path, whole):
+    run(raw, tmp_path / "out", workers=2)
+    assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_shards_make_the_whole(raw, tmp_path, whole, order, capsys):
+    assert run(raw, tmp_path / "out", shard=(order[0], 2)) is None
+    assert "2 of 4 chunks are left to other shards" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert run(raw, tmp_path / "out", shard=(order[1], 2)) is not None
+    assert contents(tmp_path / "out") == whole
+
+
+def test_a_run_without_shard_completes_a_shard(raw, tmp_path, whole):
+    run(raw, tmp_path / "out", shard=(1, 3))
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out.parts").glob("*.npz")}
+    assert len(before) == 1
+    loads = []
+    source = FolderSource(str(raw), focal=100)
+    load = source.load
+    source.load = lambda start, stop: loads.append(start) or load(start, stop)
+    prepare.prepare(source, tmp_path / "out", size=24)
+    assert loads == [0, 128, 192]
+    assert contents(tmp_path / "out") == whole
+
+
+SLOW = """
+import time
+from facedepth_jax.data import folder, prepare
+load = folder.FolderSource.load
+folder.FolderSource.load = lambda self, start, stop: (time.sleep(0.5 * (start > 0)), load(self, start, stop))[1]
+if __name__ == "__main__":
+    prepare.main()
+"""
+
+
+@pytest.mark.parametrize(
+    "how, workers",
+    [(signal.SIGKILL, 0), (signal.SIGKILL, 2), (signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGINT, 0)],
+)
+def test_killed_and_run_again(raw, tmp_path, whole, how, workers):
+    (tmp_path / "slow.py").write_text(SLOW)  # the program with half a second more for each later chunk
+    flags = [*FLAGS, f"--raw={raw}", f"--out={tmp_path / 'out'}", f"--workers={workers}"]
+    process = start(tmp_path / "slow.py", *flags)
+    wait_for(lambda: list((tmp_path / "out.parts").glob("*.npz")))
+    process.send_signal(how)
+    code, _, stderr = finish(process)  # waits for the workers too: they hold the pipes
+    made = list((tmp_path / "out.parts").glob("*.npz"))
+    assert 0 < len(made) < (4 if workers == 0 else 5) and not (tmp_path / "out").exists()
+    if how == signal.SIGKILL:
+        assert code == -signal.SIGKILL
+    else:
+        assert code == 1 and "the same command continues" in stderr and stderr.count("\n") == 1
+    code, stdout, stderr = finish(start("-m", "facedepth_jax.prepare", *flags))
+    assert code == 0, stderr
+    assert (
+        "198 frames of 20 subjects" in stdout and "2 x depth image is not 16-bit (f003: 3d.png is uint8, f070" in stdout
+    )
+    assert contents(tmp_path / "out") == whole and not (tmp_path / "out.parts").exists()
+
+
+def wait_for(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+LIMITED = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)  # the nearest a test comes to a full disk
+runpy.run_module("facedepth_jax.prepare", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("limit, chunks", [(10_000, 0), (200_000, 4)])  # in a chunk of 14 or 130 kB; in the merge
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_cannot_be_written_leaves_nothing_half_written(raw, tmp_path, whole, limit, chunks, workers):
+    flags = [*FLAGS, f"--raw={raw}", f"--out={tmp_path / 'out'}", f"--workers={workers}"]
+    code, _, stderr = finish(start("-c", LIMITED, limit, *flags))
+    assert code == 1 and stderr.startswith("error: ") and stderr.count("\n") == 1
+    assert "cannot be written (File too large)" in stderr
+    assert {file.name for file in tmp_path.iterdir()} == {"out.parts"}
+    left = sorted(file.name for file in (tmp_path / "out.parts").iterdir())
+    assert [name for name in left if name not in ("lock", "settings.json")] == [f"{i:06d}.npz" for i in range(chunks)]
+    run(raw, tmp_path / "out")
+    assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
+def test_a_full_disk_is_one_sentence(raw, tmp_path, monkeypatch, error):
+    def refuse(self, content):
+        raise error
+
+    monkeypatch.setattr(prepare.Path, "write_bytes", refuse)
+    with pytest.raises(
+        FaceDepthError, match=rf"000000.npz cannot be written \({error.strerror}\); what is finished is kept"
+    ):
+        run(raw, tmp_path / "out")
+
+
+def test_a_damaged_chunk_is_made_again(raw, tmp_path, whole):
+    run(raw, tmp_path / "out", shard=(0, 2))
+    chunk = tmp_path / "out.parts" / "000002.npz"
+    content = bytearray(chunk.read_bytes())
+    content[5000] ^= 1
+    chunk.write_bytes(content)
+    with pytest.raises(FaceDepthError, match="000002.npz was damaged .* the same command makes it again"):
+        run(raw, tmp_path / "out")
+    run(raw, tmp_path / "out")
+    assert contents(tmp_path / "out") == whole
+
+
+def test_parts_of_other_settings_are_refused(raw, tmp_path):
+    run(raw, tmp_path / "out", shard=(0, 2))
+    with pytest.raises(FaceDepthError, match=r"unfinished run with other settings \(size_px is 24 there, 32 here\)"):
+        run(raw, tmp_path / "out", size=32, shard=(1, 2))
+    (tmp_path / "out.parts" / "settings.json").write_text("")
+    with pytest.raises(FaceDepthError, match=r"settings.json is damaged"):
+        run(raw, tmp_path / "out")
+
+
+def test_more_than_half_rejected_stops(tmp_path, capsys):
+    raw = write_folder(tmp_path / "raw", count=20, bad=range(11), subjects=5)
+    with pytest.raises(
+        FaceDepthError, match=r"more than half of the frames \(11 of 20\).* 11 x depth image is not 16-bit \(f000"
+    ):
+        run(raw, tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["raw"]
+    assert run(write_folder(tmp_path / "raw2", count=20, bad=range(0, 20, 2), subjects=5), tmp_path / "out") is not None
+
+
+def test_hopeless_data_stops_early(tmp_path):
+    raw = write_folder(tmp_path / "raw", count=140, bad=range(140))
+    source = FolderSource(str(raw), focal=100)
+    loads = []
+    load = source.load
+    source.load = lambda start, stop: loads.append(start) or load(start, stop)
+    with pytest.raises(FaceDepthError, match="more than half"):
+        prepare.prepare(source, tmp_path / "out", size=24)
+    assert loads == [0, 64]
+
+
+def test_a_split_that_lost_all_its_frames_is_said(tmp_path):
+    raw = write_folder(tmp_path / "raw", count=10, bad=(9,))
+    index = raw / "index.csv"
+    lines = index.read_text().splitlines()
+    index.write_text("\n".join([lines[0] + ",split", *(line + ",train" for line in lines[1:-1]), lines[-1] + ",test"]))
+    with pytest.raises(
+        FaceDepthError, match="every frame of the split 'test' was rejected: 1 x depth image is not 16-bit"
+    ):
+        run(raw, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def frame(depth_mm, head_xy=(10.0, 10.0), focal=50.0):
+    info = FrameInfo("a", "s", 1, "train")
+    return Frame(info, np.full(depth_mm.shape, 99, np.uint8), depth_mm, head_xy, (focal, focal), 1.0, 2.0, 3.0)
+
+
+def test_reasons_of_prepare_frame():
+    depth_mm = np.zeros((20, 20), np.uint16)
+    for place in [(20.0, 5.0), (-1.0, 5.0), (5.0, float("nan"))]:
+        reject = prepare.prepare_frame(frame(depth_mm, place), 320.0, 16)
+        assert isinstance(reject, Reject) and reject.reason == "head centre outside the image"
+    assert prepare.prepare_frame(frame(depth_mm), 320.0, 16).reason == "no depth at the head centre"
+    depth_mm[10, 10] = 800
+    reject = prepare.prepare_frame(frame(depth_mm), 320.0, 16)
+    assert reject.reason == "almost no depth in the crop" and reject.detail == "0.2% of 20x20 px"
+    # Depth in metres, stored as whole numbers: the box would have 10^8 pixels.
+    assert (
+        prepare.prepare_frame(frame(np.ones((20, 20), np.uint16), focal=365), 320.0, 16).reason
+        == "almost no depth in the crop"
+    )
+
+
+def test_a_crop_that_leaves_the_image_is_padded():
+    gray, depth_mm, row = prepare.prepare_frame(frame(np.full((20, 20), 800, np.uint16), (0.0, 19.0)), 320.0, 20)
+    assert (row["box_x"], row["box_y"], row["box_w"], row["box_h"]) == (-9, 10, 20, 20) or row["box_w"] == 20
+    inside = np.zeros((20, 20), bool)
+    inside[: 20 - row["box_y"], -row["box_x"] :] = True
+    np.testing.assert_array_equal(depth_mm, np.where(inside, 800, 0))
+    np.testing.assert_array_equal(gray, np.where(inside, 99, 0))
+    assert (row["yaw"], row["pitch"], row["roll"], row["distance_mm"]) == (1.0, 2.0, 3.0, 800.0)
+
+
+class DyingSource(FolderSource):
+    """Ends the process that loads."""
+
+    def load(self, start, stop):
+        os._exit(9)
+
+
+def test_a_worker_that_dies_is_said(raw, tmp_path):
+    with pytest.raises(FaceDepthError, match="a worker process died"):
+        prepare.prepare(DyingSource(str(raw), focal=100), tmp_path / "out", size=24, workers=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"size": 4}, {"face_mm": 0.0}, {"face_mm": float("nan")}, {"workers": -1}, {"shard": (2, 2)}, {"shard": (0, 0)}],
+)
+def test_settings_that_make_no_sense(raw, tmp_path, settings):
+    with pytest.raises(FaceDepthError):
+        run(raw, tmp_path / "out", **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_line_bad_input(raw, tmp_path):
+    """One sentence, exit code 1 (2 for the flags themselves), nothing written. One process, for starting is slow."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.txt").write_text("years of work")
+    shutil.copytree(raw, tmp_path / "twice")
+    with (tmp_path / "twice" / "index.csv").open("a") as file:
+        file.write("f000,s0,1,0g.png,0d.png,20,20\n")
+    before = sorted(tmp_path.rglob("*"))
+    here, out = [*FLAGS, f"--raw={raw}"], f"--out={tmp_path / 'out'}"
+    cases = [
+        ([*FLAGS, f"--raw={tmp_path / 'none'}", out], 1, "does not exist"),
+        ([*FLAGS, f"--raw={other}", out], 1, "index.csv does not exist"),
+        ([*FLAGS, f"--raw={tmp_path / 'twice'}", out], 1, "is on line 2 already"),
+        (["--dataset=folder", f"--raw={raw}", out], 1, "give --focal"),
+        ([*here, f"--out={other}"], 1, "is no prepared data set; give another --out"),
+        ([*here, f"--out={other / 'thesis.txt'}"], 1, "is no prepared data set; give another --out"),
+        ([*here, f"--out={other / 'thesis.txt' / 'out'}"], 1, "cannot be written"),
+        ([*here, out, "--shard=2/2"], 1, "there is no shard 2/2"),
+        ([*here, out, "--size=2"], 1, "size"),
+        ([*here, out, "--focal=-1"], 1, "focal length"),
+        ([*here, out, "--shard=half"], 2, "invalid"),
+        ([*here, out, "--subjects=3"], 2, "--subjects is not for --dataset=folder"),
+        ([*FLAGS, out], 2, "needs --raw"),
+        (["--dataset=biwi", out], 2, "invalid choice"),
+        ([*here, out, "--nonsense=1"], 2, "unrecognized arguments"),
+    ]
+    code = f"""
+import contextlib, io, sys
+from facedepth_jax.data import prepare
+for flags, want, text in {cases!r}:
+    sys.argv[1:] = flags
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr):
+            prepare.main()
+        code = 0
+    except SystemExit as error:
+        code, said = (1, error.code) if isinstance(error.code, str) else (error.code, stderr.getvalue())
+    assert code == want and text in said and "Traceback" not in said, (flags, code, said)
+    assert want == 2 or said.startswith("error: ") and "\\n" not in said, said
+print("all said")
+"""
+    assert finish(start("-c", code)) == (0, "all said\n", "")
+    assert sorted(tmp_path.rglob("*")) == before
+    code, stdout, stderr = finish(start("-m", "facedepth_jax.prepare", *cases[0][0]))
+    assert (code, stdout) == (1, "") and stderr == f"error: the raw directory {tmp_path / 'none'} does not exist\n"
+
+
+def test_an_empty_out_directory_is_taken(raw, tmp_path, whole):
+    (tmp_path / "out").mkdir()
+    run(raw, tmp_path / "out")
+    assert contents(tmp_path / "out") == whole
