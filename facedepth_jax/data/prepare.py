@@ -150,7 +150,7 @@ def prepare_frame(frame: Frame, face_mm: float, size: int) -> tuple[np.ndarray, 
 
 
 def _make_chunks(job: _Job, numbers: list[int], workers: int) -> Iterator[tuple[int, int]]:
-    """Makes the chunks and yields the counts of frames and rejects of each; closing it leaves no process and no half chunk."""
+    """Makes the chunks, yields (frames, rejects) of each; closing it leaves no process and no half chunk."""
     if not workers or not numbers:
         yield from (_make_chunk(job, number) for number in numbers)
         return
