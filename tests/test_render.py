@@ -7,44 +7,39 @@ import pytest
 import trimesh
 from trimesh.ray.ray_pyembree import RayMeshIntersector
 
-from facedepth_jax.data.synthetic import render
+from facedepth_jax.data.synthetic import identity, render
 
 HEIGHT, WIDTH = 60, 80
 FOCAL = np.array([150.0, 140.0])
 CENTER = np.array([39.3, 30.6])
 
 
-def rays(height=HEIGHT, width=WIDTH, focal=FOCAL, center=CENTER):
-    y, x = np.mgrid[:height, :width]
-    return np.stack([(x - center[0]) / focal[0], (y - center[1]) / focal[1], np.ones((height, width))], -1)
+def rays(shift_px=(0.0, 0.0)):
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    x, y = x + shift_px[0], y + shift_px[1]
+    return np.stack([(x - CENTER[0]) / FOCAL[0], (y - CENTER[1]) / FOCAL[1], np.ones((HEIGHT, WIDTH))], -1)
 
 
 def embree(vertices, triangles):
-    """Depth (H, W), 0 = none, and triangle, -1 = none: embree says which triangle, float64 where it is hit."""
+    """Depth (H, W), 0 = none; triangle, -1 = none; and whether no edge passes within 1e-3 px of the pixel's centre.
+
+    Embree says which triangle, the depth is where the ray meets its plane, in float64.
+    """
     vertices = np.asarray(vertices, np.float64)
-    mesh = trimesh.Trimesh(vertices, triangles, process=False)
-    directions = rays().reshape(-1, 3)
-    hit = RayMeshIntersector(mesh).intersects_first(np.zeros_like(directions), directions)
+    caster = RayMeshIntersector(trimesh.Trimesh(vertices, triangles, process=False))
+
+    def first(shift_px):
+        directions = rays(shift_px).reshape(-1, 3)
+        return caster.intersects_first(np.zeros_like(directions), directions)
+
+    hit = first((0, 0))
+    shifts = 1e-3 * np.array([(1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7)])
+    clear = np.all([first(shift) == hit for shift in shifts], 0)
     a, b, c = (vertices[triangles[:, i]][hit] for i in range(3))
     normal = np.cross(b - a, c - a)
-    depth = (normal * a).sum(1) / np.where(hit >= 0, (normal * directions).sum(1), 1)
-    return np.where(hit >= 0, depth, 0).reshape(HEIGHT, WIDTH), hit.reshape(HEIGHT, WIDTH)
-
-
-def pixels_on_edges(vertices, triangles, within_px):
-    """Pixels whose centre lies within `within_px` of an edge's projection; those may go either way."""
-    points = np.asarray(vertices, np.float64)
-    xy = points[:, :2] / points[:, 2:] * FOCAL + CENTER
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    centers = np.stack([x, y], -1).reshape(-1, 1, 2).astype(np.float64)
-    near = np.zeros(HEIGHT * WIDTH, bool)
-    edges = np.unique(np.sort(triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), 1), axis=0)
-    for part in np.array_split(edges, max(1, len(edges) // 500)):
-        a, b = xy[part[:, 0]], xy[part[:, 1]]
-        along = ((centers - a) * (b - a)).sum(-1) / np.maximum(((b - a) ** 2).sum(-1), 1e-12)
-        distance = np.linalg.norm(centers - a - np.clip(along, 0, 1)[..., None] * (b - a), axis=-1)
-        near |= (distance < within_px).any(1)
-    return near.reshape(HEIGHT, WIDTH)
+    depth = (normal * a).sum(1) / np.where(hit >= 0, (normal * rays().reshape(-1, 3)).sum(1), 1)
+    shape = HEIGHT, WIDTH
+    return np.where(hit >= 0, depth, 0).reshape(shape), hit.reshape(shape), clear.reshape(shape)
 
 
 def rasterize(vertices, triangles, capacity=1_000_000):
@@ -65,6 +60,11 @@ def icosphere():
     return (mesh.vertices + [20, -10, 700]).astype(np.float32), mesh.faces.astype(np.int32)
 
 
+def head():
+    mesh = identity.head()
+    return (mesh.vertices + np.float32([10, 0, 500])).astype(np.float32), np.asarray(mesh.triangles, np.int32)
+
+
 def big():
     vertices, triangles = soup(3, 6, 1)
     vertices = (vertices - vertices.reshape(-1, 3, 3).mean(1).repeat(3, 0)) * [900, 900, 60] + [0, 0, 800]
@@ -83,6 +83,7 @@ MESHES = {
     "small": lambda: soup(1, 2000, 4),
     "medium": lambda: soup(2, 150, 40),
     "icosphere": icosphere,
+    "head": head,
     "big": big,
     "slivers": slivers,
 }
@@ -93,8 +94,78 @@ def test_hits_and_depth_are_embrees(name):
     vertices, triangles = MESHES[name]()
     raster = rasterize(vertices, triangles)
     assert not raster.overflow
-    depth, hit = embree(vertices, triangles)
-    clear = ~pixels_on_edges(vertices, triangles, 1e-3)
-    assert clear.mean() > 0.5 and (hit >= 0)[clear].mean() > 0.1
+    depth, hit, clear = embree(vertices, triangles)
+    assert clear.mean() > 0.95 and (hit >= 0)[clear].mean() > 0.1
     np.testing.assert_array_equal((raster.triangle >= 0)[clear], (hit >= 0)[clear])
     np.testing.assert_allclose(np.asarray(raster.depth_mm)[clear], depth[clear], atol=0.01, rtol=0)
+
+
+def test_barycentric_weights_are_perspective_correct():
+    vertices, triangles = MESHES["medium"]()
+    raster = rasterize(vertices, triangles)
+    hit = np.asarray(raster.triangle) >= 0
+    weights = np.asarray(raster.barycentric)
+    assert (weights >= 0).all()
+    np.testing.assert_allclose(weights[hit].sum(-1), 1, atol=1e-6)
+    assert (weights[~hit] == 0).all() and (np.asarray(raster.depth_mm)[~hit] == 0).all()
+    # The positions, interpolated, are the points where the rays hit.
+    points = np.asarray(render.interpolate(raster, triangles, jnp.asarray(vertices)))
+    expected = rays() * np.asarray(raster.depth_mm)[..., None]
+    np.testing.assert_allclose(points, expected, atol=0.01)
+
+
+def test_triangles_too_near_or_behind_are_left_out():
+    wall = np.array([[-500, -500, 900], [500, -500, 900], [0, 900, 900]])
+    near = np.array([[-50, -50, 200], [50, -50, 200], [0, 50, render.NEAR_MM - 1]])
+    behind = np.array([[-50, -50, 200], [50, -50, 200], [0, 50, -300]])
+    vertices = np.concatenate([wall, near, behind]).astype(np.float32)
+    raster = rasterize(vertices, np.arange(9, dtype=np.int32).reshape(3, 3))
+    assert set(np.unique(raster.triangle)) <= {-1, 0}
+    assert raster.triangle[30, 40] == 0
+    empty = rasterize(vertices[3:], np.arange(6, dtype=np.int32).reshape(2, 3))
+    assert (np.asarray(empty.depth_mm) == 0).all() and not empty.overflow
+
+
+def test_overflow_is_flagged_exactly_when_the_buffer_is_too_small():
+    # Two triangles that cover 21 x 11 pixel centres, none of them on the diagonal.
+    xy = np.array([[-0.2, -0.2], [20.3, -0.2], [20.3, 10.2], [-0.2, 10.2]]) + [30, 20]
+    vertices = np.concatenate([(xy - CENTER) / FOCAL * 800, np.full((4, 1), 800)], 1)
+    triangles = np.array([[0, 1, 2], [0, 2, 3]], np.int32)
+    assert rasterize(vertices, triangles, 21 * 11 - 1).overflow
+    full = rasterize(vertices, triangles, 21 * 11)
+    assert not full.overflow
+    assert (np.asarray(full.triangle) >= 0).sum() == 21 * 11
+    # What lies between pixel centres costs nothing: needles between two columns.
+    needle = np.array([[0.4, 0], [0.6, 0], [0.5, 40.1]])
+    xy = (needle + np.arange(20)[:, None, None] * [1, 0] + [20, 10]).reshape(-1, 2)
+    vertices = np.concatenate([(xy - CENTER) / FOCAL * 800, np.full((60, 1), 800)], 1)
+    empty = rasterize(vertices, np.arange(60, dtype=np.int32).reshape(-1, 3), 1)
+    assert not empty.overflow and (np.asarray(empty.triangle) == -1).all()
+
+
+def test_a_batch_is_its_images():
+    vertices, triangles = MESHES["icosphere"]()
+    batch = np.stack([vertices, vertices + [5, 3, 40], vertices - [20, 0, 90]]).astype(np.float32)
+
+    def one(v):
+        return render.rasterize(v, triangles, FOCAL, CENTER, HEIGHT, WIDTH, 20_000)
+
+    together = jax.jit(jax.vmap(one))(batch)
+    for i, v in enumerate(batch):
+        for name, value in jax.jit(one)(v)._asdict().items():
+            np.testing.assert_allclose(getattr(together, name)[i], value, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_vertex_normals_are_trimeshs():
+    vertices, triangles = MESHES["icosphere"]()
+    vertices = vertices * np.float32([1, 1.3, 0.8])
+    vertices = np.concatenate([vertices, np.zeros((1, 3), np.float32)])  # belongs to no triangle
+    normals = np.asarray(jax.jit(lambda v: render.vertex_normals(v, triangles))(vertices))
+    mesh = trimesh.Trimesh(vertices, triangles, process=False)
+    expected = np.zeros_like(vertices, np.float64)
+    for i in range(3):
+        np.add.at(expected, triangles[:, i], mesh.face_normals * mesh.area_faces[:, None])
+    expected /= np.maximum(np.linalg.norm(expected, axis=1, keepdims=True), 1e-9)
+    np.testing.assert_allclose(normals, expected, atol=1e-5)
+    outward = vertices[:-1] - vertices[:-1].mean(0)
+    assert ((normals[:-1] * outward).sum(1) > 0).all()
