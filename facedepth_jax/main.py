@@ -28,13 +28,24 @@ def main(argv):
     absl_logging.set_verbosity(absl_logging.WARNING)  # or Orbax tells the story of every save
     if MULTIHOST.value:
         jax.distributed.initialize()
-    config = CONFIG.value
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0])
+    if not path.is_file():
+        sys.exit(f"error: There is no config file {path}; the project's own are in configs/.")
+    config, name = CONFIG.value, path.stem
     try:
         train.run(config, pathlib.Path(WORKDIR.value or f"runs/{name}-{config.method}"))
     except FaceDepthError as error:
         sys.exit(f"error: {error}")
 
 
+def parse(argv):
+    """absl's parsing, with one sentence where ml_collections raises for a key that is not there."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        name = str(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("'\"")
+        sys.exit(f"error: The config has no such key: {name}")
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -27,6 +27,7 @@ from facedepth_jax.state import Net, NetState, adam, forward, init_net, init_sta
 from facedepth_jax.stopping import stop_event
 
 SAMPLES = 8  # faces in a picture
+MEAN_MAP = "mean training map"
 EVALUATION_BATCH = 32  # images a device; no figure depends on it
 
 
@@ -138,11 +139,14 @@ def _finish(config, workdir, data, evaluation, generator: NetState):
     files.write_json(workdir / "results.json", results)
     files.write_bytes(workdir / "samples/test.png", pictures.encode_png(_grid(sample)))
     files.write_npz(workdir / "samples/test.npz", sample)
+    columns = {MEAN_MAP: mean_map, config.method: test}
     table = "\n".join(
-        markdown_table(
-            {"mean training map": mean_map[part], config.method: test[part]}, f"{title}, n = {test['n_frames']} frames"
+        markdown_table({name: figures[part] for name, figures in columns.items()}, caption, baseline=MEAN_MAP)
+        for part, caption in (
+            ("all", f"all pixels, n = {test['n_frames']} frames"),
+            ("valid", f"pixels with depth, n = {test['n_frames'] - test['n_frames_without_depth']} frames"),
+            ("mm", f"millimetres, n = {test['n_pixels_mm']} pixels"),
         )
-        for part, title in (("all", "all pixels"), ("valid", "pixels with depth"), ("mm", "millimetres"))
     )
     files.write_bytes(workdir / "results.md", table.encode())
     print(f"\n{table}\nTest faces: {workdir}/samples/test.png   figures: {workdir}/results.md, results.json")
@@ -237,7 +241,7 @@ class Generator:
 def load_generator(run_dir) -> Generator:
     """The generator of a run from its `config.json` and `generator.safetensors`. Raises FaceDepthError without them."""
     run_dir = pathlib.Path(run_dir)
-    if not run_dir.is_dir():
+    if not (run_dir / "config.json").is_file():
         raise FaceDepthError(f"There is no run in {run_dir}: give the --workdir of a training.")
     config = ml_collections.ConfigDict(files.read_json(run_dir / "config.json"))
     _, nets = _build(config)
@@ -289,6 +293,8 @@ def make_source(dataset, raw_dir, options):
         from facedepth_jax.data.synthetic import SyntheticSource
 
         return SyntheticSource(**options)
+    if not raw_dir:
+        raise FaceDepthError("config.data.raw_dir is empty: name the directory with index.csv.")
     from facedepth_jax.data.folder import FolderSource
 
     return FolderSource(raw_dir, **options)
