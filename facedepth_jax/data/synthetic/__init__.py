@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from facedepth_jax.data.frames import Frame, FrameInfo
-from facedepth_jax.data.synthetic.scene import SEQUENCES, Camera, Scene, frame_scene, render_batch
+from facedepth_jax.data.synthetic.scene import SEQUENCES, Camera, Scene, capacity, frame_scene, render_batch
 from facedepth_jax.errors import FaceDepthError
 
 BATCH_FRAMES = 16  # rendered at once, at fixed positions of the index
@@ -101,15 +101,16 @@ class SyntheticSource:
         scenes = [self.scene(p) for p in positions]
         cameras = [window(s, self.sensor, self.image_size) for s in scenes]
         stack = functools.partial(jax.tree.map, lambda *leaves: np.stack(leaves))
-        gray, depth, overflow = jax.device_get(
-            render_batch(stack(*scenes), stack(*cameras), self.seed, (self.image_size,) * 2, self.sensor)
-        )
+        size = (self.image_size, self.image_size)
+        room = capacity(SENSORS[self.sensor][0][0], size)
+        rendered = render_batch(stack(*scenes), stack(*cameras), self.seed, size, self.sensor, room)
+        gray, depth, overflow = jax.device_get(rendered)
         for position in range(start, stop):
             i = position - first
             if overflow[i]:
                 raise FaceDepthError(
-                    f"synthetic faces: frame {infos[position].frame} has too many fragments for the rasteriser; "
-                    "use a larger image_size."
+                    f"synthetic faces: frame {infos[position].frame} does not fit the rasteriser's buffer; "
+                    "choose another seed or image_size."
                 )
             scene, camera = scenes[i], cameras[i]
             x, y = scene.head_mm[:2] / scene.head_mm[2] * camera.focal_px + camera.center_px

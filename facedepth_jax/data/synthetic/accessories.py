@@ -258,8 +258,9 @@ def _curtain(person, skin, thickness):
     sideways = 1 - np.abs(np.cos(a))
     radius = radius + sideways * 10 * _ramp(y, -45, -10)  # over the ears
     radius += (1.5 + 5 * person.hair_curl) * np.sin(11 * a + 0.08 * y + 20 * person.look[5]) * _ramp(t, 0.2, 0.6)
-    radius[:, [0, -1]] -= 16  # rolled in beside the face
-    radius[:, [1, -2]] -= 4
+    inwards = 14 + 26 * below[:, [0, -1]]  # rolled in beside the face and under the jaw
+    radius[:, [0, -1]] -= inwards
+    radius[:, [1, -2]] -= 0.3 * inwards
     radius[0] -= 9  # begins under the hair on top
     points = _from_polar(a, radius, y, centre)
     low = y.ravel() > 95
@@ -396,8 +397,8 @@ def _collar(person, skin, kind):
     profile = {
         "scarf": [(2, 96, 66), (22, 98, 64), (34, 122, 88), (32, 150, 112), (8, 172, 132)],
         "turtleneck": [(2, 106, 72), (5, 104, 70), (7, 118, 88), (8, 138, 104), (12, 160, 122)],
-        "shirt": [(4, 132, 92), (7, 126, 86), (12, 134, 92), (20, 150, 104), (24, 158, 110)],
-        "hood": [(4, 150, 104), (20, 150, 84), (38, 158, 84), (46, 168, 100), (34, 180, 124)],
+        "shirt": [(2, 134, 94), (4, 122, 84), (7, 124, 85), (12, 142, 98), (15, 150, 106)],
+        "hood": [(2, 146, 104), (12, 146, 88), (24, 154, 86), (30, 166, 100), (20, 176, 122)],
     }[kind]
     out = []
     for r, (wide, front_y, back_y) in enumerate(profile):

@@ -24,7 +24,7 @@ SPREAD = {
     "": 0.3, "head-scale": 0.22, "head-scale-vert": 0.12, "head-angle": 0.12, "head-back": 0.2, "head-fat": 0.3,
     "neck": 0.16, "neck-scale-vert": 0.1, "neck-trans": 0.1, "neck-double": 0.3, "measure": 0.22,
     "measure-neck-height": 0.1, "torso": 0.16, "ear": 0.28, "ear-wing": 0.22, "ear-trans": 0.18, "eye": 0.28,
-    "eye-scale": 0.22, "eye-trans": 0.22, "eye-bag": 0.35, "eye-height": 0.22, "eye-push": 0.25, "nose": 0.34,
+    "eye-scale": 0.22, "eye-trans": 0.22, "eye-bag": 0.35, "eye-height": 0.13, "eye-eyefold": 0.2, "eye-push": 0.25, "nose": 0.34,
     "nose-trans": 0.2, "nose-base": 0.28, "nose-compression": 0.2, "mouth": 0.3, "mouth-trans": 0.2,
     "mouth-angles": 0.2, "mouth-laugh": 0.3, "mouth-dimples": 0.2, "chin": 0.33, "chin-jaw-drop": 0.22,
     "chin-cleft": 0.2, "cheek": 0.34, "forehead": 0.24, "forehead-scale-vert": 0.12, "forehead-nubian": 0.2,
@@ -234,7 +234,7 @@ def person(seed: int, number: int) -> Person:
         glasses=str(rng.choice(GLASSES, p=[0.7, 0.1, 0.14, 0.06])),
         glasses_mm=float(rng.uniform(1.6, 4.6)),
         glasses_size=float(rng.uniform(0.88, 1.12)),
-        clothes=str(rng.choice(CLOTHES, p=[0.34, 0.16, 0.22, 0.12, 0.16])),
+        clothes=str(rng.choice(CLOTHES, p=[0.4, 0.2, 0.2, 0.08, 0.12])),
         expressive=float(rng.uniform(0.6, 1.25)),
         look=rng.random(8).astype(np.float32),
     )

@@ -25,7 +25,6 @@ from facedepth_jax.data.synthetic.render import interpolate, rasterize, vertex_n
 SEQUENCES = 5  # S1 yaw, S2 pitch, S3 roll, S4 and S5 free
 LIMITS_DEG = {"yaw": 75.0, "pitch": 45.0, "roll": 40.0}
 PIVOT_MM = np.array([0.0, 78.0, 34.0], np.float32)  # of the head's turn on the neck, head frame
-FRAGMENTS_PER_PIXEL = 3  # room in the rasteriser
 NOISE_CELLS = 64  # along each axis of the noise block; a power of two
 SKIN, EYES, TEETH, CURTAIN, BUN, GLASSES, LENSES, HAT, COLLAR, HAND, SLEEVE, PHONE, BOTTLE = (
     PARTS.index(p) for p in ("skin", "left eye", "upper teeth", "curtain", "bun", "glasses", "lenses", "hat", "collar",
@@ -33,11 +32,11 @@ SKIN, EYES, TEETH, CURTAIN, BUN, GLASSES, LENSES, HAT, COLLAR, HAND, SLEEVE, PHO
 
 # Expressions as sums of face units (MakeHuman community's ARKit-like set); "*" stands for Left and Right.
 GESTURES = {
-    "smile": {"mouthSmile*": 0.8, "cheekSquint*": 0.5, "eyeSquint*": 0.25},
-    "laugh": {"mouthSmile*": 0.9, "cheekSquint*": 0.8, "jawOpen": 0.22, "mouthUpperUp*": 0.4, "eyeSquint*": 0.5},
+    "smile": {"mouthSmile*": 0.8, "cheekSquint*": 0.5, "eyeSquint*": 0.12},
+    "laugh": {"mouthSmile*": 0.9, "cheekSquint*": 0.8, "jawOpen": 0.22, "mouthUpperUp*": 0.4, "eyeSquint*": 0.2},
     "talk": {"jawOpen": 0.22, "mouthFunnel": 0.3, "mouthLowerDown*": 0.3},
     "surprise": {"browInnerUp": 0.8, "browOuterUp*": 0.8, "eyeWide*": 0.7, "jawOpen": 0.3},
-    "frown": {"browDown*": 0.9, "mouthFrown*": 0.6, "eyeSquint*": 0.3},
+    "frown": {"browDown*": 0.9, "mouthFrown*": 0.6, "eyeSquint*": 0.12},
     "pucker": {"mouthPucker": 0.8, "browDown*": 0.2},
     "puff": {"cheekPuff": 0.8, "mouthPress*": 0.3},
     "sneer": {"noseSneer*": 0.8, "browDown*": 0.5, "mouthUpperUp*": 0.4},
@@ -166,20 +165,20 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     vertices = hold(figure.vertices, who, holding if free and wears[3] and hold_now else "none", side, now)
 
     units = _expression(always, who.expressive, t, 1.0 if free else 0.6)
-    if now.random() < 0.07:
+    if now.random() < 0.04:
         units["eyeBlinkLeft"] = units["eyeBlinkRight"] = float(now.uniform(0.5, 1))
 
     distance = always.uniform(750, 1250) + 40 * math.sin(6 * t + always.uniform(0, 6)) + now.normal(0, 4)
     offset = always.uniform(-1, 1, 2) * [0.16, 0.09] * distance + now.normal(0, 4, 2)
     body = angles * [0.18, 0.06, 0.06] + always.normal(0, [6, 3, 2])
 
-    key = always.uniform(0.25, 0.95)
+    key = always.uniform(0.45, 1.1)
     fill = always.uniform(0.0, 0.4)
     lights = np.array([
         [*_direction(always.normal(0, 45), always.uniform(0, 65)), key],
         [*_direction(always.uniform(-110, 110), always.uniform(-15, 50)), fill],
     ])  # fmt: skip
-    ambient = always.uniform(0.18, 0.55)
+    ambient = always.uniform(0.1, 0.4)
 
     cloth_gray, hat_gray, scarf_gray = (
         float(always.choice([0.04, 0.1, 0.25, 0.45, 0.7]) * always.uniform(0.8, 1.2)) for _ in range(3)
@@ -189,7 +188,7 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     cloth_gray = usual if always.random() < 0.7 else cloth_gray
     hair_infrared = 0.1 + 0.75 * who.hair
     albedo = {
-        "left eye": 0.62, "right eye": 0.62, "upper teeth": 0.6, "lower teeth": 0.55, "curtain": who.hair, "bun": who.hair,
+        "left eye": 0.5, "right eye": 0.5, "upper teeth": 0.6, "lower teeth": 0.55, "curtain": who.hair, "bun": who.hair,
         "glasses": 0.03 + 0.3 * (who.look[0] > 0.75), "lenses": 0.025, "hat": hat_gray,
         "collar": scarf_gray if wear.scarf else cloth_gray * 1.08, "hand": who.skin * 0.98, "sleeve": cloth_gray,
         "phone": 0.04, "bottle": float(always.choice([0.08, 0.3, 0.6])),
@@ -214,7 +213,7 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     wall = always.uniform(distance + 450, 4200)
     tilt = always.normal(0, 0.25, 2) / wall
     room = np.array([1 / wall, *tilt, always.uniform(0.12, 0.75), *always.normal(0, 0.35, 2), always.random() < 0.8,
-                     always.uniform(0, 0.15)])  # fmt: skip
+                     always.uniform(0, 0.06)])  # fmt: skip
     corner = always.uniform(-0.75, 0.55, (5, 2))
     size = always.uniform(0.05, 0.5, (5, 2))
     z = always.uniform(distance + 350, max(wall, distance + 400), 5)
@@ -226,7 +225,7 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
 
     # An automatic exposure that aims at the skin, and misses.
     level = who.skin * (ambient * 0.85 + 0.62 * key + 0.3 * fill)
-    exposure = (0.34 * always.uniform(0.7, 1.35) * (0.45 + 1.1 * who.skin)) / level * now.uniform(0.97, 1.03)
+    exposure = (0.38 * always.uniform(0.7, 1.35) * (0.45 + 1.1 * who.skin)) / level * now.uniform(0.97, 1.03)
     lens = np.array([exposure, always.uniform(1.7, 2.3), always.uniform(0, 0.25), always.uniform(0.004, 0.016),
                      always.uniform(0.1, 0.8), always.uniform(0, 0.025)])  # fmt: skip
     gaze = always.normal(0, 5, 2) + now.normal(0, 3, 2) + 0.3 * angles[[0, 1]] * [1, -1]
@@ -320,8 +319,8 @@ def _light_tables():
     sky[: len(mesh.vertices)] = mesh.sky
     ambient[: len(mesh.vertices)] = mesh.ambient
     eyes = (mesh.part == 1) | (mesh.part == 2)
-    ambient[: len(mesh.vertices)][eyes] = 0.7
-    sky[: len(mesh.vertices)][eyes] = sky[-1] * 0.8
+    ambient[: len(mesh.vertices)][eyes] = 0.6
+    sky[: len(mesh.vertices)][eyes] = sky[-1] * 0.65
     ambient[: len(mesh.vertices)] *= 1 - 0.75 * mesh.masks["inside_mouth"]
     return sky, ambient
 
@@ -381,8 +380,8 @@ def _textures(scene: Scene, at):
     # Hairs run down from the crown; curls have no direction.
     azimuth = x / (jnp.abs(x) + jnp.abs(behind) + 1e-3)  # of a square, not a circle: cheaper, and nobody sees it
     azimuth = jnp.where(behind > 0, 2 - azimuth, azimuth)
-    hairs = _grain(jnp.stack([azimuth * 75, y / 14 + phase * 48, 0 * y], -1), 1.0, 0)
-    locks = (1 - curl) * hairs + curl * 0.8 * _grain(at, 3.2, 0) + 0.5 * _grain(at, 4.0, 1)
+    hairs = _grain(jnp.stack([azimuth * 100, y / 14 + phase * 48, 0 * y], -1), 1.0, 0)
+    locks = (1 - curl) * hairs + curl * 0.8 * _grain(at, 2.2, 0) + 0.3 * _grain(at, 4.0, 1)
     return _grain(at + 48 * phase, 1.1, 0), _grain(at + 97 * phase, 2.3, 1), hairs, locks
 
 
@@ -392,7 +391,7 @@ def _paint(scene: Scene, part, values, textures):
     fine, blotch, hairs, strand = textures
     (skin, lip, hair, brow, iris, brow_mm, arch_mm, texture, curl, hair_cover, beard_cover, infrared, hair_infrared, shine,
      brimmed, phase) = scene.skin  # fmt: skip
-    albedo = skin * (1 + texture * (0.035 * fine + 0.07 * blotch - 0.25 * _step(fine * blotch, 3.2, 4.2)))
+    albedo = skin * (1 + texture * (0.035 * fine + 0.055 * blotch - 0.25 * _step(fine * blotch, 3.2, 4.2)))
     red = _step(jnp.exp(-(((jnp.abs(x) - 36) / 18) ** 2) - ((y - 24) / 16) ** 2) * (z < -30), 0.2, 1.0)
     albedo *= 1 - 0.07 * red
     under_eye = jnp.exp(-(((jnp.abs(x) - 29) / 12) ** 2) - ((y - 7) / 5) ** 2) * (z < -40)
@@ -431,7 +430,7 @@ def _paint(scene: Scene, part, values, textures):
 
     # The eyeball: `at` is relative to its centre and looks along -z.
     from_axis = jnp.hypot(x, y)
-    eyeball = 0.6 - 0.1 * _step(from_axis, 7, 13)
+    eyeball = (0.3 + 0.4 * skin) * (1 - 0.3 * _step(-y, 2, 6)) * (1 - 0.3 * _step(from_axis, 7, 13))
     iris_tone = iris * (1 + 0.3 * fine)
     eye = jnp.select(
         [from_axis < 2.6, from_axis < 6.2, from_axis < 7.0],
@@ -520,14 +519,18 @@ def _develop(lens, radiance, key):
     return jnp.round(value * 255).astype(jnp.uint8)
 
 
-def cast(scene: Scene, camera: Camera, vertices, size_px: tuple[int, int]):
-    """One posed scene's first hits (render.Raster), without its room."""
-    return rasterize(vertices, topology().triangles, camera.focal_px, camera.center_px, *size_px,
-                     int(FRAGMENTS_PER_PIXEL * size_px[0] * size_px[1]))  # fmt: skip
+def capacity(focal_px: float, size_px: tuple[int, int]) -> int:
+    """Room for the rasteriser: a figure fills the picture, or is all in it. Twice what one in twenty frames needs."""
+    return 20_000 + int(min(4 * size_px[0] * size_px[1], 0.6 * focal_px**2))
 
 
-@functools.partial(jax.jit, static_argnames=("size_px", "sensor_name"))
-def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int], sensor_name: str):
+def cast(scene: Scene, camera: Camera, vertices, size_px: tuple[int, int], room: int):
+    """One posed scene's first hits (render.Raster), without the background; `room` as from `capacity`."""
+    return rasterize(vertices, topology().triangles, camera.focal_px, camera.center_px, *size_px, room)
+
+
+@functools.partial(jax.jit, static_argnames=("size_px", "sensor_name", "room"))
+def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int], sensor_name: str, room: int):
     """A batch of scenes, each through its own camera.
 
     Returns gray uint8 (B, H, W), depth uint16 (B, H, W) mm with 0 = none, and bool (B,): the rasteriser ran out of room.
@@ -546,7 +549,7 @@ def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int],
 
     shared = topology()
     vertices = stage(camera_vertices, scenes)
-    raster = stage(lambda s, c, v: cast(s, c, v, size_px), scenes, cameras, vertices)
+    raster = stage(lambda s, c, v: cast(s, c, v, size_px, room), scenes, cameras, vertices)
     values = stage(lambda r, t: interpolate(r, shared.triangles, t), raster, stage(_attributes, scenes, vertices))
     hit = raster.triangle >= 0
     part = jnp.asarray(shared.part[shared.triangles[:, 0]])[jnp.maximum(raster.triangle, 0)]

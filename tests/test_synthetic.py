@@ -1,0 +1,199 @@
+"""The synthetic faces against embree, Kabsch and plain projection; determinism, splits, spread of identities."""
+
+import functools
+import pickle
+
+import jax
+import numpy as np
+import pytest
+import trimesh
+
+from facedepth_jax.data.frames import SPLITS
+from facedepth_jax.data.synthetic import SENSORS, SyntheticSource, accessories, identity, scene, window
+from facedepth_jax.errors import FaceDepthError
+
+SIZE_PX = 96
+SOURCE = SyntheticSource(subjects=4, frames_per_sequence=3, image_size=SIZE_PX, seed=7)
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return list(SOURCE.load(0, 60))
+
+
+@functools.cache
+def posed(source, position):
+    """One frame's scene, camera and camera-frame vertices."""
+    s = source.scene(position)
+    return s, window(s, source.sensor, source.image_size), np.asarray(jax.jit(scene.camera_vertices)(s))
+
+
+def kabsch(points, moved):
+    """The rotation that takes `points` to `moved`, both (N, 3), by singular value decomposition."""
+    a, b = points - points.mean(0), moved - moved.mean(0)
+    u, _, vt = np.linalg.svd(a.T @ b)
+    d = np.diag([1, 1, np.sign(np.linalg.det(vt.T @ u.T))])
+    return vt.T @ d @ u.T
+
+
+def skull(vertices):
+    """Indices of head vertices that no expression moves: the back of the head."""
+    return np.nonzero((identity.head().vertices[:, 2] > 40) & (identity.head().follow == 1))[0]
+
+
+def test_index_names_splits_and_pickling():
+    source = pickle.loads(pickle.dumps(SyntheticSource(subjects=30, frames_per_sequence=2)))
+    index = source.index()
+    assert len(index) == 30 * 5 * 2 == len({i.frame for i in index})
+    assert index[0].frame == "s0001_1_0000" and index[-1].frame == "s0030_5_0001"
+    people = {s: {i.subject for i in index if i.split == s} for s in SPLITS}
+    assert [len(people[s]) for s in SPLITS] == [24, 3, 3]
+    assert not people["train"] & people["validation"] and not people["train"] & people["test"]
+    assert not people["validation"] & people["test"]
+    assert SyntheticSource(subjects=30, seed=1).splits() != source.splits()
+
+
+def test_frames_are_whole(frames):
+    assert len(frames) == 60
+    for frame, info in zip(frames, SOURCE.index(), strict=True):
+        assert frame.info == info
+        assert frame.gray.shape == frame.depth_mm.shape == (SIZE_PX, SIZE_PX)
+        assert frame.gray.dtype == np.uint8 and frame.depth_mm.dtype == np.uint16
+        seen = frame.depth_mm[frame.depth_mm > 0]
+        assert seen.min() >= 500 and seen.max() <= 4500
+        assert frame.gray.std() > 8
+
+
+def test_any_cut_gives_the_same_bits(frames):
+    for start, stop in ((16, 17), (30, 35), (59, 60)):
+        for got, want in zip(SOURCE.load(start, stop), frames[start:stop], strict=True):
+            assert got.info == want.info and got.head_xy == want.head_xy
+            np.testing.assert_array_equal(got.gray, want.gray)
+            np.testing.assert_array_equal(got.depth_mm, want.depth_mm)
+
+
+def test_seed_changes_everything():
+    a, b = (SyntheticSource(subjects=4, frames_per_sequence=3, seed=s).scene(0) for s in (7, 8))
+    assert np.abs(a.vertices - b.vertices)[: len(identity.head().vertices)].max() > 3
+    assert not np.allclose(a.angles_deg, b.angles_deg)
+
+
+def test_recorded_angles_are_those_of_the_mesh(frames):
+    for position in range(0, 60, 7):
+        s, _, vertices = posed(SOURCE, position)
+        at = skull(vertices)
+        r = kabsch(s.vertices[at].astype(np.float64), vertices[at].astype(np.float64))
+        # paper-notes: rx = atan2(R21, R22), ry = atan2(-R20, hypot(R21, R22)), rz = atan2(R10, R00)
+        pitch, yaw, roll = np.degrees(
+            [
+                np.arctan2(r[2, 1], r[2, 2]),
+                np.arctan2(-r[2, 0], np.hypot(r[2, 1], r[2, 2])),
+                np.arctan2(r[1, 0], r[0, 0]),
+            ]
+        )
+        frame = frames[position]
+        np.testing.assert_allclose([frame.yaw, frame.pitch, frame.roll], [yaw, pitch, roll], atol=0.01)
+
+
+def test_head_xy_is_the_head_centre(frames):
+    for position in range(0, 60, 7):
+        s, camera, vertices = posed(SOURCE, position)
+        at = skull(vertices)
+        r = kabsch(s.vertices[at].astype(np.float64), vertices[at].astype(np.float64))
+        centre = vertices[at].mean(0) - r @ s.vertices[at].mean(0)  # where the head frame's origin went
+        xy = centre[:2] / centre[2] * camera.focal_px + camera.center_px
+        np.testing.assert_allclose(frames[position].head_xy, xy, atol=0.02)
+        np.testing.assert_allclose(xy, (SIZE_PX - 1) / 2, atol=0.6)
+        np.testing.assert_array_equal(np.mod(camera.center_px - SENSORS["kinect_v2"][1], 1).round(3) % 1, 0)
+
+
+def test_depth_lies_on_the_head(frames):
+    near = 0
+    for position, frame in enumerate(frames):
+        z = SOURCE.scene(position).head_mm[2]
+        x, y = np.round(frame.head_xy).astype(int)
+        patch = frame.depth_mm[y - 3 : y + 4, x - 3 : x + 4]
+        assert 600 < z < 1400
+        near += z - 160 < np.median(patch[patch > 0]) < z + 20 if (patch > 0).any() else 0
+    assert near > 50  # the others have something in front
+
+
+def test_first_sequences_turn_one_angle_at_a_time():
+    source = SyntheticSource(subjects=12, frames_per_sequence=12)
+    frontal = []
+    for subject in range(12):
+        for sequence in range(5):
+            first = (subject * 5 + sequence) * 12
+            angles = np.array([source.scene(p).angles_deg for p in range(first, first + 12)])
+            span = np.ptp(angles, axis=0)
+            assert (np.abs(angles) <= [75, 45, 40]).all()
+            frontal.append((np.abs(angles) <= 10).all(1).mean())
+            if sequence < 3:
+                others = np.delete(angles, sequence, 1)
+                assert span[sequence] > 24 and np.abs(others).max() < 6.5
+                assert np.abs(np.diff(angles[:, sequence])).max() < 0.75 * span[sequence]  # it sweeps, it does not jump
+    assert 0.08 < np.mean(frontal) < 0.5
+
+
+def test_people_differ_more_than_expressions():
+    """Root mean square distance of the face's vertices, after the best rigid fit."""
+    mesh = identity.head()
+    face = (mesh.follow > 0.98) & (mesh.vertices[:, 2] < -20) & (mesh.part == 0) & (np.abs(mesh.vertices[:, 0]) < 65)
+
+    def distance(a, b):
+        r = kabsch(a, b)
+        moved = (a - a.mean(0)) @ r.T
+        return np.sqrt(((moved - (b - b.mean(0))) ** 2).sum(1).mean())
+
+    people = [identity.person(0, n).vertices[face].astype(np.float64) for n in range(1, 41)]
+    between = [distance(people[i], people[j]) for i in range(40) for j in range(i)]
+    deltas = np.stack([mesh.targets[n] for n in scene.unit_names()])[:, face]
+    source = SyntheticSource(subjects=40, frames_per_sequence=10)
+    within = []
+    for number in range(40):
+        units = [source.scene(number * 50 + k).units for k in (0, 13, 27, 33, 41, 48)]
+        faces = [people[number] + np.einsum("e,evi->vi", u, deltas) for u in units]
+        within += [distance(faces[i], faces[j]) for i in range(6) for j in range(i)]
+    assert np.median(between) > 2.5 * np.median(within)
+    assert np.min(between) > np.median(within)
+    assert 2.5 < np.median(between) < 9  # mm: people, not monsters
+
+
+def test_depth_of_the_figure_equals_embree():
+    for position in (1, 50):  # a bare face and a free sequence
+        s, camera, vertices = posed(SOURCE, position)
+        triangles = accessories.topology().triangles
+        raster = jax.jit(functools.partial(scene.cast, size_px=(SIZE_PX, SIZE_PX), room=60_000))(s, camera, vertices)
+        assert not raster.overflow
+        worn = (vertices[triangles][:, :, 2] > 0).all(1)
+        mesh = trimesh.Trimesh(vertices.astype(np.float64), triangles[worn], process=False)
+        y, x = np.mgrid[0:SIZE_PX, 0:SIZE_PX]
+        grid = np.stack([x, y], -1).reshape(-1, 2)
+        rays = np.concatenate([(grid - camera.center_px) / camera.focal_px, np.ones((len(grid), 1))], 1)
+        hits, ray, _ = mesh.ray.intersects_location(np.zeros_like(rays), rays, multiple_hits=False)
+        depth = np.zeros(len(rays))
+        depth[ray] = hits[:, 2]
+        ours = np.asarray(raster.depth_mm, np.float64).ravel()
+        assert ((ours > 0) != (depth > 0)).mean() < 0.001
+        both = (ours > 0) & (depth > 0)
+        assert both.mean() > 0.25
+        error = np.abs(ours - depth)[both]
+        assert np.percentile(error, 99.5) < 0.05 and (error > 1).mean() < 0.003
+
+
+def test_gray_and_depth_are_registered(frames):
+    """A person shifted against its own depth by 4 pixels loses: steps in depth are steps in gray."""
+    right = wrong = 0.0
+    for frame in frames:
+        depth = frame.depth_mm.astype(float)
+        step = (np.abs(np.diff(depth, axis=1)) > 300) & (depth[:, 1:] > 0) & (depth[:, :-1] > 0)
+        edge = np.abs(np.diff(frame.gray.astype(float), axis=1))
+        right += edge[step].sum()
+        wrong += edge[np.roll(step, 4, 1)].sum()
+    assert right > 1.5 * wrong
+
+
+def test_bad_settings():
+    for settings in ({"sensor": "lidar"}, {"subjects": 0}, {"seed": -1}, {"image_size": 8}):
+        with pytest.raises(FaceDepthError):
+            SyntheticSource(**settings)

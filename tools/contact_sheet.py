@@ -1,0 +1,74 @@
+"""Writes docs/synthetic_faces.png: one frame each of many synthetic people, then one person's five sequences.
+
+    python tools/contact_sheet.py
+
+Gray above depth; the colours run over 220 mm about the head centre, black is no depth.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from facedepth_jax.data.synthetic import SyntheticSource
+
+OUT = Path(__file__).parents[1] / "docs" / "synthetic_faces.png"
+TILE_PX, COLUMNS, ROWS = 84, 12, 8
+CROP_MM, DEPTH_MM = 330.0, 220.0
+GRAYS = 96  # levels, for the size of the file
+
+
+def tile(frame):
+    """Gray over depth, palette indices (2 TILE_PX, TILE_PX)."""
+    x, y = frame.head_xy
+    rows, columns = np.mgrid[0 : frame.depth_mm.shape[0], 0 : frame.depth_mm.shape[1]]
+    near = (np.hypot(columns - x, rows - y) < 12) & (frame.depth_mm > 0)
+    z = float(np.median(frame.depth_mm[near])) if near.any() else 1000.0
+    scale = CROP_MM * frame.focal_px[0] / z / TILE_PX
+    # Destination pixel -> source pixel.
+    warp = np.array([[scale, 0, x - scale * TILE_PX / 2], [0, scale, y - scale * TILE_PX / 2]])
+
+    def cut(image, how):
+        return cv2.warpAffine(
+            image, warp, (TILE_PX, TILE_PX), flags=how | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+        )
+
+    gray = cut(frame.gray, cv2.INTER_LINEAR).astype(int) * GRAYS // 256
+    depth = cut(frame.depth_mm, cv2.INTER_NEAREST).astype(float)
+    colour = np.clip((depth - z + 0.25 * DEPTH_MM) / DEPTH_MM, 0, 1)
+    colour = GRAYS + 1 + np.round((1 - colour) * (254 - GRAYS)).astype(int)
+    return np.vstack([gray, np.where(depth > 0, colour, GRAYS)]).astype(np.uint8)
+
+
+def palette():
+    gray = np.repeat(np.round(np.linspace(0, 255, GRAYS)).astype(np.uint8)[:, None], 3, 1)
+    ramp = np.linspace(0, 255, 255 - GRAYS).astype(np.uint8)[:, None]
+    turbo = cv2.applyColorMap(ramp, cv2.COLORMAP_TURBO)[:, 0, ::-1]
+    return np.concatenate([gray, np.zeros((1, 3), np.uint8), turbo])
+
+
+def main():
+    people = SyntheticSource(subjects=COLUMNS * ROWS, frames_per_sequence=COLUMNS)
+    per_person = 5 * COLUMNS
+    one_each = []
+    for person in range(COLUMNS * ROWS):
+        sequence, moment = person % 5, (person * 7) % COLUMNS
+        position = person * per_person + sequence * COLUMNS + moment
+        one_each.append(tile(next(people.load(position, position + 1))))
+    chosen = 4  # a person with much in the way
+    sequences = [tile(f) for f in people.load(chosen * per_person, (chosen + 1) * per_person)]
+
+    def grid(tiles):
+        return np.vstack([np.hstack(tiles[i : i + COLUMNS]) for i in range(0, len(tiles), COLUMNS)])
+
+    gap = np.full((10, COLUMNS * TILE_PX), GRAYS - 1, np.uint8)
+    picture = Image.fromarray(np.vstack([grid(one_each), gap, grid(sequences)]), mode="P")
+    picture.putpalette(palette().ravel().tolist())
+    OUT.parent.mkdir(exist_ok=True)
+    picture.save(OUT, optimize=True)
+    print(f"{OUT.name}: {picture.width} x {picture.height}, {OUT.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
