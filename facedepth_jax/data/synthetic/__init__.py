@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from facedepth_jax.data.frames import Frame, FrameInfo
-from facedepth_jax.data.synthetic.scene import SEQUENCES, Camera, Scene, capacity, frame_scene, render_batch
+from facedepth_jax.data.synthetic.scene import SEQUENCES, Camera, Scene, fragment_capacity, frame_scene, render_batch
 from facedepth_jax.errors import FaceDepthError
 
 BATCH_FRAMES = 16  # rendered at once, at fixed positions of the index
@@ -102,8 +102,8 @@ class SyntheticSource:
         cameras = [window(s, self.sensor, self.image_size) for s in scenes]
         stack = functools.partial(jax.tree.map, lambda *leaves: np.stack(leaves))
         size = (self.image_size, self.image_size)
-        room = capacity(SENSORS[self.sensor][0][0], size)
-        rendered = render_batch(stack(*scenes), stack(*cameras), self.seed, size, self.sensor, room)
+        capacity = fragment_capacity(SENSORS[self.sensor][0][0], size)
+        rendered = render_batch(stack(*scenes), stack(*cameras), self.seed, size, self.sensor, capacity)
         gray, depth, overflow = jax.device_get(rendered)
         for position in range(start, stop):
             i = position - first

@@ -413,6 +413,17 @@ def _collar(person, skin, kind):
     return np.stack(out).reshape(-1, 3)
 
 
+@functools.cache
+def _mean_normals():
+    """Unit normals of the mean head, (V, 3)."""
+    mesh = head()
+    a, b, c = (mesh.vertices[mesh.triangles[:, i]].astype(np.float64) for i in range(3))
+    normals = np.zeros((len(mesh.vertices), 3))
+    for i in range(3):
+        np.add.at(normals, mesh.triangles[:, i], np.cross(b - a, c - a))
+    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+
+
 @functools.lru_cache(maxsize=64)
 def dress(person: Person, wear: Wear) -> Figure:
     """A person with hair, beard, clothes and what else they have on."""
@@ -430,11 +441,7 @@ def dress(person: Person, wear: Wear) -> Figure:
     outwards /= np.linalg.norm(outwards, axis=1, keepdims=True)
     haired = skin + outwards * thickness[:, None]
 
-    a, b, c = (mesh.vertices[mesh.triangles[:, i]] for i in range(3))
-    normals = np.zeros_like(skin)
-    for i in range(3):
-        np.add.at(normals, mesh.triangles[:, i], np.cross(b - a, c - a))
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+    normals = _mean_normals()
     y = mesh.vertices[:, 1]
     grown = {"full": 5 + 14 * person.beard_length, "goatee": 4 + 8 * person.beard_length,
              "moustache": 3 + 3 * person.beard_length}.get(person.beard, 0)  # fmt: skip

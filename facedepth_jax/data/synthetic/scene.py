@@ -519,18 +519,18 @@ def _develop(lens, radiance, key):
     return jnp.round(value * 255).astype(jnp.uint8)
 
 
-def capacity(focal_px: float, size_px: tuple[int, int]) -> int:
+def fragment_capacity(focal_px: float, size_px: tuple[int, int]) -> int:
     """Room for the rasteriser: a figure fills the picture, or is all in it. Twice what one in twenty frames needs."""
     return 20_000 + int(min(4 * size_px[0] * size_px[1], 0.6 * focal_px**2))
 
 
-def cast(scene: Scene, camera: Camera, vertices, size_px: tuple[int, int], room: int):
-    """One posed scene's first hits (render.Raster), without the background; `room` as from `capacity`."""
-    return rasterize(vertices, topology().triangles, camera.focal_px, camera.center_px, *size_px, room)
+def cast(scene: Scene, camera: Camera, vertices, size_px: tuple[int, int], capacity: int):
+    """One posed scene's first hits (render.Raster), without the background; `capacity` from `fragment_capacity`."""
+    return rasterize(vertices, topology().triangles, camera.focal_px, camera.center_px, *size_px, capacity)
 
 
-@functools.partial(jax.jit, static_argnames=("size_px", "sensor_name", "room"))
-def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int], sensor_name: str, room: int):
+@functools.partial(jax.jit, static_argnames=("size_px", "sensor_name", "capacity"))
+def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int], sensor_name: str, capacity: int):
     """A batch of scenes, each through its own camera.
 
     Returns gray uint8 (B, H, W), depth uint16 (B, H, W) mm with 0 = none, and bool (B,): the rasteriser ran out of room.
@@ -549,7 +549,7 @@ def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int],
 
     shared = topology()
     vertices = stage(camera_vertices, scenes)
-    raster = stage(lambda s, c, v: cast(s, c, v, size_px, room), scenes, cameras, vertices)
+    raster = stage(lambda s, c, v: cast(s, c, v, size_px, capacity), scenes, cameras, vertices)
     values = stage(lambda r, t: interpolate(r, shared.triangles, t), raster, stage(_attributes, scenes, vertices))
     hit = raster.triangle >= 0
     part = jnp.asarray(shared.part[shared.triangles[:, 0]])[jnp.maximum(raster.triangle, 0)]

@@ -1,0 +1,80 @@
+"""Speed of the synthetic faces: whole frames a second, and what each stage takes of a frame.
+
+    taskset -c 0 python benchmarks/synthetic.py [image size in pixels]
+
+Medians of repeated batches, compile time apart. Times are the process's CPU seconds where it has one core to itself, so
+that neighbours on a shared machine count less.
+"""
+
+import functools
+import os
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+
+from facedepth_jax.data.synthetic import BATCH_FRAMES, SENSORS, SyntheticSource, scene, sensor, window
+from facedepth_jax.data.synthetic.render import interpolate
+
+REPEATS = 9
+
+
+def seconds(function, *inputs):
+    """Median seconds of a call, and those of the first one (which compiles)."""
+    clock = time.process_time if len(os.sched_getaffinity(0)) == 1 else time.perf_counter
+    times = []
+    for _ in range(REPEATS + 1):
+        start = clock()
+        jax.block_until_ready(function(*inputs))
+        times.append(clock() - start)
+    return statistics.median(times[1:]), times[0]
+
+
+def main(size_px):
+    source = SyntheticSource(image_size=size_px)
+    size = (size_px, size_px)
+    capacity = scene.fragment_capacity(SENSORS[source.sensor][0][0], size)
+    positions = iter(range(0, 10**6))
+    source.scene(0)
+
+    def draw():
+        return [source.scene(next(positions)) for _ in range(BATCH_FRAMES)]
+
+    scenes = [source.scene(p * 97) for p in range(BATCH_FRAMES)]
+    cameras = [window(s, source.sensor, size_px) for s in scenes]
+    stack = functools.partial(jax.tree.map, lambda *leaves: np.stack(leaves))
+    scenes, cameras = jax.device_put((stack(*scenes), stack(*cameras)))
+
+    def loop(function):
+        return jax.jit(lambda *batch: jax.lax.map(lambda item: function(*item), batch))
+
+    render = jax.jit(lambda s, c: scene.render_batch(s, c, 0, size, source.sensor, capacity))
+    pose, attributes = loop(scene.camera_vertices), loop(scene._attributes)
+    cast = loop(lambda s, c, v: scene.cast(s, c, v, size, capacity))
+    spread = loop(lambda r, t: interpolate(r, scene.topology().triangles, t))
+    measure = loop(sensor.kinect_v2)
+    vertices = pose(scenes)
+    raster, table = cast(scenes, cameras, vertices), attributes(scenes, vertices)
+    keys = jax.random.split(jax.random.key(0), BATCH_FRAMES)
+    ones = np.ones(raster.depth_mm.shape, np.float32)
+    whole, first = seconds(render, scenes, cameras)
+    rows = {
+        "drawing the scene (host)": seconds(draw)[0],
+        "posing": seconds(pose, scenes)[0],
+        "light on vertices": seconds(attributes, scenes, vertices)[0],
+        "rasteriser": seconds(cast, scenes, cameras, vertices)[0],
+        "interpolation": seconds(spread, raster, table)[0],
+        "sensor": seconds(measure, keys, raster.depth_mm, ones, ones)[0],
+    }
+    total = whole + rows["drawing the scene (host)"]
+    print(f"{BATCH_FRAMES / total:.0f} whole frames a second at {size_px} x {size_px}; compile {first - whole:.1f} s")
+    for name, value in rows.items():
+        print(f"{name:26s} {1e3 * value / BATCH_FRAMES:6.2f} ms  {value / total:5.2f} of a frame")
+    rest = total - sum(rows.values())
+    print(f"{'paint, room, camera':26s} {1e3 * rest / BATCH_FRAMES:6.2f} ms  {rest / total:5.2f} of a frame")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 192)
