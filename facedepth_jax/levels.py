@@ -30,7 +30,7 @@ class DepthCode:
 
 
 def levels_from_mm(depth_mm, code: DepthCode):
-    """Millimetres (any shape, 0 = none) -> whole levels 0..255, float32; clipped at both ends, `none_level` where none."""
+    """Millimetres (any shape, 0 = none) -> whole levels, float32, clipped to 0..255; `none_level` where none."""
     depth_mm = jnp.asarray(depth_mm)
     levels = jnp.clip(jnp.round((depth_mm.astype(jnp.float32) - code.offset_mm) / code.step_mm), 0, 255)
     return jnp.where(depth_mm > 0, levels, jnp.float32(code.none_level))

@@ -18,7 +18,8 @@ from facedepth_jax import files, mesh, pictures, steps
 from facedepth_jax.checkpoint import Checkpoints, load_weights, save_weights
 from facedepth_jax.data import arrays as arrays_on_disk
 from facedepth_jax.data import pipeline
-from facedepth_jax.data.prepare import prepare
+from facedepth_jax.data.frames import SPLITS
+from facedepth_jax.data.prepare import make_source, prepare
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.evaluate import evaluate, markdown_table, mean_map_baseline
 from facedepth_jax.levels import DepthCode, image_from_gray, levels_from_image, mm_from_levels
@@ -40,8 +41,9 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
     method, nets = _build(config)
     devices = mesh.make_mesh()
     mesh.check_batch_size(devices, config.train.batch_size, "train.batch_size")
-    data = _open_data(config)
-    train_rows, validation_rows = data.rows("train"), data.rows("validation")
+    stop = stop_event()
+    data = _open_data(config, stop)
+    train_rows, validation_rows, _ = (data.rows(split) for split in SPLITS)  # an empty one is found now
     _write_config(config, workdir)
 
     state = init_state(nets, config.seed, config.data.size)
@@ -64,7 +66,6 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
         processes=jax.process_count(),
     )
     logs = Logs(workdir, start, config.train.steps)
-    stop = stop_event()
     clock = Clock(config.train.batch_size)
     pending = None  # the metrics of the step before: read one step late, so that the device never waits for the host
 
@@ -275,29 +276,17 @@ def _code(config):
     return DepthCode(**config.code.to_dict())
 
 
-def _open_data(config):
+def _open_data(config, stop):
     """The arrays, prepared first if the config says from what."""
     data = config.data
     if data.dataset and jax.process_index() == 0:
         source = make_source(data.dataset, data.raw_dir, data.options.to_dict())
-        prepare(source, data.dir, face_mm=data.face_mm, size=data.size, workers=data.workers)
+        prepare(source, data.dir, face_mm=data.face_mm, size=data.size, workers=data.workers, stopped=stop.is_set)
     _wait_for_all("prepared")
     opened = arrays_on_disk.open(data.dir)
     if opened.gray.shape[1] != data.size:
         raise FaceDepthError(f"{data.dir} holds images of {opened.gray.shape[1]} px, data.size is {data.size}.")
     return opened
-
-
-def make_source(dataset, raw_dir, options):
-    if dataset == "synthetic":
-        from facedepth_jax.data.synthetic import SyntheticSource
-
-        return SyntheticSource(**options)
-    if not raw_dir:
-        raise FaceDepthError("config.data.raw_dir is empty: name the directory with index.csv.")
-    from facedepth_jax.data.folder import FolderSource
-
-    return FolderSource(raw_dir, **options)
 
 
 def _wait_for_all(name):

@@ -170,8 +170,6 @@ def test_structure(tmp_path):
         with pytest.raises(FaceDepthError, match=message):
             load(tmp_path / "raw")
     make(tmp_path / "raw")
-    with pytest.raises(FaceDepthError, match="line 2: no focal length: give --focal"):
-        load(tmp_path / "raw", focal=None)
     with pytest.raises(FaceDepthError, match="fractions"):
         load(tmp_path / "raw", test_fraction=0.95)
     make(tmp_path / "two", count=4)

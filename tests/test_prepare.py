@@ -345,7 +345,6 @@ def test_command_line_bad_input(raw, tmp_path):
         ([*FLAGS, f"--raw={tmp_path / 'none'}", out], 1, "does not exist"),
         ([*FLAGS, f"--raw={other}", out], 1, "index.csv does not exist"),
         ([*FLAGS, f"--raw={tmp_path / 'twice'}", out], 1, "is on line 2 already"),
-        (["--dataset=folder", f"--raw={raw}", out], 1, "give --focal"),
         ([*here, f"--out={other}"], 1, "is no prepared data set; give another --out"),
         ([*here, f"--out={other / 'thesis.txt'}"], 1, "is no prepared data set; give another --out"),
         ([*here, f"--out={other / 'thesis.txt' / 'out'}"], 1, "cannot be written"),
@@ -354,7 +353,7 @@ def test_command_line_bad_input(raw, tmp_path):
         ([*here, out, "--focal=-1"], 1, "focal length"),
         ([*here, out, "--shard=half"], 2, "invalid"),
         ([*here, out, "--subjects=3"], 2, "--subjects is not for --dataset=folder"),
-        ([*FLAGS, out], 2, "needs --raw"),
+        ([*FLAGS, out], 1, "needs its raw directory"),
         (["--dataset=biwi", out], 2, "invalid choice"),
         ([*here, out, "--nonsense=1"], 2, "unrecognized arguments"),
     ]

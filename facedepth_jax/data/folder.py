@@ -39,7 +39,7 @@ class FolderSource:
         self,
         raw: str,
         *,
-        focal: float | None = None,
+        focal: float = 365.456,
         validation_fraction: float = 0.1,
         test_fraction: float = 0.2,
         seed: int = 0,
@@ -47,14 +47,14 @@ class FolderSource:
         """
         Args:
           raw: the folder.
-          focal: focal length in pixels of frames without fx and fy.
+          focal: focal length in pixels of frames without fx and fy; the default is a Kinect v2's.
           validation_fraction, test_fraction: of the subjects, where the index has no column `split`.
           seed: of that split.
 
         Raises:
           FaceDepthError: the folder, its index or a line of the index cannot be used.
         """
-        self._raw, focal = Path(raw), None if focal is None else float(focal)
+        self._raw, focal = Path(raw), float(focal)
         index = self._raw / "index.csv"
         try:
             if not self._raw.is_dir():
@@ -131,7 +131,7 @@ def _info(row: dict) -> FrameInfo:
     return FrameInfo(row["frame"], row["subject"], row["sequence"], row["split"])
 
 
-def _parse(line: dict, root: Path, focal: float | None) -> dict:
+def _parse(line: dict, root: Path, focal: float) -> dict:
     """One line of the index as typed values. ValueError says what is wrong with it."""
     if None in line or None in line.values():
         raise ValueError("it has more or fewer cells than the header")
@@ -154,8 +154,6 @@ def _parse(line: dict, root: Path, focal: float | None) -> dict:
             raise ValueError(f"'{name}' is '{text}', not a finite number")
     for name in ("fx", "fy"):
         if math.isnan(row[name]):
-            if focal is None:
-                raise ValueError("no focal length: give --focal in pixels, or the columns fx and fy")
             row[name] = focal
         if not 0 < row[name] < math.inf:
             raise ValueError(f"the focal length '{name}' is {row[name]}, not a positive number")

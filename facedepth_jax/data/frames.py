@@ -52,7 +52,12 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class Reject:
-    """A frame that cannot be used. `reason` is a short phrase that is counted ("no depth at the head centre"), `detail` names the case."""
+    """A frame that cannot be used.
+
+    Attributes:
+      reason: a short phrase that is counted, as "no depth at the head centre".
+      detail: the case at hand.
+    """
 
     info: FrameInfo
     reason: str
@@ -75,6 +80,8 @@ class Source(Protocol):
         ...
 
     def load(self, start: int, stop: int) -> Iterator[Frame | Reject]:
-        """One item for each entry of `index()[start:stop]`, in order; the result does not depend on how the index is cut
-        as long as `start` is a multiple of `prepare.CHUNK_FRAMES`."""
+        """One item for each entry of `index()[start:stop]`, in order.
+
+        `start` is a multiple of `prepare.CHUNK_FRAMES`; the items do not depend on how the index is cut.
+        """
         ...

@@ -34,7 +34,9 @@ from facedepth_jax.data import arrays, geometry, pairs
 from facedepth_jax.data.folder import FolderSource
 from facedepth_jax.data.frames import SPLITS, Frame, Reject, Source
 from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.stopping import stop_event
 
+DATASETS = ("synthetic", "folder")
 CHUNK_FRAMES = 64
 HEAD_WINDOW_PX = 9  # "the depth values around the head center" of section 3.2: about 2 cm at Kinect range
 MIN_DEPTH_SHARE = 0.05  # of the crop's pixels; with less there is no face to learn from
@@ -48,6 +50,22 @@ class _Job:
     parts: Path
     face_mm: float
     size: int
+
+
+def make_source(dataset: str, raw: str | None, options: dict) -> Source:
+    """A data set by its name: `raw` is its directory, `options` are the source's own arguments.
+
+    Raises FaceDepthError for an unknown name and for whatever the source finds wrong.
+    """
+    if dataset == "synthetic":
+        from facedepth_jax.data.synthetic import SyntheticSource  # starts JAX, which a folder can do without
+
+        return SyntheticSource(**options)
+    if dataset == "folder":
+        if not raw:
+            raise FaceDepthError("the data set 'folder' needs its raw directory, the one with index.csv")
+        return FolderSource(raw, **options)
+    raise FaceDepthError(f"there is no data set '{dataset}', only {' and '.join(DATASETS)}")
 
 
 def prepare(
@@ -372,6 +390,8 @@ def _report(made: arrays.Arrays) -> str:
         count, found = made.meta["counts"][split], made.meta["pairs_found"].get(split)
         text = f"  {split}: {count['frames']} frames of {count['subjects']} subjects"
         lines.append(text + (f", {found} verification pairs" if found is not None else ""))
+    focal = " and ".join(f"{x:g}" for x in np.unique(made.frames["fx"])[:3])
+    lines.append(f"  crop: {made.meta['crop']['face_mm']:g} mm wide at a focal length of {focal} px")
     low, middle, high = np.percentile(made.frames["distance_mm"], (5, 50, 95))
     lines.append(f"  head distance: median {middle:.0f} mm, nine of ten frames within {low:.0f} to {high:.0f} mm")
     rejects = made.meta["rejects"]
@@ -406,7 +426,7 @@ def _flags() -> argparse.Namespace:
         allow_abbrev=False,
     )
     flag = parser.add_argument
-    flag("--dataset", required=True, choices=("synthetic", "folder"))
+    flag("--dataset", required=True, choices=DATASETS)
     flag("--out", required=True, help="directory to be made")
     flag("--raw", help="folder: directory with index.csv")
     flag("--workers", type=int, default=0, help="processes; 0: this one (default)")
@@ -414,7 +434,7 @@ def _flags() -> argparse.Namespace:
     flag("--size", type=int, default=96, help="of the prepared images, pixels (96)")
     flag("--face_mm", type=float, default=320.0, help="R of Eq. 6, millimetres (320)")
     flag("--seed", type=int, default=0, help="of the faces, the splits and the verification pairs (0)")
-    flag("--focal", type=float, help="folder: focal length in pixels of frames without fx and fy")
+    flag("--focal", type=float, help="folder: focal length in pixels of frames without fx and fy (365.456, Kinect v2)")
     flag("--validation_fraction", type=float, help="folder without a column split: share of the subjects (0.1)")
     flag("--test_fraction", type=float, help="folder without a column split: share of the subjects (0.2)")
     flag("--subjects", type=int, help="synthetic: people (200)")
@@ -425,8 +445,6 @@ def _flags() -> argparse.Namespace:
     for name in foreign:
         if getattr(flags, name) is not None:
             parser.error(f"--{name} is not for --dataset={flags.dataset}")
-    if flags.dataset == "folder" and flags.raw is None:
-        parser.error("--dataset=folder needs --raw, the directory with index.csv")
     if flags.seed < 0:
         parser.error("--seed must be 0 or more")
     return flags
@@ -444,20 +462,7 @@ def _shard(text: str) -> tuple[int, int]:
 def _run(flags: argparse.Namespace) -> None:
     names = _SYNTHETIC_FLAGS if flags.dataset == "synthetic" else _FOLDER_FLAGS
     given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
-    if flags.dataset == "synthetic":
-        from facedepth_jax.data.synthetic import SyntheticSource  # starts JAX, which a folder can do without
-
-        source = SyntheticSource(seed=flags.seed, **given)
-    else:
-        source = FolderSource(flags.raw, seed=flags.seed, **given)
-    asked_to_stop = threading.Event()
-
-    def stop(number, _):
-        asked_to_stop.set()
-        signal.signal(number, signal.SIG_DFL)  # the second one ends it at once
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    source = make_source(flags.dataset, flags.raw, given | {"seed": flags.seed})
     prepare(
         source,
         flags.out,
@@ -466,7 +471,7 @@ def _run(flags: argparse.Namespace) -> None:
         seed=flags.seed,
         workers=flags.workers,
         shard=flags.shard,
-        stopped=asked_to_stop.is_set,
+        stopped=stop_event().is_set,
     )
 
 
