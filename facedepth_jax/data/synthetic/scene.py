@@ -5,8 +5,8 @@ numbers alone), `camera_vertices` poses the figure in the camera's frame, `image
 are JAX and batched by `render_batch`.
 
 The head's rotation is that of the Biwi data set: R = Rz(roll) Ry(yaw) Rx(pitch) in the camera's frame (x right, y down,
-z forward), and R = 1 is a head that looks at the camera along its axis. A point p of the head frame (identity.Head) lies
-at R p + head_mm.
+z forward), and R = 1 is a head that looks at the camera along its axis. A point p of the head frame
+(identity.Head) lies at R p + head_mm.
 """
 
 import functools
@@ -67,8 +67,9 @@ class Scene(NamedTuple):
       part_albedo, part_infrared: float32 (len(PARTS),), reflectance in gray and in the sensor's infrared.
       skin: float32 (16,), the numbers that paint the head; see `_paint`.
       cloth: float32 (8,), pattern of the clothes.
-      room: float32 (8,) wall (1/z at the axis, its slopes per unit of ray x and y, albedo, two gradients, 1 if seen in
-        depth, texture) and boxes float32 (5, 6) before it: left, right, top, bottom in ray units, z, albedo.
+      room: float32 (11,) wall (1/z at the axis, its slopes per unit of ray x and y, albedo, two gradients, 1 if seen in
+        depth, texture, panels: frequency, contrast, 1 if lying) and boxes float32 (6, 6) before it: left, right, top,
+        bottom in ray units, z, albedo.
       lens: float32 (6,): exposure, gamma, vignette, noise, blur, offset.
       numbers: int32 (3,), subject, sequence, frame, which name the frame's random key.
     """
@@ -213,15 +214,16 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     wall = always.uniform(distance + 450, 4200)
     tilt = always.normal(0, 0.25, 2) / wall
     room = np.array([1 / wall, *tilt, always.uniform(0.12, 0.75), *always.normal(0, 0.35, 2), always.random() < 0.8,
-                     always.uniform(0, 0.06)])  # fmt: skip
-    corner = always.uniform(-0.75, 0.55, (5, 2))
-    size = always.uniform(0.05, 0.5, (5, 2))
-    z = always.uniform(distance + 350, max(wall, distance + 400), 5)
-    shown = always.random(5) < 0.6
+                     always.uniform(0, 0.06), always.uniform(12, 90), max(0.0, always.uniform(-0.4, 0.3)),
+                     always.integers(2)])  # fmt: skip
+    corner = always.uniform(-0.45, 0.25, (6, 2))
+    size = always.uniform(0.02, 0.4, (6, 2)) * always.choice([[1, 1], [0.3, 2.5], [2.5, 0.3]], 6)
+    z = always.uniform(distance + 350, max(wall, distance + 400), 6)
+    shown = always.random(6) < 0.55
     centre_ray = offset / distance
     boxes = np.stack([centre_ray[0] + corner[:, 0], centre_ray[0] + corner[:, 0] + size[:, 0] * shown,
                       centre_ray[1] + corner[:, 1], centre_ray[1] + corner[:, 1] + size[:, 1],
-                      z, always.uniform(0.05, 0.8, 5)], 1)  # fmt: skip
+                      z, always.uniform(0.03, 0.85, 6)], 1)  # fmt: skip
 
     # An automatic exposure that aims at the skin, and misses.
     level = who.skin * (ambient * 0.85 + 0.62 * key + 0.3 * fill)
@@ -373,8 +375,8 @@ def _vertex_light(scene: Scene, vertices, normals):
 
 
 def _textures(scene: Scene, at):
-    """Noise fixed to the person, four times (H, W): grain of skin and cloth, blotches, hairs, locks; `at` (H, W, 3) mm on
-    the mean head."""
+    """Noise fixed to the person, five times (H, W): grain of skin and cloth, blotches, hairs, locks, folds; `at` (H, W, 3)
+    mm on the mean head."""
     curl, phase = scene.skin[8], scene.skin[15]
     x, y, behind = at[..., 0], at[..., 1], at[..., 2] - 10.0
     # Hairs run down from the crown; curls have no direction.
@@ -382,13 +384,14 @@ def _textures(scene: Scene, at):
     azimuth = jnp.where(behind > 0, 2 - azimuth, azimuth)
     hairs = _grain(jnp.stack([azimuth * 100, y / 14 + phase * 48, 0 * y], -1), 1.0, 0)
     locks = (1 - curl) * hairs + curl * 0.8 * _grain(at, 2.2, 0) + 0.3 * _grain(at, 4.0, 1)
-    return _grain(at + 48 * phase, 1.1, 0), _grain(at + 97 * phase, 2.3, 1), hairs, locks
+    folds = _grain(at + 31 * phase, (4.0, 9.0, 4.0), 1)
+    return _grain(at + 48 * phase, 1.1, 0), _grain(at + 97 * phase, 2.3, 1), hairs, locks, folds
 
 
 def _paint(scene: Scene, part, values, textures):
     """Gray radiance and infrared reflectance (H, W) of the figure; `part` (H, W), `values` (H, W, 10) of `_attributes`."""
     x, y, z, on_scalp, on_jaw, on_chest, lips, diffuse, gloss, _ = (values[..., i] for i in range(10))
-    fine, blotch, hairs, strand = textures
+    fine, blotch, hairs, strand, folds = textures
     (skin, lip, hair, brow, iris, brow_mm, arch_mm, texture, curl, hair_cover, beard_cover, infrared, hair_infrared, shine,
      brimmed, phase) = scene.skin  # fmt: skip
     albedo = skin * (1 + texture * (0.035 * fine + 0.055 * blotch - 0.25 * _step(fine * blotch, 3.2, 4.2)))
@@ -426,7 +429,7 @@ def _paint(scene: Scene, part, values, textures):
         jnp.where(pattern == 4, jnp.clip(0.8 * blotch, -1, 1), 0.0),
     )
     woven = cloth * (1 + 0.05 * fine) + contrast * (shade - cloth) * (0.5 + 0.5 * ornament) * (pattern > 0)
-    albedo += is_cloth * (woven - albedo)
+    albedo += is_cloth * (woven * (1 + 0.13 * folds) - albedo)
 
     # The eyeball: `at` is relative to its centre and looks along -z.
     from_axis = jnp.hypot(x, y)
@@ -442,7 +445,7 @@ def _paint(scene: Scene, part, values, textures):
     hair_part = (part == CURTAIN) | (part == BUN)
     knit = (part == HAT) | (part == COLLAR) | (part == SLEEVE)
     other = plain * jnp.where(
-        hair_part, jnp.maximum(1 + 0.32 * strand, 0.25), jnp.where(knit, 1 + 0.1 * fine, 1 + 0.03 * fine)
+        hair_part, jnp.maximum(1 + 0.32 * strand, 0.25), jnp.where(knit, 1 + 0.07 * fine + 0.1 * folds, 1 + 0.03 * fine)
     )
     albedo = jnp.where(part == SKIN, albedo, jnp.where(is_eye, eye, other))
 
@@ -465,9 +468,10 @@ def _room(scene: Scene, camera: Camera, size_px):
     grid = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)), -1).astype(jnp.float32)
     rays = (grid - camera.center_px) / camera.focal_px
     x, y = rays[..., 0], rays[..., 1]
-    inverse_z, slope_x, slope_y, albedo, gradient_x, gradient_y, seen, texture = scene.room
+    inverse_z, slope_x, slope_y, albedo, gradient_x, gradient_y, seen, texture, panels, contrast, lying = scene.room
     depth = 1 / jnp.maximum(inverse_z + slope_x * x + slope_y * y, 1e-4)
     tone = albedo * jnp.clip(1 + gradient_x * x + gradient_y * y, 0.3, 1.7)
+    tone *= 1 - contrast * (jnp.sin(panels * jnp.where(lying > 0, y, x)) > 0.6)
     for k in range(scene.boxes.shape[0]):
         left, right, top, bottom, z, gray = scene.boxes[k]
         on = (x > left) & (x < right) & (y > top) & (y < bottom) & (z < depth)
