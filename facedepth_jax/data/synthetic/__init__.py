@@ -103,8 +103,12 @@ class SyntheticSource:
         stack = functools.partial(jax.tree.map, lambda *leaves: np.stack(leaves))
         size = (self.image_size, self.image_size)
         capacity = fragment_capacity(SENSORS[self.sensor][0][0], size)
-        rendered = render_batch(stack(*scenes), stack(*cameras), self.seed, size, self.sensor, capacity)
-        gray, depth, overflow = jax.device_get(rendered)
+        for _ in range(3):  # a picture does not depend on the capacity, as long as it is enough
+            rendered = render_batch(stack(*scenes), stack(*cameras), self.seed, size, self.sensor, capacity)
+            gray, depth, overflow = jax.device_get(rendered)
+            if not overflow.any():
+                break
+            capacity *= 2
         for position in range(start, stop):
             i = position - first
             if overflow[i]:

@@ -25,7 +25,7 @@ from facedepth_jax.data.synthetic.render import interpolate, rasterize, vertex_n
 SEQUENCES = 5  # S1 yaw, S2 pitch, S3 roll, S4 and S5 free
 LIMITS_DEG = {"yaw": 75.0, "pitch": 45.0, "roll": 40.0}
 PIVOT_MM = np.array([0.0, 78.0, 34.0], np.float32)  # of the head's turn on the neck, head frame
-NOISE_CELLS = 64  # along each axis of the noise block; a power of two
+NOISE_CELLS = 32  # along each axis of the noise block: a power of two, and small enough for the cache
 SKIN, EYES, TEETH, CURTAIN, BUN, GLASSES, LENSES, HAT, COLLAR, HAND, SLEEVE, PHONE, BOTTLE = (
     PARTS.index(p) for p in ("skin", "left eye", "upper teeth", "curtain", "bun", "glasses", "lenses", "hat", "collar",
                              "hand", "sleeve", "phone", "bottle"))  # fmt: skip
@@ -66,7 +66,8 @@ class Scene(NamedTuple):
       lights: float32 (2, 4), two distant lights: unit vector towards each (camera frame), strength; ambient: ().
       part_albedo, part_infrared: float32 (len(PARTS),), reflectance in gray and in the sensor's infrared.
       skin: float32 (16,), the numbers that paint the head; see `_paint`.
-      cloth: float32 (8,), pattern of the clothes.
+      cloth: float32 (5,), reflectance, pattern (0 plain, 1 and 2 stripes, 3 checks, 4 blots), its period in mm, contrast,
+        second reflectance.
       room: float32 (11,) wall (1/z at the axis, its slopes per unit of ray x and y, albedo, two gradients, 1 if seen in
         depth, texture, panels: frequency, contrast, 1 if lying) and boxes float32 (6, 6) before it: left, right, top,
         bottom in ray units, z, albedo.
@@ -153,7 +154,10 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     angles = head_angles(always, sequence, times)[:, frame]
 
     free = sequence > 3
-    part_of_time = lambda share: abs(t - always.uniform(0.1, 0.9)) < share  # noqa: E731
+
+    def part_of_time(share):
+        return abs(t - always.uniform(0.1, 0.9)) < share
+
     wears = always.random(4) < [0.45, 0.4, 0.35, 0.7]
     hat, holding, side = str(always.choice(HATS[1:])), str(always.choice(HOLDINGS[1:])), int(always.choice([-1, 1]))
     hat_now, scarf_now, sun_now, hold_now = (part_of_time(s) for s in (0.5, 0.6, 0.5, 0.3))
@@ -169,7 +173,8 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     if now.random() < 0.04:
         units["eyeBlinkLeft"] = units["eyeBlinkRight"] = float(now.uniform(0.5, 1))
 
-    distance = always.uniform(750, 1250) + 40 * math.sin(6 * t + always.uniform(0, 6)) + now.normal(0, 4)
+    # As in Pandora and RAP3DF: people sit where they were told to. A gray crop does not say how far that is.
+    distance = always.uniform(780, 980) + 25 * math.sin(6 * t + always.uniform(0, 6)) + now.normal(0, 4)
     offset = always.uniform(-1, 1, 2) * [0.16, 0.09] * distance + now.normal(0, 4, 2)
     body = angles * [0.18, 0.06, 0.06] + always.normal(0, [6, 3, 2])
 
@@ -187,9 +192,10 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     garment = np.random.default_rng([seed, 4, subject])
     usual = float(garment.choice([0.04, 0.1, 0.25, 0.45, 0.7]) * garment.uniform(0.8, 1.2))
     cloth_gray = usual if always.random() < 0.7 else cloth_gray
-    hair_infrared = 0.1 + 0.75 * who.hair
+    hair_infrared = 0.06 + 0.7 * who.hair  # dark hair gives the sensor little to see
     albedo = {
-        "left eye": 0.5, "right eye": 0.5, "upper teeth": 0.6, "lower teeth": 0.55, "curtain": who.hair, "bun": who.hair,
+        "left eye": 0.5, "right eye": 0.5, "upper teeth": 0.6, "lower teeth": 0.55,
+        "curtain": who.hair, "bun": who.hair,
         "glasses": 0.03 + 0.3 * (who.look[0] > 0.75), "lenses": 0.025, "hat": hat_gray,
         "collar": scarf_gray if wear.scarf else cloth_gray * 1.08, "hand": who.skin * 0.98, "sleeve": cloth_gray,
         "phone": 0.04, "bottle": float(always.choice([0.08, 0.3, 0.6])),
@@ -208,17 +214,18 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
         0.0 if wear.hat in ("none", "beanie") else 1.0, subject * 0.618 % 1.0,
     ])  # fmt: skip
     pattern = int(garment.choice(5, p=[0.45, 0.2, 0.12, 0.13, 0.1]))
-    cloth = np.array([cloth_gray, pattern, garment.uniform(9, 40), garment.uniform(0.3, 0.8), garment.uniform(0.4, 0.85),
-                      garment.uniform(0, 1), 0, 0])  # fmt: skip
+    cloth = np.array(
+        [cloth_gray, pattern, garment.uniform(9, 40), garment.uniform(0.3, 0.8), garment.uniform(0.4, 0.85)]
+    )
 
-    wall = always.uniform(distance + 450, 4200)
-    tilt = always.normal(0, 0.25, 2) / wall
+    wall = always.uniform(1900, 2200)  # one laboratory, not many: a wall's distance cannot be seen in gray
+    tilt = always.normal(0, 0.1, 2) / wall
     room = np.array([1 / wall, *tilt, always.uniform(0.12, 0.75), *always.normal(0, 0.35, 2), always.random() < 0.8,
                      always.uniform(0, 0.06), always.uniform(12, 90), max(0.0, always.uniform(-0.4, 0.3)),
                      always.integers(2)])  # fmt: skip
     corner = always.uniform(-0.45, 0.25, (6, 2))
     size = always.uniform(0.02, 0.4, (6, 2)) * always.choice([[1, 1], [0.3, 2.5], [2.5, 0.3]], 6)
-    z = always.uniform(distance + 350, max(wall, distance + 400), 6)
+    z = always.uniform(wall - 500, wall, 6)
     shown = always.random(6) < 0.55
     centre_ray = offset / distance
     boxes = np.stack([centre_ray[0] + corner[:, 0], centre_ray[0] + corner[:, 0] + size[:, 0] * shown,
@@ -237,7 +244,8 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
 
     f32 = functools.partial(np.asarray, dtype=np.float32)
     return Scene(
-        vertices, figure.fields, f32([units[n] for n in unit_names()]), f32(np.clip(gaze, -22, 22)), f32(angles), f32(body),
+        vertices, figure.fields, f32([units[n] for n in unit_names()]), f32(np.clip(gaze, -22, 22)), f32(angles),
+        f32(body),
         f32([*offset, distance]), f32(lights), f32(ambient), table(albedo, who.skin), table(infrared, 0.6), f32(skin),
         f32(cloth), f32(room), f32(boxes), f32(lens), np.array([subject, sequence, frame], np.int32),
     )  # fmt: skip
@@ -321,8 +329,8 @@ def _light_tables():
     sky[: len(mesh.vertices)] = mesh.sky
     ambient[: len(mesh.vertices)] = mesh.ambient
     eyes = (mesh.part == 1) | (mesh.part == 2)
-    ambient[: len(mesh.vertices)][eyes] = 0.6
-    sky[: len(mesh.vertices)][eyes] = sky[-1] * 0.65
+    ambient[: len(mesh.vertices)][eyes] = 0.65
+    sky[: len(mesh.vertices)][eyes] = sky[-1] * 0.7
     ambient[: len(mesh.vertices)] *= 1 - 0.75 * mesh.masks["inside_mouth"]
     return sky, ambient
 
@@ -375,8 +383,8 @@ def _vertex_light(scene: Scene, vertices, normals):
 
 
 def _textures(scene: Scene, at):
-    """Noise fixed to the person, five times (H, W): grain of skin and cloth, blotches, hairs, locks, folds; `at` (H, W, 3)
-    mm on the mean head."""
+    """Noise fixed to the person, five times (H, W): grain of skin and cloth, blotches, hairs, locks, folds;
+    `at` (H, W, 3), mm on the mean head."""
     curl, phase = scene.skin[8], scene.skin[15]
     x, y, behind = at[..., 0], at[..., 1], at[..., 2] - 10.0
     # Hairs run down from the crown; curls have no direction.
@@ -389,11 +397,12 @@ def _textures(scene: Scene, at):
 
 
 def _paint(scene: Scene, part, values, textures):
-    """Gray radiance and infrared reflectance (H, W) of the figure; `part` (H, W), `values` (H, W, 10) of `_attributes`."""
+    """Gray radiance and infrared reflectance (H, W) of the figure; `part` (H, W), `values` (H, W, 10) as in
+    `_attributes`."""
     x, y, z, on_scalp, on_jaw, on_chest, lips, diffuse, gloss, _ = (values[..., i] for i in range(10))
     fine, blotch, hairs, strand, folds = textures
-    (skin, lip, hair, brow, iris, brow_mm, arch_mm, texture, curl, hair_cover, beard_cover, infrared, hair_infrared, shine,
-     brimmed, phase) = scene.skin  # fmt: skip
+    (skin, lip, hair, brow, iris, brow_mm, arch_mm, texture, curl, hair_cover, beard_cover, infrared, hair_infrared,
+     shine, brimmed, phase) = scene.skin  # fmt: skip
     albedo = skin * (1 + texture * (0.035 * fine + 0.055 * blotch - 0.25 * _step(fine * blotch, 3.2, 4.2)))
     red = _step(jnp.exp(-(((jnp.abs(x) - 36) / 18) ** 2) - ((y - 24) / 16) ** 2) * (z < -30), 0.2, 1.0)
     albedo *= 1 - 0.07 * red
@@ -421,8 +430,11 @@ def _paint(scene: Scene, part, values, textures):
     albedo += on_hair * (tone - albedo)
 
     is_cloth = (part == SKIN) * _step(on_chest, -0.8, 0.8)
-    cloth, pattern, period, contrast, shade = scene.cloth[:5]
-    wave = lambda v: jnp.sign(jnp.sin(2 * jnp.pi * v / period))  # noqa: E731
+    cloth, pattern, period, contrast, shade = scene.cloth
+
+    def wave(v):
+        return jnp.sign(jnp.sin(2 * jnp.pi * v / period))
+
     ornament = jnp.select(
         [pattern == 1, pattern == 2, pattern == 3],
         [wave(y), wave(x), 0.5 * (wave(y) + wave(x))],
@@ -433,7 +445,7 @@ def _paint(scene: Scene, part, values, textures):
 
     # The eyeball: `at` is relative to its centre and looks along -z.
     from_axis = jnp.hypot(x, y)
-    eyeball = (0.3 + 0.4 * skin) * (1 - 0.3 * _step(-y, 2, 6)) * (1 - 0.3 * _step(from_axis, 7, 13))
+    eyeball = (0.4 + 0.4 * skin) * (1 - 0.3 * _step(-y, 2, 6)) * (1 - 0.3 * _step(from_axis, 7, 13))
     iris_tone = iris * (1 + 0.3 * fine)
     eye = jnp.select(
         [from_axis < 2.6, from_axis < 6.2, from_axis < 7.0],
@@ -455,10 +467,9 @@ def _paint(scene: Scene, part, values, textures):
     dull = jnp.select([is_eye, part == SKIN, hair_part, part == LENSES, part >= PHONE],
                       [0.5, shine * (1 - 0.6 * hairy) * (1 - is_cloth), 0.5 * shine, 0.35, 0.25], 0.03)  # fmt: skip
     radiance = shadow * (albedo * diffuse + 0.35 * dull * gloss)
-    reflectance = infrared + (part != SKIN) * (jnp.asarray(scene.part_infrared)[part] - infrared)
-    reflectance = reflectance + (part == SKIN) * (
-        hairy * (hair_infrared - infrared) + is_cloth * (0.3 + 0.5 * cloth - infrared)
-    )
+    reflectance = jnp.where(part == SKIN, infrared, jnp.asarray(scene.part_infrared)[part])
+    reflectance += (part == SKIN) * (hairy * (hair_infrared - infrared) + is_cloth * (0.3 + 0.5 * cloth - infrared))
+    reflectance *= 1 + 0.35 * hairy * strand
     return jnp.maximum(radiance, 0.0), reflectance
 
 
@@ -472,10 +483,12 @@ def _room(scene: Scene, camera: Camera, size_px):
     depth = 1 / jnp.maximum(inverse_z + slope_x * x + slope_y * y, 1e-4)
     tone = albedo * jnp.clip(1 + gradient_x * x + gradient_y * y, 0.3, 1.7)
     tone *= 1 - contrast * (jnp.sin(panels * jnp.where(lying > 0, y, x)) > 0.6)
+    dimming = 1 + 0.4 * gradient_y * y
     for k in range(scene.boxes.shape[0]):
         left, right, top, bottom, z, gray = scene.boxes[k]
-        on = (x > left) & (x < right) & (y > top) & (y < bottom) & (z < depth)
-        depth, tone = jnp.where(on, z, depth), jnp.where(on, gray * (1 + 0.4 * gradient_y * y), tone)
+        # Per row and per column first: cheaper than per pixel.
+        on = ((x[:1] > left) & (x[:1] < right)) & ((y[:, :1] > top) & (y[:, :1] < bottom)) & (z < depth)
+        depth, tone = jnp.where(on, z, depth), jnp.where(on, gray * dimming, tone)
     points = jnp.concatenate([rays * 160, 0 * rays[..., :1]], -1)
     tone = tone * (1 + texture * _grain(points, 1.0, 1))
     light = scene.ambient + 0.35 * scene.lights[:, 3].sum()
@@ -483,8 +496,8 @@ def _room(scene: Scene, camera: Camera, size_px):
 
 
 def _attributes(scene: Scene, vertices):
-    """What is interpolated over the picture, float32 (V, 10): place on the mean head (3), fields (3), lips, diffuse light,
-    gloss, cosine of incidence."""
+    """What is interpolated over the picture, float32 (V, 10): place on the mean head (3), fields (3), lips, diffuse
+    light, gloss, cosine of incidence."""
     shared, mesh = topology(), head()
     normals = vertex_normals(vertices, shared.triangles)
     to_eye = -vertices / jnp.maximum(jnp.linalg.norm(vertices, axis=-1, keepdims=True), 1.0)
@@ -524,8 +537,8 @@ def _develop(lens, radiance, key):
 
 
 def fragment_capacity(focal_px: float, size_px: tuple[int, int]) -> int:
-    """Room for the rasteriser: a figure fills the picture, or is all in it. Twice what one in twenty frames needs."""
-    return 20_000 + int(min(4 * size_px[0] * size_px[1], 0.6 * focal_px**2))
+    """Room for the rasteriser that nearly all frames do with: a figure fills the picture, or is all in it."""
+    return 16_000 + int(min(3.5 * size_px[0] * size_px[1], 0.42 * focal_px**2))
 
 
 def cast(scene: Scene, camera: Camera, vertices, size_px: tuple[int, int], capacity: int):
@@ -537,7 +550,7 @@ def cast(scene: Scene, camera: Camera, vertices, size_px: tuple[int, int], capac
 def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int], sensor_name: str, capacity: int):
     """A batch of scenes, each through its own camera.
 
-    Returns gray uint8 (B, H, W), depth uint16 (B, H, W) mm with 0 = none, and bool (B,): the rasteriser ran out of room.
+    Returns gray uint8 (B, H, W), depth uint16 (B, H, W) in mm with 0 = none, and bool (B,): `capacity` was too small.
     """
 
     # One picture after the other, and a loop for each stage: XLA does not fuse across loops, and where it fuses these
