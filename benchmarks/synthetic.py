@@ -15,7 +15,7 @@ import time
 import jax
 import numpy as np
 
-from facedepth_jax.data.synthetic import BATCH_FRAMES, SENSORS, SyntheticSource, scene, sensor, window
+from facedepth_jax.data.synthetic import BATCH_FRAMES, SENSORS, SyntheticSource, picture, scene, sensor, window
 from facedepth_jax.data.synthetic.render import interpolate
 
 REPEATS = 9
@@ -35,7 +35,7 @@ def seconds(function, *inputs):
 def main(size_px):
     source = SyntheticSource(image_size=size_px)
     size = (size_px, size_px)
-    capacity = scene.fragment_capacity(SENSORS[source.sensor][0][0], size)
+    capacity = picture.fragment_capacity(SENSORS[source.sensor][0][0], size)
     positions = iter(range(0, 10**6))
     source.scene(0)
 
@@ -50,10 +50,10 @@ def main(size_px):
     def loop(function):
         return jax.jit(lambda *batch: jax.lax.map(lambda item: function(*item), batch))
 
-    render = jax.jit(lambda s, c: scene.render_batch(s, c, 0, size, source.sensor, capacity))
-    pose, attributes = loop(scene.camera_vertices), loop(scene._attributes)
-    cast = loop(lambda s, c, v: scene.cast(s, c, v, size, capacity))
-    spread = loop(lambda r, t: interpolate(r, scene.topology().triangles, t))
+    render = jax.jit(lambda s, c: picture.render_batch(s, c, 0, size, source.sensor, capacity))
+    pose, attributes = loop(scene.camera_vertices), loop(picture._attributes)
+    cast = loop(lambda s, c, v: picture.cast(s, c, v, size, capacity))
+    spread = loop(lambda r, t: interpolate(r, picture.topology().triangles, t))
     measure = loop(sensor.kinect_v2)
     vertices = pose(scenes)
     raster, table = cast(scenes, cameras, vertices), attributes(scenes, vertices)

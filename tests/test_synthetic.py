@@ -9,7 +9,7 @@ import pytest
 import trimesh
 
 from facedepth_jax.data.frames import SPLITS
-from facedepth_jax.data.synthetic import SENSORS, SyntheticSource, accessories, identity, scene, window
+from facedepth_jax.data.synthetic import SENSORS, SyntheticSource, accessories, identity, picture, scene, window
 from facedepth_jax.errors import FaceDepthError
 
 SIZE_PX = 96
@@ -163,7 +163,7 @@ def test_depth_of_the_figure_equals_embree():
     for position in (1, 50):  # a bare face and a free sequence
         s, camera, vertices = posed(SOURCE, position)
         triangles = accessories.topology().triangles
-        raster = jax.jit(functools.partial(scene.cast, size_px=(SIZE_PX, SIZE_PX), capacity=60_000))(
+        raster = jax.jit(functools.partial(picture.cast, size_px=(SIZE_PX, SIZE_PX), capacity=60_000))(
             s, camera, vertices
         )
         assert not raster.overflow

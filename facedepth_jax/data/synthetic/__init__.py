@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from facedepth_jax.data.frames import Frame, FrameInfo
-from facedepth_jax.data.synthetic.scene import SEQUENCES, Camera, Scene, fragment_capacity, frame_scene, render_batch
+from facedepth_jax.data.synthetic.picture import fragment_capacity, render_batch
+from facedepth_jax.data.synthetic.scene import SEQUENCES, Camera, Scene, frame_scene
 from facedepth_jax.errors import FaceDepthError
 
 BATCH_FRAMES = 16  # rendered at once, at fixed positions of the index

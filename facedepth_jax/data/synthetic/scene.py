@@ -1,8 +1,7 @@
-"""What happens in front of the camera: a person's pose, face, light, room and things held, and the images of it.
+"""What happens before the camera: a person's pose and face, light, room and things held; no pixels yet.
 
-Three steps, each of its own: `frame_scene` draws one frame's parameters (NumPy, a function of the seed and the frame's
-numbers alone), `camera_vertices` poses the figure in the camera's frame, `images` renders it for a camera. The last two
-are JAX and batched by `render_batch`.
+`frame_scene` draws one frame's parameters (NumPy, a function of the seed and the frame's numbers alone);
+`camera_vertices` poses the figure in the camera's frame (JAX). picture.py takes it from there.
 
 The head's rotation is that of the Biwi data set: R = Rz(roll) Ry(yaw) Rx(pitch) in the camera's frame (x right, y down,
 z forward), and R = 1 is a head that looks at the camera along its axis. A point p of the head frame
@@ -17,18 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facedepth_jax.data.synthetic import sensor
 from facedepth_jax.data.synthetic.accessories import HATS, HOLDINGS, PARTS, Wear, dress, hold, topology
 from facedepth_jax.data.synthetic.identity import head, person
-from facedepth_jax.data.synthetic.render import interpolate, rasterize, vertex_normals
 
 SEQUENCES = 5  # S1 yaw, S2 pitch, S3 roll, S4 and S5 free
 LIMITS_DEG = {"yaw": 75.0, "pitch": 45.0, "roll": 40.0}
 PIVOT_MM = np.array([0.0, 78.0, 34.0], np.float32)  # of the head's turn on the neck, head frame
-NOISE_CELLS = 32  # along each axis of the noise block: a power of two, and small enough for the cache
-SKIN, EYES, TEETH, CURTAIN, BUN, GLASSES, LENSES, HAT, COLLAR, HAND, SLEEVE, PHONE, BOTTLE = (
-    PARTS.index(p) for p in ("skin", "left eye", "upper teeth", "curtain", "bun", "glasses", "lenses", "hat", "collar",
-                             "hand", "sleeve", "phone", "bottle"))  # fmt: skip
 
 # Expressions as sums of face units (MakeHuman community's ARKit-like set); "*" stands for Left and Right.
 GESTURES = {
@@ -54,6 +47,68 @@ class Camera(NamedTuple):
     center_px: np.ndarray
 
 
+class Paint(NamedTuple):
+    """How the head is painted, numbers: reflectances in 0..1 of skin, lips, hair, brows, iris; thickness and arch of
+    the brows; strength of the skin's texture; curl of the hair; how densely hair and beard cover the skin; reflectance
+    of skin and hair in the sensor's infrared; gloss of the skin; 1 under a brim; which part of the noise is theirs."""
+
+    skin: float
+    lips: float
+    hair: float
+    brow: float
+    iris: float
+    brow_mm: float
+    arch_mm: float
+    texture: float
+    curl: float
+    hair_cover: float
+    beard_cover: float
+    infrared: float
+    hair_infrared: float
+    gloss: float
+    brimmed: float
+    phase: float
+
+
+class Cloth(NamedTuple):
+    """The clothes: reflectance, pattern (0 plain, 1 and 2 stripes, 3 checks, 4 blots), its period, its contrast towards
+    a second reflectance."""
+
+    reflectance: float
+    pattern: float
+    period_mm: float
+    contrast: float
+    second: float
+
+
+class Room(NamedTuple):
+    """The wall: 1/z on the camera's axis and its slopes along the ray's x and y, reflectance and its slopes, 1 where
+    the sensor sees it, strength of its texture, panels (frequency in the ray's units, contrast, 1 if they lie)."""
+
+    inverse_z: float
+    slope_x: float
+    slope_y: float
+    reflectance: float
+    gradient_x: float
+    gradient_y: float
+    seen: float
+    texture: float
+    panels: float
+    panel_contrast: float
+    lying: float
+
+
+class Lens(NamedTuple):
+    """The gray camera: exposure, gamma, vignette, noise, blur and an offset of stray light."""
+
+    exposure: float
+    gamma: float
+    vignette: float
+    noise: float
+    blur: float
+    offset: float
+
+
 class Scene(NamedTuple):
     """One frame before any camera: NumPy arrays and numbers; a batch has a leading axis everywhere.
 
@@ -65,13 +120,8 @@ class Scene(NamedTuple):
       head_mm: float32 (3,), head centre in the camera's frame.
       lights: float32 (2, 4), two distant lights: unit vector towards each (camera frame), strength; ambient: ().
       part_albedo, part_infrared: float32 (len(PARTS),), reflectance in gray and in the sensor's infrared.
-      skin: float32 (16,), the numbers that paint the head; see `_paint`.
-      cloth: float32 (5,), reflectance, pattern (0 plain, 1 and 2 stripes, 3 checks, 4 blots), its period in mm, contrast,
-        second reflectance.
-      room: float32 (11,) wall (1/z at the axis, its slopes per unit of ray x and y, albedo, two gradients, 1 if seen in
-        depth, texture, panels: frequency, contrast, 1 if lying) and boxes float32 (6, 6) before it: left, right, top,
-        bottom in ray units, z, albedo.
-      lens: float32 (6,): exposure, gamma, vignette, noise, blur, offset.
+      paint, cloth, room, lens: see there.
+      boxes: float32 (6, 6), things before the wall: left, right, top, bottom in units of the ray, z in mm, reflectance.
       numbers: int32 (3,), subject, sequence, frame, which name the frame's random key.
     """
 
@@ -86,11 +136,11 @@ class Scene(NamedTuple):
     ambient: np.ndarray
     part_albedo: np.ndarray
     part_infrared: np.ndarray
-    skin: np.ndarray
-    cloth: np.ndarray
-    room: np.ndarray
+    paint: Paint
+    cloth: Cloth
+    room: Room
+    lens: Lens
     boxes: np.ndarray
-    lens: np.ndarray
     numbers: np.ndarray
 
 
@@ -208,21 +258,21 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     hair_cover = {"bald": 0.06, "cropped": 0.75 + 0.2 * who.hair_length, "receding": 0.85}.get(who.hair_style, 0.97)
     if who.hair_style == "receding":
         hair_cover = 0.7 + 0.25 * who.hair_length
-    skin = np.array([
+    paint = Paint(
         who.skin, who.lips, who.hair, who.brow, who.iris, who.brow_mm, who.brow_arch_mm, who.texture, who.hair_curl,
-        hair_cover, beard_cover, 0.5 + 0.45 * who.skin, hair_infrared, always.uniform(0.05, 0.3),
-        0.0 if wear.hat in ("none", "beanie") else 1.0, subject * 0.618 % 1.0,
-    ])  # fmt: skip
+        hair_cover, beard_cover, 0.5 + 0.45 * who.skin, hair_infrared, gloss=always.uniform(0.05, 0.3),
+        brimmed=0.0 if wear.hat in ("none", "beanie") else 1.0, phase=subject * 0.618 % 1.0,
+    )  # fmt: skip
     pattern = int(garment.choice(5, p=[0.45, 0.2, 0.12, 0.13, 0.1]))
-    cloth = np.array(
-        [cloth_gray, pattern, garment.uniform(9, 40), garment.uniform(0.3, 0.8), garment.uniform(0.4, 0.85)]
-    )
+    cloth = Cloth(cloth_gray, pattern, garment.uniform(9, 40), garment.uniform(0.3, 0.8), garment.uniform(0.4, 0.85))
 
     wall = always.uniform(1900, 2200)  # one laboratory, not many: a wall's distance cannot be seen in gray
     tilt = always.normal(0, 0.1, 2) / wall
-    room = np.array([1 / wall, *tilt, always.uniform(0.12, 0.75), *always.normal(0, 0.35, 2), always.random() < 0.8,
-                     always.uniform(0, 0.06), always.uniform(12, 90), max(0.0, always.uniform(-0.4, 0.3)),
-                     always.integers(2)])  # fmt: skip
+    room = Room(
+        1 / wall, *tilt, always.uniform(0.12, 0.75), *always.normal(0, 0.35, 2), seen=always.random() < 0.8,
+        texture=always.uniform(0, 0.06), panels=always.uniform(12, 90),
+        panel_contrast=max(0.0, always.uniform(-0.4, 0.3)), lying=always.integers(2),
+    )  # fmt: skip
     corner = always.uniform(-0.45, 0.25, (6, 2))
     size = always.uniform(0.02, 0.4, (6, 2)) * always.choice([[1, 1], [0.3, 2.5], [2.5, 0.3]], 6)
     z = always.uniform(wall - 500, wall, 6)
@@ -235,20 +285,23 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     # An automatic exposure that aims at the skin, and misses.
     level = who.skin * (ambient * 0.85 + 0.62 * key + 0.3 * fill)
     exposure = (0.38 * always.uniform(0.7, 1.35) * (0.45 + 1.1 * who.skin)) / level * now.uniform(0.97, 1.03)
-    lens = np.array([exposure, always.uniform(1.7, 2.3), always.uniform(0, 0.25), always.uniform(0.004, 0.016),
-                     always.uniform(0.1, 0.8), always.uniform(0, 0.025)])  # fmt: skip
+    lens = Lens(
+        exposure, gamma=always.uniform(1.7, 2.3), vignette=always.uniform(0, 0.25), noise=always.uniform(0.004, 0.016),
+        blur=always.uniform(0.1, 0.8), offset=always.uniform(0, 0.025),
+    )  # fmt: skip
     gaze = always.normal(0, 5, 2) + now.normal(0, 3, 2) + 0.3 * angles[[0, 1]] * [1, -1]
 
     def table(values, default):
         return np.array([values.get(p, default) for p in PARTS], np.float32)
 
-    f32 = functools.partial(np.asarray, dtype=np.float32)
-    return Scene(
-        vertices, figure.fields, f32([units[n] for n in unit_names()]), f32(np.clip(gaze, -22, 22)), f32(angles),
-        f32(body),
-        f32([*offset, distance]), f32(lights), f32(ambient), table(albedo, who.skin), table(infrared, 0.6), f32(skin),
-        f32(cloth), f32(room), f32(boxes), f32(lens), np.array([subject, sequence, frame], np.int32),
+    scene = Scene(
+        vertices=vertices, fields=figure.fields, units=np.array([units[n] for n in unit_names()]),
+        gaze_deg=np.clip(gaze, -22, 22), angles_deg=angles, body_deg=body, head_mm=np.array([*offset, distance]),
+        lights=lights, ambient=ambient, part_albedo=table(albedo, who.skin), part_infrared=table(infrared, 0.6),
+        paint=paint, cloth=cloth, room=room, lens=lens, boxes=boxes, numbers=np.array([subject, sequence, frame]),
     )  # fmt: skip
+    scene = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), scene)
+    return scene._replace(numbers=scene.numbers.astype(np.int32))
 
 
 # --- posing ----------------------------------------------------------------------------------------------------------
@@ -302,282 +355,3 @@ def camera_vertices(scene: Scene):
     # What is not worn lies at the head frame's origin: it must not be seen, so it goes behind the camera.
     absent = (scene.vertices == 0).all(-1, keepdims=True)
     return jnp.where(absent, jnp.float32(-1.0), posed)
-
-
-# --- light and paint -------------------------------------------------------------------------------------------------
-
-
-def _harmonics(d):
-    """The sixteen real spherical harmonics up to degree 3 at unit vector d, as in tools/build_head.py."""
-    x, y, z = d
-    return jnp.stack([
-        jnp.float32(0.282095), 0.488603 * y, 0.488603 * z, 0.488603 * x,
-        1.092548 * x * y, 1.092548 * y * z, 0.315392 * (3 * z * z - 1), 1.092548 * x * z, 0.546274 * (x * x - y * y),
-        0.590044 * y * (3 * x * x - y * y), 2.890611 * x * y * z, 0.457046 * y * (5 * z * z - 1),
-        0.373176 * z * (5 * z * z - 3), 0.457046 * x * (5 * z * z - 1), 1.445306 * z * (x * x - y * y),
-        0.590044 * x * (x * x - 3 * y * y),
-    ])  # fmt: skip
-
-
-@functools.cache
-def _light_tables():
-    """Per vertex of the whole figure: sky (V, 16) and ambient occlusion (V,); accessories see everything."""
-    shared, mesh = topology(), head()
-    sky = np.zeros((len(shared.part), 16), np.float32)
-    sky[:, 0] = 1 / 0.282095
-    ambient = np.full(len(shared.part), 0.85, np.float32)
-    sky[: len(mesh.vertices)] = mesh.sky
-    ambient[: len(mesh.vertices)] = mesh.ambient
-    eyes = (mesh.part == 1) | (mesh.part == 2)
-    ambient[: len(mesh.vertices)][eyes] = 0.65
-    sky[: len(mesh.vertices)][eyes] = sky[-1] * 0.7
-    ambient[: len(mesh.vertices)] *= 1 - 0.75 * mesh.masks["inside_mouth"]
-    return sky, ambient
-
-
-@functools.cache
-def _noise():
-    """A periodic block of noise, float32 (n, n, n, 2), unit deviation: fine grain and soft blotches."""
-    rng = np.random.default_rng(1821)
-    n = NOISE_CELLS
-    f = np.fft.fftfreq(n) * n
-    r = np.sqrt(f[:, None, None] ** 2 + f[None, :, None] ** 2 + f[None, None, :] ** 2)
-    out = []
-    for blur in (0.7, 2.6):
-        block = np.fft.ifftn(
-            np.fft.fftn(rng.normal(size=(n, n, n))) * np.exp(-0.5 * (2 * np.pi * r * blur / n) ** 2)
-        ).real
-        out.append(block / block.std())
-    return np.stack(out, -1).astype(np.float32)
-
-
-def _grain(points, scale_mm, channel):
-    """Noise at points (H, W, 3), nearest cell of `scale_mm` (number or per axis)."""
-    cell = jnp.floor(points / jnp.asarray(scale_mm, jnp.float32)).astype(jnp.int32) & (NOISE_CELLS - 1)
-    return jnp.asarray(_noise()[..., channel]).reshape(-1)[
-        (cell[..., 0] * NOISE_CELLS + cell[..., 1]) * NOISE_CELLS + cell[..., 2]
-    ]
-
-
-def _step(x, low, high):
-    t = jnp.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def _vertex_light(scene: Scene, vertices, normals):
-    """Per vertex: diffuse light (V,) and gloss (V,)."""
-    sky, ambient = _light_tables()
-    to_eye = -vertices / jnp.maximum(jnp.linalg.norm(vertices, axis=-1, keepdims=True), 1.0)
-    turned = rotation_matrix(scene.angles_deg)
-    diffuse = scene.ambient * ambient * (0.8 - 0.25 * normals[:, 1])
-    gloss = jnp.zeros(len(vertices))
-    for k in range(2):
-        towards, strength = scene.lights[k, :3], scene.lights[k, 3]
-        seen = _step(sky @ _harmonics(turned.T @ towards), 0.2, 0.85)
-        facing = normals @ towards
-        diffuse += strength * seen * jnp.maximum((facing + 0.12) / 1.12, 0)  # light wraps a little: skin scatters
-        half = towards + to_eye
-        half = half / jnp.linalg.norm(half, axis=-1, keepdims=True)
-        gloss += strength * seen * (facing > 0) * jnp.maximum((normals * half).sum(-1), 0) ** 14
-    return diffuse, gloss
-
-
-def _textures(scene: Scene, at):
-    """Noise fixed to the person, five times (H, W): grain of skin and cloth, blotches, hairs, locks, folds;
-    `at` (H, W, 3), mm on the mean head."""
-    curl, phase = scene.skin[8], scene.skin[15]
-    x, y, behind = at[..., 0], at[..., 1], at[..., 2] - 10.0
-    # Hairs run down from the crown; curls have no direction.
-    azimuth = x / (jnp.abs(x) + jnp.abs(behind) + 1e-3)  # of a square, not a circle: cheaper, and nobody sees it
-    azimuth = jnp.where(behind > 0, 2 - azimuth, azimuth)
-    hairs = _grain(jnp.stack([azimuth * 100, y / 14 + phase * 48, 0 * y], -1), 1.0, 0)
-    locks = (1 - curl) * hairs + curl * 0.8 * _grain(at, 2.2, 0) + 0.3 * _grain(at, 4.0, 1)
-    folds = _grain(at + 31 * phase, (4.0, 9.0, 4.0), 1)
-    return _grain(at + 48 * phase, 1.1, 0), _grain(at + 97 * phase, 2.3, 1), hairs, locks, folds
-
-
-def _paint(scene: Scene, part, values, textures):
-    """Gray radiance and infrared reflectance (H, W) of the figure; `part` (H, W), `values` (H, W, 10) as in
-    `_attributes`."""
-    x, y, z, on_scalp, on_jaw, on_chest, lips, diffuse, gloss, _ = (values[..., i] for i in range(10))
-    fine, blotch, hairs, strand, folds = textures
-    (skin, lip, hair, brow, iris, brow_mm, arch_mm, texture, curl, hair_cover, beard_cover, infrared, hair_infrared,
-     shine, brimmed, phase) = scene.skin  # fmt: skip
-    albedo = skin * (1 + texture * (0.035 * fine + 0.055 * blotch - 0.25 * _step(fine * blotch, 3.2, 4.2)))
-    red = _step(jnp.exp(-(((jnp.abs(x) - 36) / 18) ** 2) - ((y - 24) / 16) ** 2) * (z < -30), 0.2, 1.0)
-    albedo *= 1 - 0.07 * red
-    under_eye = jnp.exp(-(((jnp.abs(x) - 29) / 12) ** 2) - ((y - 7) / 5) ** 2) * (z < -40)
-    albedo *= 1 - 0.16 * texture * under_eye
-    lid_edge = jnp.exp(
-        -(((jnp.abs(x) - 29) / 12.5) ** 4) - ((y + 10.5 + 0.012 * (jnp.abs(x) - 29) ** 2 * 0.4) / 1.8) ** 2
-    ) * (z < -60)
-    albedo *= 1 - 0.55 * lid_edge
-    on_lip = _step(lips, 0.3, 0.7)
-    albedo += on_lip * (lip * (1 + 0.05 * fine) - albedo)
-    albedo *= 1 - 0.75 * _step(-lips, 0.2, 0.6)  # the inside of the mouth, stored as -1
-
-    t = (jnp.abs(x) - 10.0) / 41.0
-    along_brow = jnp.clip(t, 0, 1)
-    middle = -20.5 - arch_mm * jnp.sin(jnp.pi * along_brow * jnp.sqrt(along_brow)) + 3.5 * t * t
-    width = 0.5 * brow_mm * (1 - 0.72 * along_brow**2) * _step(t, -0.08, 0.12)
-    on_brow = _step(width - jnp.abs(y - middle) + 0.7 * fine, -1.3, 1.6) * _step(1.05 - t, 0, 0.1) * (z < -35)
-    albedo += 0.82 * on_brow * (brow * (1 + 0.25 * fine) - albedo)
-
-    on_beard = beard_cover * _step(on_jaw + 2.5 * fine + 2 * blotch, -3.5, 5) * (1 - on_lip)
-    on_hair = hair_cover * _step(on_scalp + 3.0 * hairs, -4, 5)
-    tone = hair * jnp.maximum(1 + 0.32 * strand, 0.25)
-    albedo += on_beard * (tone * 0.95 - albedo)
-    albedo += on_hair * (tone - albedo)
-
-    is_cloth = (part == SKIN) * _step(on_chest, -0.8, 0.8)
-    cloth, pattern, period, contrast, shade = scene.cloth
-
-    def wave(v):
-        return jnp.sign(jnp.sin(2 * jnp.pi * v / period))
-
-    ornament = jnp.select(
-        [pattern == 1, pattern == 2, pattern == 3],
-        [wave(y), wave(x), 0.5 * (wave(y) + wave(x))],
-        jnp.where(pattern == 4, jnp.clip(0.8 * blotch, -1, 1), 0.0),
-    )
-    woven = cloth * (1 + 0.05 * fine) + contrast * (shade - cloth) * (0.5 + 0.5 * ornament) * (pattern > 0)
-    albedo += is_cloth * (woven * (1 + 0.13 * folds) - albedo)
-
-    # The eyeball: `at` is relative to its centre and looks along -z.
-    from_axis = jnp.hypot(x, y)
-    eyeball = (0.4 + 0.4 * skin) * (1 - 0.3 * _step(-y, 2, 6)) * (1 - 0.3 * _step(from_axis, 7, 13))
-    iris_tone = iris * (1 + 0.3 * fine)
-    eye = jnp.select(
-        [from_axis < 2.6, from_axis < 6.2, from_axis < 7.0],
-        [jnp.full_like(x, 0.015), iris_tone, 0.5 * iris_tone],
-        eyeball,
-    )
-    is_eye = (part == EYES) | (part == EYES + 1)
-    plain = jnp.asarray(scene.part_albedo)[part]
-    hair_part = (part == CURTAIN) | (part == BUN)
-    knit = (part == HAT) | (part == COLLAR) | (part == SLEEVE)
-    other = plain * jnp.where(
-        hair_part, jnp.maximum(1 + 0.32 * strand, 0.25), jnp.where(knit, 1 + 0.07 * fine + 0.1 * folds, 1 + 0.03 * fine)
-    )
-    albedo = jnp.where(part == SKIN, albedo, jnp.where(is_eye, eye, other))
-
-    # A brim's shadow on brow and eyes.
-    shadow = 1 - 0.45 * brimmed * (part <= EYES + 1) * _step(-y, -8, 40) * (z < 20)
-    hairy = jnp.where(part == SKIN, jnp.maximum(on_hair, on_beard), hair_part * 1.0)
-    dull = jnp.select([is_eye, part == SKIN, hair_part, part == LENSES, part >= PHONE],
-                      [0.5, shine * (1 - 0.6 * hairy) * (1 - is_cloth), 0.5 * shine, 0.35, 0.25], 0.03)  # fmt: skip
-    radiance = shadow * (albedo * diffuse + 0.35 * dull * gloss)
-    reflectance = jnp.where(part == SKIN, infrared, jnp.asarray(scene.part_infrared)[part])
-    reflectance += (part == SKIN) * (hairy * (hair_infrared - infrared) + is_cloth * (0.3 + 0.5 * cloth - infrared))
-    reflectance *= 1 + 0.35 * hairy * strand
-    return jnp.maximum(radiance, 0.0), reflectance
-
-
-def _room(scene: Scene, camera: Camera, size_px):
-    """What is behind the person, each (H, W): depth in mm (0 = too far), gray radiance."""
-    height, width = size_px
-    grid = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)), -1).astype(jnp.float32)
-    rays = (grid - camera.center_px) / camera.focal_px
-    x, y = rays[..., 0], rays[..., 1]
-    inverse_z, slope_x, slope_y, albedo, gradient_x, gradient_y, seen, texture, panels, contrast, lying = scene.room
-    depth = 1 / jnp.maximum(inverse_z + slope_x * x + slope_y * y, 1e-4)
-    tone = albedo * jnp.clip(1 + gradient_x * x + gradient_y * y, 0.3, 1.7)
-    tone *= 1 - contrast * (jnp.sin(panels * jnp.where(lying > 0, y, x)) > 0.6)
-    dimming = 1 + 0.4 * gradient_y * y
-    for k in range(scene.boxes.shape[0]):
-        left, right, top, bottom, z, gray = scene.boxes[k]
-        # Per row and per column first: cheaper than per pixel.
-        on = ((x[:1] > left) & (x[:1] < right)) & ((y[:, :1] > top) & (y[:, :1] < bottom)) & (z < depth)
-        depth, tone = jnp.where(on, z, depth), jnp.where(on, gray * dimming, tone)
-    points = jnp.concatenate([rays * 160, 0 * rays[..., :1]], -1)
-    tone = tone * (1 + texture * _grain(points, 1.0, 1))
-    light = scene.ambient + 0.35 * scene.lights[:, 3].sum()
-    return jnp.where((seen > 0) & (depth < 4500), depth, 0.0), tone * light
-
-
-def _attributes(scene: Scene, vertices):
-    """What is interpolated over the picture, float32 (V, 10): place on the mean head (3), fields (3), lips, diffuse
-    light, gloss, cosine of incidence."""
-    shared, mesh = topology(), head()
-    normals = vertex_normals(vertices, shared.triangles)
-    to_eye = -vertices / jnp.maximum(jnp.linalg.norm(vertices, axis=-1, keepdims=True), 1.0)
-    cosine = (normals * to_eye).sum(-1)
-    # Sheets (hair, brims, collars) are seen from both sides.
-    sheet = shared.part >= CURTAIN
-    normals = jnp.where((sheet & (cosine < 0))[:, None], -normals, normals)
-    diffuse, gloss = _vertex_light(scene, vertices, normals)
-    count = len(mesh.vertices)
-    rest = jnp.concatenate([jnp.asarray(mesh.vertices), scene.vertices[count:]])
-    gaze = rotation_matrix(jnp.stack([-scene.gaze_deg[0], scene.gaze_deg[1], jnp.float32(0)]))
-    for k in (1, 2):  # the eyeballs: about their centre, looking along -z
-        ball = np.nonzero(mesh.part == k)[0]
-        centre = mesh.vertices[ball].mean(0)
-        rest = rest.at[ball].set((mesh.vertices[ball] - centre) @ gaze)
-    lips = np.zeros(len(shared.part), np.float32)
-    lips[:count] = mesh.masks["lips"] - mesh.masks["inside_mouth"]
-    columns = [rest, scene.fields, lips[:, None], diffuse[:, None], gloss[:, None], jnp.abs(cosine)[:, None]]
-    return jnp.concatenate(columns, axis=1)
-
-
-def _develop(lens, radiance, key):
-    """Radiance -> gray uint8: exposure, lens, noise, gamma."""
-    exposure, gamma, vignette, noise, blur, offset = lens
-    height, width = radiance.shape
-    y, x = jnp.linspace(-1, 1, height)[:, None], jnp.linspace(-1, 1, width)[None]
-    light = radiance * exposure * (1 - vignette * 0.5 * (x * x + y * y)) + offset
-    side = 0.25 * blur
-    for axis in (0, 1):
-        padded = jnp.pad(light, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
-        before, after = jax.lax.slice_in_dim(padded, 0, light.shape[axis], axis=axis), jax.lax.slice_in_dim(
-            padded, 2, None, axis=axis)  # fmt: skip
-        light = (1 - 2 * side) * light + side * (before + after)
-    light = light + noise * jnp.sqrt(jnp.maximum(light, 0) + 0.02) * jax.random.normal(key, light.shape)
-    value = jnp.clip(light, 0, 1) ** (1 / gamma)
-    return jnp.round(value * 255).astype(jnp.uint8)
-
-
-def fragment_capacity(focal_px: float, size_px: tuple[int, int]) -> int:
-    """Room for the rasteriser that nearly all frames do with: a figure fills the picture, or is all in it."""
-    return 16_000 + int(min(3.5 * size_px[0] * size_px[1], 0.42 * focal_px**2))
-
-
-def cast(scene: Scene, camera: Camera, vertices, size_px: tuple[int, int], capacity: int):
-    """One posed scene's first hits (render.Raster), without the background; `capacity` from `fragment_capacity`."""
-    return rasterize(vertices, topology().triangles, camera.focal_px, camera.center_px, *size_px, capacity)
-
-
-@functools.partial(jax.jit, static_argnames=("size_px", "sensor_name", "capacity"))
-def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int], sensor_name: str, capacity: int):
-    """A batch of scenes, each through its own camera.
-
-    Returns gray uint8 (B, H, W), depth uint16 (B, H, W) in mm with 0 = none, and bool (B,): `capacity` was too small.
-    """
-
-    # One picture after the other, and a loop for each stage: XLA does not fuse across loops, and where it fuses these
-    # stages it computes them several times over. A picture cannot depend on its neighbours in the batch.
-    def stage(function, *batch):
-        return jax.lax.map(lambda item: function(*item), batch)
-
-    def key(scene, purpose):
-        out = jax.random.key(seed)
-        for number in (*scene.numbers, purpose):
-            out = jax.random.fold_in(out, number)
-        return out
-
-    shared = topology()
-    vertices = stage(camera_vertices, scenes)
-    raster = stage(lambda s, c, v: cast(s, c, v, size_px, capacity), scenes, cameras, vertices)
-    values = stage(lambda r, t: interpolate(r, shared.triangles, t), raster, stage(_attributes, scenes, vertices))
-    hit = raster.triangle >= 0
-    part = jnp.asarray(shared.part[shared.triangles[:, 0]])[jnp.maximum(raster.triangle, 0)]
-    textures = stage(lambda s, v: _textures(s, v[..., :3]), scenes, values)
-    radiance, reflectance = stage(_paint, scenes, part, values, textures)
-    room_depth, room_radiance = stage(lambda s, c: _room(s, c, size_px), scenes, cameras)
-    radiance = jnp.where(hit, radiance, room_radiance)
-    depth = jnp.where(hit, raster.depth_mm, room_depth)
-    cosine = jnp.where(hit, jnp.clip(values[..., 9], 0.03, 1), 0.95)
-    reflectance = jnp.where(hit, jnp.clip(reflectance, 0.01, 1), 0.5)
-    gray = stage(lambda s, r: _develop(s.lens, r, key(s, 0)), scenes, radiance)
-    measure = {"kinect_v1": sensor.kinect_v1, "kinect_v2": sensor.kinect_v2}[sensor_name]
-    measured = stage(lambda s, *images: measure(key(s, 1), *images), scenes, depth, cosine, reflectance)
-    return gray, measured, raster.overflow
