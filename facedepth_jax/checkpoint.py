@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
@@ -65,9 +66,10 @@ class Checkpoints:
         """Starts to save; waits for the save before. Raises FaceDepthError if that one failed."""
         self.finish()
         directory = self._directory(step)
-        if directory.exists() and jax.process_index() == 0:
-            shutil.rmtree(directory)
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if directory.exists() and jax.process_index() == 0:
+                shutil.rmtree(directory)
             response = ocp.save_async(directory, state)
         except OSError as error:
             raise FaceDepthError(f"Cannot save the checkpoint {directory}: {error.strerror or error}.") from error
@@ -100,11 +102,12 @@ class Checkpoints:
     def _damage(self, step) -> str | None:
         """What is wrong with a checkpoint, None if it is as it was written."""
         try:
-            hashes = json.loads(self._manifest(step).read_text())["files"]
+            manifest = json.loads(self._manifest(step).read_text())
+            hashes, identity = manifest["files"], manifest["identity"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"its manifest cannot be read ({error})"
-        if not isinstance(hashes, dict):
-            return "its manifest lists no files"
+            return f"its manifest cannot be read ({error!r})"
+        if not (isinstance(hashes, dict) and hashes and isinstance(identity, dict)):
+            return "its manifest lists no files or no identity"
         found = _files(self._directory(step))
         for name in sorted(hashes.keys() | found.keys()):
             if name not in found:
@@ -122,6 +125,7 @@ class Checkpoints:
 
         Raises FaceDepthError if there are checkpoints and all are damaged, or if they are another run's.
         """
+        self._clean()
         for step in reversed(self.steps()):
             damage = self._damage(step)
             if damage:
@@ -134,10 +138,15 @@ class Checkpoints:
             raise FaceDepthError(
                 f"All checkpoints in {self._folder} are damaged: put back a copy, or remove the folder to start anew."
             )
-        if self._folder.exists() and jax.process_index() == 0:
-            for rest in self._folder.iterdir():  # never finished: of a first save that was killed
-                shutil.rmtree(rest) if rest.is_dir() and not rest.is_symlink() else rest.unlink()
         return None
+
+    def _clean(self):
+        """Removes what a killed save left: all of ours that has no manifest."""
+        if self._folder.is_dir() and jax.process_index() == 0:
+            finished = {self._directory(step).name for step in self.steps()}
+            for rest in self._folder.iterdir():
+                if rest.name not in finished and re.fullmatch(r"\d{8}(\.orbax-checkpoint-tmp.*)?", rest.name):
+                    shutil.rmtree(rest) if rest.is_dir() and not rest.is_symlink() else rest.unlink()
 
     def _check_identity(self, step):
         saved = json.loads(self._manifest(step).read_text())["identity"]

@@ -11,6 +11,7 @@ import time
 import tensorboardX
 import tqdm
 
+from facedepth_jax import files
 from facedepth_jax.errors import FaceDepthError
 
 
@@ -28,6 +29,14 @@ def check_finite(step: int, metrics: dict[str, float]):
 _NOT_SHOWN = ("train/grad", *(f"validation/{name}" for name in ("l2", "abs", "squared", "rmse_log", "rmse_s", "delta")))
 
 
+def _is_up_to(step, line):
+    """Whether a line of metrics.jsonl is whole, as a kill may not have left it, and of `step` or before."""
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 class Logs:
     """`metrics.jsonl` (one object a line, with "step"), TensorBoard events in `tensorboard/`, a bar on a terminal.
 
@@ -36,9 +45,8 @@ class Logs:
 
     def __init__(self, workdir: pathlib.Path, start_step: int, total_steps: int):
         path = workdir / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        with open(path, "w") as file:
-            file.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start_step)
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        files.write_bytes(path, b"".join(line for line in lines if _is_up_to(start_step, line)))
         self._file = open(path, "a", buffering=1)
         self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
         self._bar = tqdm.tqdm(

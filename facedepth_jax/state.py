@@ -76,4 +76,4 @@ def apply_gradients(net: Net, net_state: NetState, gradients, batch_stats):
 
 def gradient_norm(gradients):
     """Euclidean norm over all gradients of a net, float32 ()."""
-    return optax.global_norm(gradients)
+    return optax.tree.norm(gradients)

@@ -1,0 +1,136 @@
+"""layers.py: XLA's convolutions with flax's parameters, whatever way they are computed."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from facedepth_jax.models import layers
+
+# (height, width) on the fine side of the networks' layers, with few channels; then what a user may bring.
+DOWN = [
+    ((96, 96), 1, 3),
+    ((48, 48), 2, 3),
+    ((24, 24), 2, 3),
+    ((12, 12), 3, 2),
+    ((32, 48), 2, 3),
+    ((4, 30), 2, 1),
+    ((2, 2), 2, 3),
+]
+UP = [
+    ((6, 6), 3, 2),
+    ((12, 12), 3, 2),
+    ((24, 24), 2, 3),
+    ((48, 48), 2, 1),
+    ((5, 17), 2, 3),
+    ((17, 5), 3, 2),
+    ((1, 1), 2, 3),
+]
+TO_ONE = [((96, 96), 3), ((6, 6), 2), ((16, 9), 2), ((1, 3), 2)]
+
+
+def value_and_gradients(function, x, w, dy):
+    y, pull_back = jax.vjp(function, x, w)
+    return y, *pull_back(dy)
+
+
+def check(function, reference, x_shape, w_shape, y_shape):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, w, dy = (jnp.asarray(rng.normal(size=shape)) for shape in (x_shape, w_shape, y_shape))
+        got, expected = jax.jit(lambda *a: [value_and_gradients(f, *a) for f in (function, reference)])(x, w, dy)
+        for name, a, b in zip(("output", "gradient by x", "gradient by w"), got, expected, strict=True):
+            assert a.dtype == b.dtype == np.float64 and a.shape == b.shape, name
+            np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11, err_msg=name)
+
+
+@pytest.mark.parametrize("size, i, o", DOWN)
+def test_conv5s2_is_xlas(size, i, o):
+    (h, v), n = size, 2
+    check(
+        layers.conv5s2,
+        lambda x, w: lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=layers.DIMENSIONS),
+        (n, h, v, i),
+        (5, 5, i, o),
+        (n, h // 2, v // 2, o),
+    )
+
+
+@pytest.mark.parametrize("size, i, o", UP)
+def test_conv_transpose5s2_is_xlas(size, i, o):
+    (h, v), n = size, 2
+    check(
+        layers.conv_transpose5s2,
+        lambda x, w: lax.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=layers.DIMENSIONS),
+        (n, h, v, i),
+        (5, 5, i, o),
+        (n, 2 * h, 2 * v, o),
+    )
+
+
+@pytest.mark.parametrize("size, i", TO_ONE)
+def test_conv5s1_to_one_is_xlas(size, i):
+    (h, v), n = size, 2
+    check(
+        layers.conv5s1_to_one,
+        lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=layers.DIMENSIONS),
+        (n, h, v, i),
+        (5, 5, i, 1),
+        (n, h, v, 1),
+    )
+
+
+def test_conv_transpose_of_one_pixel():
+    """By hand, as the meaning of SAME has changed before: of the kernel turned half round, rows and columns 1 and 2."""
+    w = np.arange(25, dtype=np.float32).reshape(5, 5, 1, 1)
+    y = layers.conv_transpose5s2(jnp.ones((1, 1, 1, 1)), w)
+    np.testing.assert_array_equal(y[0, :, :, 0], [[18, 17], [13, 12]])
+
+
+def modules():
+    """(ours, flax's, input shape): those of the networks, then whatever takes XLA's own."""
+    for shape in ((2, 8, 8, 3), (1, 6, 10, 1)):
+        for bias in (False, True):
+            yield layers.Conv(4, strides=2, use_bias=bias), nn.Conv(4, (5, 5), (2, 2), use_bias=bias), shape
+            yield layers.Conv(1, use_bias=bias), nn.Conv(1, (5, 5), use_bias=bias), shape
+        yield layers.ConvTranspose(4), nn.ConvTranspose(4, (5, 5), (2, 2), use_bias=False), shape
+    for shape in ((2, 7, 9, 2), (1, 8, 9, 2), (1, 9, 8, 2)):  # odd sides
+        yield layers.Conv(3, strides=2), nn.Conv(3, (5, 5), (2, 2), use_bias=False), shape
+    yield layers.ConvTranspose(2), nn.ConvTranspose(2, (5, 5), (2, 2), use_bias=False), (2, 3, 7, 2)
+    yield layers.Conv(3), nn.Conv(3, (5, 5), use_bias=False), (2, 8, 7, 2)
+    yield layers.Conv(1, strides=2), nn.Conv(1, (5, 5), (2, 2), use_bias=False), (2, 8, 6, 2)
+    yield layers.Conv(1, kernel_size=3), nn.Conv(1, (3, 3), use_bias=False), (2, 8, 7, 2)
+    yield layers.Conv(2, 4, 2), nn.Conv(2, (4, 4), (2, 2), use_bias=False), (2, 8, 6, 2)
+
+
+@pytest.mark.parametrize("ours, flaxs, shape", list(modules()), ids=lambda x: str(x) if isinstance(x, tuple) else "")
+def test_modules_are_flaxs(ours, flaxs, shape):
+    rng = np.random.default_rng(1)
+    variables, expected = (jax.eval_shape(m.init, jax.random.key(0), jnp.zeros(shape)) for m in (ours, flaxs))
+    assert variables == expected  # names, shapes, dtypes
+    x = rng.normal(size=shape).astype(np.float32)
+    variables = jax.tree.map(lambda v: rng.normal(size=v.shape).astype(np.float32), expected)
+    a, b = jax.jit(lambda v, x: (ours.apply(v, x), flaxs.apply(v, x)))(variables, x)
+    assert a.shape == b.shape and a.dtype == b.dtype
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_start_as_in_the_paper():
+    kernel = layers.Conv(64).init(jax.random.key(0), jnp.zeros((1, 8, 8, 8)))["params"]["kernel"]
+    assert np.std(kernel) == pytest.approx(0.02, rel=0.03) and abs(np.mean(kernel)) < 3e-4
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere XLA's own are taken")
+@pytest.mark.parametrize("module", [layers.Conv(2, strides=2), layers.ConvTranspose(2), layers.Conv(1)])
+def test_cpu_sees_no_dilated_input(module):
+    """Why layers.py is there: such convolutions are ten times slower on a CPU."""
+    x = jnp.zeros((1, 16, 16, 2))
+    variables = module.init(jax.random.key(0), x)
+    text = str(jax.make_jaxpr(jax.grad(lambda v, x: module.apply(v, x).sum(), (0, 1)))(variables, x))
+    assert "conv_general_dilated" in text and "lhs_dilation=(2, 2)" not in text
+    plain = str(
+        jax.make_jaxpr(jax.grad(lambda x: nn.Conv(2, (5, 5), 2).init_with_output(jax.random.key(0), x)[0].sum()))(x)
+    )
+    assert "lhs_dilation=(2, 2)" in plain  # jaxprs do say so

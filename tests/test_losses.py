@@ -1,0 +1,61 @@
+"""losses.py against the paper's equations, written with probabilities in plain numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facedepth_jax import losses
+
+B, S = 5, 8
+
+
+@pytest.fixture
+def images():
+    rng = np.random.default_rng(0)
+    return rng.uniform(-1, 1, (2, B, S, S, 1)).astype(np.float32)
+
+
+@pytest.fixture
+def logits():
+    return np.random.default_rng(1).normal(0, 3, (2, B)).astype(np.float32)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x.astype(np.float64)))
+
+
+def test_mse_is_equation_3_an_example(images):
+    image, target = images
+    expected = [sum((p - t) ** 2 for p, t in zip(image[i].flat, target[i].flat, strict=True)) / S**2 for i in range(B)]
+    np.testing.assert_allclose(losses.mse(image, target), expected, rtol=1e-5)
+
+
+def test_adversarial_is_equation_2_an_example(logits):
+    p = sigmoid(logits[0])
+    np.testing.assert_allclose(losses.adversarial(logits[0], 1.0), -np.log(p), rtol=1e-5)
+    np.testing.assert_allclose(losses.adversarial(logits[0], 0.0), -np.log(1 - p), rtol=1e-5)
+
+
+def test_discriminator_learns_that_1_is_real(logits):
+    real, generated = logits
+    expected = -np.log(sigmoid(real)) - np.log(1 - sigmoid(generated))
+    np.testing.assert_allclose(losses.discriminator(real, generated), expected, rtol=1e-5)
+    right, wrong = (losses.discriminator(jnp.array([x]), jnp.array([-x])) for x in (9.0, -9.0))
+    assert right < 0.001 and wrong > 17
+
+
+def test_generator_is_equation_5(images, logits):
+    image, target = images
+    expected = 30 * np.mean((image - target) ** 2, (1, 2, 3)) - np.log(sigmoid(logits[0]))
+    np.testing.assert_allclose(losses.generator(image, target, logits[0], 30.0), expected, rtol=1e-5)
+    fooled, caught = (losses.generator(image, image, jnp.full(B, x), 30.0) for x in (9.0, -9.0))
+    assert (fooled < 0.001).all() and (caught > 8).all()
+
+
+def test_huge_logits_stay_finite():
+    x = jnp.array([-1e30, -1e4, -100.0, 0.0, 100.0, 1e4, 1e30])
+    for label in (0.0, 1.0):
+        value, slope = jax.vmap(jax.value_and_grad(lambda x, label=label: losses.adversarial(x, label)))(x)
+        assert np.isfinite(value).all() and np.isfinite(slope).all()
+        np.testing.assert_allclose(value, np.maximum(x * (1 - 2 * label), 0) + np.log(2) * (x == 0), rtol=1e-6)

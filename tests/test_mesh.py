@@ -1,0 +1,64 @@
+"""mesh.py: one device and four train alike. Four CPUs are had by a flag that only a fresh process can take."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+PROGRAM = """
+import functools, sys
+import jax, jax.numpy as jnp, numpy as np
+from facedepth_jax import mesh, steps
+from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.levels import DepthCode
+from facedepth_jax.state import Net, adam, init_state
+
+sys.path.insert(0, "tools")
+import golden
+
+devices = mesh.make_mesh()
+assert devices.size == jax.device_count() == 4
+for size in (0, 6, -4):
+    try:
+        mesh.check_batch_size(devices, size, "train.batch_size")
+    except FaceDepthError as error:
+        assert f"train.batch_size is {size}" in str(error) and "4 devices" in str(error)
+    else:
+        raise AssertionError(size)
+mesh.check_batch_size(devices, 8, "train.batch_size")
+
+rng = np.random.default_rng(0)
+shape = (8, 32, 32)
+batches = [
+    {"gray": rng.integers(0, 256, shape, np.uint8), "depth_mm": rng.integers(500, 2500, shape).astype(np.uint16)}
+    for _ in range(3)
+]
+for name, array in mesh.put_batch(devices, batches[0]).items():
+    assert [shard.data.shape for shard in array.addressable_shards] == [(2, 32, 32)] * 4
+    np.testing.assert_array_equal(array, batches[0][name])
+
+method = steps.METHODS["cgan"]
+nets = {name: Net(module, adam(2e-4, 0.5, 0.999)) for name, module in method.modules(2, jnp.dtype("float32")).items()}
+step = jax.jit(functools.partial(method.step, nets=nets, code=DepthCode(), lam=100.0))
+one = golden.start(nets)
+four = jax.device_put(one, mesh.replicated(devices))
+for batch in batches:
+    one, metrics_one = step(one, batch)
+    four, metrics_four = step(four, mesh.put_batch(devices, batch))
+assert all(x.sharding.is_fully_replicated and len(x.addressable_shards) == 4 for x in jax.tree.leaves(four))
+for name, value in metrics_one.items():
+    np.testing.assert_allclose(metrics_four[name], value, rtol=1e-4, err_msg=name)
+for name in nets:  # not the optimiser's state: what it does shows in the parameters
+    a, b = ((net.params, net.batch_stats) for net in (one.nets[name], four.nets[name]))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), a, b)  # a step is up to 2e-4
+"""
+
+
+def test_four_devices_train_as_one():
+    # Without optimisation it compiles in half the time.
+    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,199 @@
+"""steps.py: one step against the paper's order of things, written plainly; and against yesterday's numbers."""
+
+import functools
+import json
+import pathlib
+import runpy
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facedepth_jax import steps
+from facedepth_jax.levels import DepthCode
+from facedepth_jax.state import Net, TrainState, adam, init_net
+
+CODE = DepthCode()
+LAM, LR, B1, B2, EPS = 30.0, 2e-4, 0.5, 0.999, 1e-8
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+TOOL = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "tools" / "golden.py"))
+
+
+def stored(seed=0, n=4, size=8):
+    rng = np.random.default_rng(seed)
+    depth_mm = rng.integers(450, 2700, (n, size, size)).astype(np.uint16)
+    depth_mm[rng.random(depth_mm.shape) < 0.2] = 0
+    return {"gray": rng.integers(0, 256, (n, size, size), np.uint8), "depth_mm": depth_mm}
+
+
+def test_encode():
+    batch = stored()
+    got = jax.jit(lambda batch: steps.encode(batch, CODE))(batch)
+    mm = batch["depth_mm"].astype(np.float64)
+    level = np.where(mm == 0, 194, np.clip(np.round((mm - 500) / 8), 0, 255))
+    np.testing.assert_allclose(got["gray"][..., 0], batch["gray"] / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(got["depth"][..., 0], level / 127.5 - 1, atol=1e-6)
+    np.testing.assert_array_equal(got["valid"][..., 0], mm > 0)
+    assert got["gray"].dtype == got["depth"].dtype == np.float32 and got["gray"].shape == (4, 8, 8, 1)
+
+
+# ---- the adversarial step, in float64, with the smallest nets that have all the parts ----
+
+
+class _Net(nn.Module):
+    """A convolution, batch norm, and an image or a logit; float64 throughout."""
+
+    image: bool
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(3, (3, 3), use_bias=False, dtype=jnp.float64)(x)
+        x = nn.leaky_relu(nn.BatchNorm(not train, momentum=0.9, dtype=jnp.float64)(x), 0.2)
+        if self.image:
+            return jnp.tanh(nn.Conv(1, (3, 3), dtype=jnp.float64)(x))
+        return nn.Dense(1, dtype=jnp.float64)(x.reshape(len(x), -1))[:, 0]
+
+
+NETS = {name: Net(_Net(name == "generator"), adam(LR, B1, B2)) for name in ("generator", "discriminator")}
+
+
+def bce(logits, label):
+    """Eq. 2's binary cross entropy; the logits here are small."""
+    p = 1 / (1 + jnp.exp(-logits))
+    return -jnp.mean(jnp.log(p) if label else jnp.log(1 - p))
+
+
+def plain_adam(params, grads, moments, t):
+    """Kingma and Ba's Algorithm 1."""
+    m = jax.tree.map(lambda m, g: B1 * m + (1 - B1) * g, moments[0], grads)
+    v = jax.tree.map(lambda v, g: B2 * v + (1 - B2) * g**2, moments[1], grads)
+    params = jax.tree.map(lambda p, m, v: p - LR * (m / (1 - B1**t)) / (jnp.sqrt(v / (1 - B2**t)) + EPS), params, m, v)
+    return params, (m, v)
+
+
+def apply(name, params, stats, x):
+    y, new = NETS[name].module.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
+    return y, new["batch_stats"]
+
+
+@jax.jit
+def two_passes(g, d, moments_g, moments_d, t, batch):
+    """The paper's step the usual way: `g` and `d` are (params, batch_stats); each net is run for each loss."""
+    batch = steps.encode(batch, CODE)
+
+    def loss_d(params):
+        generated = jax.lax.stop_gradient(apply("generator", *g, batch["gray"])[0])
+        real_logits, stats = apply("discriminator", params, d[1], batch["depth"])
+        generated_logits, stats = apply("discriminator", params, stats, generated)
+        accuracy = jnp.mean(real_logits > 0), jnp.mean(generated_logits < 0)
+        return bce(real_logits, 1) + bce(generated_logits, 0), (stats, accuracy)
+
+    (value_d, (stats_d, accuracy)), grads_d = jax.value_and_grad(loss_d, has_aux=True)(d[0])
+    params_d, moments_d = plain_adam(d[0], grads_d, moments_d, t)
+
+    def loss_g(params):
+        generated, stats = apply("generator", params, g[1], batch["gray"])
+        logits, _ = apply("discriminator", params_d, d[1], generated)
+        mse, adv = jnp.mean((generated - batch["depth"]) ** 2), bce(logits, 1)
+        return LAM * mse + adv, (stats, mse, adv)
+
+    (value_g, (stats_g, mse, adv)), grads_g = jax.value_and_grad(loss_g, has_aux=True)(g[0])
+    params_g, moments_g = plain_adam(g[0], grads_g, moments_g, t)
+
+    def norm(tree):
+        return jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree)))
+
+    metrics = {"loss_g": value_g, "loss_mse": mse, "loss_adv": adv, "loss_d": value_d}
+    metrics |= {"d_accuracy_real": accuracy[0], "d_accuracy_generated": accuracy[1]}
+    metrics |= {"grad_norm_g": norm(grads_g), "grad_norm_d": norm(grads_d)}
+    return (params_g, stats_g), (params_d, stats_d), moments_g, moments_d, metrics
+
+
+def fresh_state():
+    """Random everywhere, float64."""
+    rng = np.random.default_rng(0)
+    shapes = {name: jax.eval_shape(lambda net=net: init_net(net, jax.random.key(0), 8)) for name, net in NETS.items()}
+
+    def fill(leaf, low, high):
+        return jnp.asarray(rng.uniform(low, high, leaf.shape))
+
+    nets = {}
+    for name, net in shapes.items():
+        params = jax.tree.map(lambda leaf: fill(leaf, -0.3, 0.3), net.params)
+        stats = jax.tree.map(lambda leaf: fill(leaf, 0.5, 1.5), net.batch_stats)
+        nets[name] = type(net)(params, stats, NETS[name].optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), nets)
+
+
+def close(got, expected, what, tolerance=1e-10):
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True):
+        name = what + jax.tree_util.keystr(path)
+        assert a.shape == b.shape, name
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+def test_adversarial_step_is_the_plain_one_with_two_passes():
+    with jax.enable_x64(True):
+        step = jax.jit(functools.partial(steps.adversarial_step, nets=NETS, code=CODE, lam=LAM))
+        state = fresh_state()
+        g, d = ((net.params, net.batch_stats) for net in (state.nets["generator"], state.nets["discriminator"]))
+        zeros = [jax.tree.map(jnp.zeros_like, params) for params, _ in (g, d)]
+        moments_g, moments_d = (zeros[0], zeros[0]), (zeros[1], zeros[1])
+        for t in (1, 2, 3):
+            state, metrics = step(state, stored(t))
+            g, d, moments_g, moments_d, expected = two_passes(g, d, moments_g, moments_d, float(t), stored(t))
+            assert state.step == t and metrics.keys() == expected.keys()
+            for name, (params, stats) in (("generator", g), ("discriminator", d)):
+                net = state.nets[name]
+                close(net.params, params, f"step {t} {name} params", 1e-11)
+                close(net.batch_stats, stats, f"step {t} {name} batch_stats")
+            for name, value in expected.items():
+                np.testing.assert_allclose(metrics[name], value, rtol=1e-10, err_msg=f"step {t} {name}")
+
+
+def test_supervised_step_is_the_generator_on_equation_3():
+    with jax.enable_x64(True):
+        nets = {"generator": NETS["generator"]}
+        step = jax.jit(functools.partial(steps.supervised_step, nets=nets, code=CODE))
+        full = fresh_state()
+        before = full.nets["generator"]
+        state, metrics = step(TrainState(full.step, {"generator": before}), stored())
+
+        @jax.jit
+        def reference(params, batch):
+            batch = steps.encode(batch, CODE)
+
+            def loss(params):
+                image, stats = apply("generator", params, before.batch_stats, batch["gray"])
+                return jnp.mean((image - batch["depth"]) ** 2), stats
+
+            return jax.value_and_grad(loss, has_aux=True)(params)
+
+        (value, stats), grads = reference(before.params, stored())
+        zeros = jax.tree.map(jnp.zeros_like, grads)
+        params, _ = plain_adam(before.params, grads, (zeros, zeros), 1.0)
+        assert state.step == 1 and list(state.nets) == ["generator"]
+        close(state.nets["generator"].params, params, "params", 1e-11)
+        close(state.nets["generator"].batch_stats, stats, "batch_stats")
+        np.testing.assert_allclose(metrics["loss_mse"], value, rtol=1e-10)
+        np.testing.assert_allclose(metrics["loss_g"], value, rtol=1e-10)
+
+
+def test_methods():
+    assert {"cgan", "ae"} <= steps.METHODS.keys()
+    for method in steps.METHODS.values():
+        assert "generator" in method.modules(4, jnp.float32)
+    assert {path.stem for path in GOLDEN.glob("*.json")} == steps.METHODS.keys()
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the golden numbers are a CPU's")
+@pytest.mark.parametrize("name", steps.METHODS)
+def test_golden(name):
+    expected = json.loads((GOLDEN / f"{name}.json").read_text())
+    for k, (got, golden) in enumerate(zip(TOOL["measure"](name), expected, strict=True), 1):
+        assert got == pytest.approx(golden, rel=1e-5), (
+            f"Step {k} of {name} gives other numbers than before. If that is meant, run `python tools/golden.py`, "
+            "read the diff, and say in the commit why they changed; if not, something broke."
+        )

@@ -1,0 +1,77 @@
+"""Writes tests/golden/METHOD.json anew: the metrics of two training steps of every method.
+
+python tools/golden.py
+
+Run it when a step's numbers change on purpose, and read the diff before you commit it: every change must have a reason.
+"""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from facedepth_jax.levels import DepthCode
+from facedepth_jax.state import Net, NetState, TrainState, adam, init_state
+from facedepth_jax.steps import METHODS
+
+FOLDER = pathlib.Path(__file__).parents[1] / "tests" / "golden"
+LOSS_ARGS = {"lam": 100.0}
+WIDTH, SIZE_PX, BATCH = 4, 32, 4
+
+
+def batch():
+    """Smooth random images with holes, as stored."""
+    rng = np.random.default_rng(0)
+    coarse = rng.uniform(size=(2, BATCH, 4, 4)).repeat(SIZE_PX // 4, 2).repeat(SIZE_PX // 4, 3)
+    gray = (255 * coarse[0]).astype(np.uint8)
+    depth_mm = (400 + 2300 * coarse[1]).astype(np.uint16)  # beyond level 0 and 255
+    depth_mm[:, 5:9, 20:30] = 0
+    return {"gray": gray, "depth_mm": depth_mm}
+
+
+def start(nets):
+    """A TrainState for images of SIZE_PX: kernels N(0, 0.02) by NumPy, so that no generator of JAX's is pinned too."""
+    rng = np.random.default_rng(1)
+
+    def fill(path, leaf):
+        kind = path[-1].key
+        if kind == "kernel":
+            return (0.02 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+        return np.full(leaf.shape, kind in ("scale", "var"), leaf.dtype)
+
+    def fill_net(net):
+        params, batch_stats = (jax.tree_util.tree_map_with_path(fill, part) for part in (net.params, net.batch_stats))
+        return NetState(params, batch_stats, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), net.opt_state))
+
+    shapes = jax.eval_shape(lambda: init_state(nets, 0, SIZE_PX))
+    return TrainState(np.int32(0), {name: fill_net(net) for name, net in sorted(shapes.nets.items())})
+
+
+def measure(name: str) -> list[dict[str, float]]:
+    """The metrics of steps 1 and 2; the second sees what the first one did to the state."""
+    method = METHODS[name]
+    modules = method.modules(WIDTH, jnp.dtype("float32"))
+    nets = {name: Net(module, adam(2e-4, 0.5, 0.999)) for name, module in modules.items()}
+    loss_args = {arg: LOSS_ARGS[arg] for arg in method.loss_args}
+    step = jax.jit(
+        functools.partial(method.step, nets=nets, code=DepthCode(), **loss_args),
+        compiler_options={"xla_backend_optimization_level": 0},  # compiles in half the time
+    )
+    state, measured = start(nets), []
+    for _ in range(2):
+        state, metrics = step(state, batch())
+        measured.append({name: float(value) for name, value in sorted(metrics.items())})
+    return measured
+
+
+def main():
+    FOLDER.mkdir(exist_ok=True)
+    for name in METHODS:
+        (FOLDER / f"{name}.json").write_text(json.dumps(measure(name), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
