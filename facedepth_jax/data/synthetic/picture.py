@@ -105,8 +105,8 @@ def _textures(scene: Scene, at):
     azimuth = x / (jnp.abs(x) + jnp.abs(behind) + 1e-3)  # of a square, not a circle: cheaper, and nobody sees it
     azimuth = jnp.where(behind > 0, 2 - azimuth, azimuth)
     hairs = _grain(jnp.stack([azimuth * 100, y / 14 + phase * 48, 0 * y], -1), 1.0, 0)
-    locks = (1 - curl) * hairs + curl * 0.8 * _grain(at, 2.2, 0) + 0.3 * _grain(at, 4.0, 1)
     folds = _grain(at + 31 * phase, (4.0, 9.0, 4.0), 1)
+    locks = (1 - curl) * hairs + curl * 0.8 * _grain(at, 2.2, 0) + 0.3 * folds
     return _grain(at + 48 * phase, 1.1, 0), _grain(at + 97 * phase, 2.3, 1), hairs, locks, folds
 
 
