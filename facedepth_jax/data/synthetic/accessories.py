@@ -75,9 +75,10 @@ def _glasses_triangles():
 
 
 def _lens_triangles():
-    k = np.arange(RIM)
-    fan = np.stack([k, (k + 1) % RIM, np.full(RIM, RIM)], 1)
-    return np.concatenate([fan, fan + RIM + 1])
+    # Across the lens in a zigzag: 0, 1, RIM - 1, 2, ... No vertex has many triangles, which normals pay for.
+    zigzag = np.stack([np.arange(RIM), -np.arange(RIM) % RIM], 1).ravel()[1 : RIM + 1]
+    strip = np.stack([zigzag[:-2], zigzag[1:-1], zigzag[2:]], 1)
+    return np.concatenate([strip, strip + RIM])
 
 
 @functools.cache
@@ -88,7 +89,7 @@ def topology() -> Topology:
         "curtain": (CURTAIN[0] * CURTAIN[1], _grid(*CURTAIN, wrap=False), None),
         "bun": (BUN[0] * BUN[1], _grid(*BUN, wrap=True), 1.0),
         "glasses": (4 * RIM + 24, _glasses_triangles(), 1.0),
-        "lenses": (2 * (RIM + 1), _lens_triangles(), 1.0),
+        "lenses": (2 * RIM, _lens_triangles(), 1.0),
         "hat": (HAT[0] * HAT[1], _grid(*HAT, wrap=True), 1.0),
         "collar": (COLLAR[0] * COLLAR[1], _grid(*COLLAR, wrap=True), None),
         "hand": (mesh.hand.shape[1], mesh.hand_triangles, 1.0),
@@ -294,7 +295,7 @@ def _bun(person, skin):
 
 
 def _glasses(person, skin, sunglasses):
-    """Rims, bridge and temples, and the lenses as fans: (4 RIM + 24, 3), (2 (RIM + 1), 3)."""
+    """Rims, bridge and temples, and the lenses: (4 RIM + 24, 3), (2 RIM, 3)."""
     mesh = head()
     x, y, _ = mesh.vertices.T
     around = (np.abs(x) > 14) & (np.abs(x) < 48) & (y > -26) & (y < 12) & (mesh.part == 0) & (mesh.vertices[:, 2] < -40)
@@ -303,7 +304,7 @@ def _glasses(person, skin, sunglasses):
     shape = person.glasses if person.glasses != "none" else ("square", "aviator")[int(person.look[7] > 0.5)]
     power = {"round": 2.0, "square": 4.0, "aviator": 2.6}[shape]
     t = np.linspace(0, 2 * np.pi, RIM, endpoint=False)
-    width = (23.5 if shape == "round" else 27.0) * person.glasses_size * (1.08 if sunglasses else 1)
+    width = (21.5 if shape == "round" else 24.5) * person.glasses_size * (1.08 if sunglasses else 1)
     height = width * {"round": 0.92, "square": 0.66, "aviator": 0.8}[shape] * (1.1 if sunglasses else 1)
     cos, sin = (np.sign(f(t)) * np.abs(f(t)) ** (2 / power) for f in (np.cos, np.sin))
     rims, lenses, edges = [], [], []
@@ -319,8 +320,7 @@ def _glasses(person, skin, sunglasses):
             return p
 
         rims += [loop(0.0), loop(person.glasses_mm)]
-        centre = loop(0.0).mean(0)
-        lenses.append(np.concatenate([loop(0.0), centre[None]]))
+        lenses.append(loop(0.0))
         edges.append((middle, loop(person.glasses_mm)))
     mm = max(person.glasses_mm, 2.0)
     bridge_y = eyes[0][1] - 3
