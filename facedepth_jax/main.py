@@ -3,6 +3,7 @@
 python -m facedepth_jax.main --config=configs/synthetic.py:cgan --workdir=runs/demo --config.loss.lam=100.0
 """
 
+import os
 import pathlib
 import sys
 
@@ -35,7 +36,10 @@ def main(argv):
     try:
         train.run(config, pathlib.Path(WORKDIR.value or f"runs/{name}-{config.method}"))
     except FaceDepthError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)  # after a save that failed, threads of Orbax wait for ever
 
 
 def parse(argv):

@@ -43,14 +43,15 @@ def adam(learning_rate, b1, b2):
 
 def init_net(net: Net, key, image_size):
     """A fresh NetState for inputs (B, image_size, image_size, 1)."""
-    variables = net.module.init(key, jnp.zeros((1, image_size, image_size, 1)), train=False)
+    variables = jax.jit(lambda key: net.module.init(key, jnp.zeros((1, image_size, image_size, 1)), train=False))(key)
     params = variables["params"]
     return NetState(params, variables.get("batch_stats", {}), net.optimizer.init(params))
 
 
 def init_state(nets: dict[str, Net], seed, image_size):
     """A fresh TrainState; a net's start depends on the seed and its name's place in the alphabet alone."""
-    keys = jax.random.split(jax.random.key(seed), len(nets))
+    # XLA's own generator: for threefry a CPU compiles seconds for each shape of weights.
+    keys = jax.random.split(jax.random.key(seed, impl="rbg"), len(nets))
     states = {name: init_net(nets[name], key, image_size) for name, key in zip(sorted(nets), keys, strict=True)}
     return TrainState(jnp.zeros((), jnp.int32), states)
 

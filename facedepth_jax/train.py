@@ -88,7 +88,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
 
     try:
         for step in range(start + 1, config.train.steps + 1):
-            if stop.is_set() or (step - 1 > start and (step - 1) % config.every.save == 0):
+            if step - 1 > start and (stop.is_set() or (step - 1) % config.every.save == 0):
                 save(step - 1)
             if stop.is_set():
                 checkpoints.finish()
