@@ -35,8 +35,8 @@ def main(argv):
     config, name = CONFIG.value, path.stem
     try:
         train.run(config, pathlib.Path(WORKDIR.value or f"runs/{name}-{config.method}"))
-    except FaceDepthError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (FaceDepthError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)  # an OSError says what and where: a full disk, a missing right
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)  # after a save that failed, threads of Orbax wait for ever

@@ -130,6 +130,17 @@ def test_sigterm_saves_and_the_same_command_goes_on(run, place, data):
         np.testing.assert_array_equal(weights(workdir)[name], value, err_msg=name)
 
 
+def test_a_value_that_is_not_finite_stops_the_run(place, data):
+    """At this rate the weights overflow: the run ends with the step's number, and no bad state is kept."""
+    workdir = place / "poisoned"
+    steps = ["--config.train.steps=20", "--config.every.save=1"]
+    message = refused("main", *TINY, data, f"--workdir={workdir}", *steps, "--config.train.learning_rate=1e30")
+    assert re.search(r"Step \d+: \w+ is (nan|inf)", message), message
+    assert not (workdir / "results.json").exists() and not (workdir / "generator.safetensors").exists()
+    for manifest in (workdir / "checkpoints").glob("*.json"):
+        assert int(manifest.stem) < int(re.search(r"\d+", message).group())
+
+
 def test_report_and_predict(run, place):
     workdir, _ = run
     ok("report", f"--out={place}/report", workdir)

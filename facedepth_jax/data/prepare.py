@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import fcntl
+import inspect
 import io
 import json
 import math
@@ -57,15 +58,22 @@ def make_source(dataset: str, raw: str | None, options: dict) -> Source:
 
     Raises FaceDepthError for an unknown name and for whatever the source finds wrong.
     """
+    if dataset not in DATASETS:
+        raise FaceDepthError(f"there is no data set '{dataset}', only {' and '.join(DATASETS)}")
     if dataset == "synthetic":
-        from facedepth_jax.data.synthetic import SyntheticSource  # starts JAX, which a folder can do without
+        from facedepth_jax.data.synthetic import SyntheticSource as Kind  # starts JAX, which a folder can do without
 
-        return SyntheticSource(**options)
-    if dataset == "folder":
+        where = ()
+    else:
         if not raw:
-            raise FaceDepthError("the data set 'folder' needs its raw directory, the one with index.csv")
-        return FolderSource(raw, **options)
-    raise FaceDepthError(f"there is no data set '{dataset}', only {' and '.join(DATASETS)}")
+            raise FaceDepthError(
+                "the data set 'folder' needs its raw directory, the one with index.csv: --raw or --config.data.raw_dir"
+            )
+        Kind, where = FolderSource, (raw,)
+    known = list(inspect.signature(Kind).parameters)[len(where) :]
+    if unknown := sorted(options.keys() - set(known)):
+        raise FaceDepthError(f"the data set '{dataset}' has no option '{unknown[0]}'; it has {', '.join(known)}")
+    return Kind(*where, **options)
 
 
 def prepare(
@@ -103,8 +111,10 @@ def prepare(
         raise FaceDepthError(
             f"there is no shard {shard_index}/{shards}; of n shards the first is 0/n, the last (n-1)/n"
         )
-    if workers < 0 or not 8 <= size <= 1024 or not 0 < face_mm < math.inf:
-        raise FaceDepthError(f"want workers >= 0, size 8 to 1024 and face_mm > 0, not {workers}, {size} and {face_mm}")
+    if workers < 0 or not 8 <= size <= 1024 or not 1 <= face_mm <= 10_000:
+        raise FaceDepthError(
+            f"want workers >= 0, size 8 to 1024 and face_mm 1 to 10000, not {workers}, {size} and {face_mm}"
+        )
     settings = {
         "dataset": {"name": source.name, "settings": source.settings},
         "crop": {"face_mm": float(face_mm), "head_window_px": HEAD_WINDOW_PX, "min_depth_share": MIN_DEPTH_SHARE},
@@ -455,8 +465,11 @@ _SYNTHETIC_FLAGS = ("subjects", "frames_per_sequence", "sensor")
 
 
 def _shard(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    return int(index), int(count)
+    try:
+        index, count = text.split("/")
+        return int(index), int(count)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid shard {text!r}, give I/N, as 0/4") from None
 
 
 def _run(flags: argparse.Namespace) -> None:
