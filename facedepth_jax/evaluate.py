@@ -15,6 +15,7 @@ from facedepth_jax import levels, metrics
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.levels import DepthCode
 
+MEAN_MAP = "mean training map"  # title of `mean_map_baseline` in tables
 Predict = Callable[[jax.Array], jax.Array]  # gray uint8 (B, S, S) -> depth image float32 (B, S, S, 1) in [-1, 1]
 
 

@@ -248,10 +248,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if len({value is None for value in (args.center, args.distance_mm, args.focal_px)}) > 1:
         parser.error("--center, --distance_mm and --focal_px go together")
-    for flag in ("distance_mm", "focal_px", "batch_size"):
+    for flag, least in (("distance_mm", 0.001), ("focal_px", 0.001), ("batch_size", 1)):
         value = getattr(args, flag)
-        if value is not None and not 0 < value < float("inf"):
-            parser.error(f"--{flag} must be above 0")
+        if value is not None and not least <= value <= 1e6:
+            parser.error(f"--{flag} must be {least} to 1000000")
 
     cv2.utils.logging.setLogLevel(
         cv2.utils.logging.LOG_LEVEL_SILENT

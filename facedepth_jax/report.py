@@ -19,10 +19,9 @@ from matplotlib.figure import Figure
 
 from facedepth_jax import files, pictures
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.evaluate import markdown_table
+from facedepth_jax.evaluate import MEAN_MAP, markdown_table
 from facedepth_jax.metrics import METRICS
 
-BASELINE = "mean training map"
 CURVE_METRICS = ("l1", "rmse_lin", "delta_1.25^(1/4)")
 GRID_FACES = 8
 
@@ -74,7 +73,7 @@ def read_run(path: Path) -> Run:
             run.results["step"],
         )
         for result in (run.results["test"], run.results["baseline_mean_map"]):
-            result["n_frames"]
+            result["n_frames"] - result["n_frames_without_depth"]
             for column in ("all", "valid"):
                 for metric in METRICS:
                     float(result[column][metric.key])
@@ -239,11 +238,12 @@ def make_section(runs: Sequence[Run]) -> tuple[str, dict, dict[str, bytes]]:
         steps = ", ".join(sorted({str(run.results["step"]) for run in members}))
         parts.append(f"| {title} | {seeds} | {steps} | {', '.join(run.path.name for run in members)} |")
     values = {"dataset": dataset, "fingerprint": fingerprint, "n_frames": test["n_frames"], "columns": {}}
-    for pixels, words in (("all", "all pixels"), ("valid", "pixels with true depth")):
+    with_depth = test["n_frames"] - test["n_frames_without_depth"]
+    for pixels, words, n in (("all", "all pixels", test["n_frames"]), ("valid", "pixels with true depth", with_depth)):
         table = {title: column_values(members, pixels) for title, members in columns.items()}
-        table[BASELINE] = baseline_values(runs[0], pixels)
-        caption = f"{words}, n = {test['n_frames']}"
-        parts.append(f"\n### Table 1 over {words}\n\n{markdown_table(table, caption, baseline=BASELINE)}")
+        table[MEAN_MAP] = baseline_values(runs[0], pixels)
+        caption = f"{words}, n = {n}"
+        parts.append(f"\n### Table 1 over {words}\n\n{markdown_table(table, caption, baseline=MEAN_MAP)}")
         for title, column in table.items():
             values["columns"].setdefault(title, {})[pixels] = column
     for title, members in columns.items():

@@ -21,14 +21,13 @@ from facedepth_jax.data import pipeline
 from facedepth_jax.data.frames import SPLITS
 from facedepth_jax.data.prepare import make_source, prepare
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.evaluate import evaluate, markdown_table, mean_map_baseline
+from facedepth_jax.evaluate import MEAN_MAP, evaluate, markdown_table, mean_map_baseline
 from facedepth_jax.levels import DepthCode, image_from_gray, levels_from_image, mm_from_levels
 from facedepth_jax.logs import Clock, Logs, check_finite
 from facedepth_jax.state import Net, NetState, adam, forward, init_net, init_state
 from facedepth_jax.stopping import stop_event
 
 SAMPLES = 8  # faces in a picture
-MEAN_MAP = "mean training map"
 EVALUATION_BATCH = 32  # images a device; no figure depends on it
 
 
@@ -38,19 +37,25 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
     Raises FaceDepthError for a config, data or a workdir that cannot be used, and for values that are not finite.
     """
     workdir = pathlib.Path(workdir)
+    _check_values(config)
     method, nets = _build(config)
     devices = mesh.make_mesh()
     mesh.check_batch_size(devices, config.train.batch_size, "train.batch_size")
     stop = stop_event()
     data = _open_data(config, stop)
     train_rows, validation_rows, _ = (data.rows(split) for split in SPLITS)  # an empty one is found now
-    _write_config(config, workdir)
 
     state = init_state(nets, config.seed, config.data.size)
     state = jax.device_put(state, mesh.replicated(devices))
     checkpoints = Checkpoints(workdir / "checkpoints", _identity(config, data))
     state = checkpoints.restore(state) or state
     start = int(state.step)
+    if start > config.train.steps:
+        raise FaceDepthError(
+            f"{workdir} has done {start} steps, train.steps is {config.train.steps}: "
+            f"give at least {start}, or another --workdir."
+        )
+    _write_config(config, workdir)  # now that the run is known to be this one
     step_fn = jax.jit(
         functools.partial(method.step, nets=nets, code=_code(config), **{a: config.loss[a] for a in method.loss_args}),
         donate_argnums=0,
@@ -244,16 +249,36 @@ def load_generator(run_dir) -> Generator:
     run_dir = pathlib.Path(run_dir)
     if not (run_dir / "config.json").is_file():
         raise FaceDepthError(f"There is no run in {run_dir}: give the --workdir of a training.")
-    config = ml_collections.ConfigDict(files.read_json(run_dir / "config.json"))
-    _, nets = _build(config)
-    net = nets["generator"]
-    like = jax.eval_shape(lambda: init_net(net, jax.random.key(0), config.data.size))
+    values = files.read_json(run_dir / "config.json")
+    try:
+        config = ml_collections.ConfigDict(values)
+        net = _build(config)[1]["generator"]
+        size, code, face_mm = config.data.size, _code(config), config.data.face_mm
+        like = jax.eval_shape(lambda: init_net(net, jax.random.key(0), size))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FaceDepthError(f"{run_dir / 'config.json'} is damaged or of another version: train again.") from error
     variables = load_weights(
         run_dir / "generator.safetensors", {"params": like.params, "batch_stats": like.batch_stats}
     )
     net_state = NetState(variables["params"], variables["batch_stats"], None)
     predict = jax.jit(lambda gray: forward(net.module, net_state, image_from_gray(gray)[..., None]))
-    return Generator(predict, config.data.size, _code(config), config.data.face_mm)
+    return Generator(predict, size, code, face_mm)
+
+
+def _check_values(config):
+    """Raises FaceDepthError for a number that no run can be made with."""
+    every = config.every
+    for name, value, least in (
+        ("seed", config.seed, 0),
+        ("width", config.width, 2),
+        ("train.steps", config.train.steps, 1),
+        ("data.size", config.data.size, 16),
+        ("every.log", every.log, 1),
+        ("every.save", every.save, 1),
+        ("every.evaluate", every.evaluate, 1),
+    ):
+        if value < least:
+            raise FaceDepthError(f"{name} is {value}: it must be at least {least}.")
 
 
 def _build(config):
@@ -286,6 +311,9 @@ def _open_data(config, stop):
     opened = arrays_on_disk.open(data.dir)
     if opened.gray.shape[1] != data.size:
         raise FaceDepthError(f"{data.dir} holds images of {opened.gray.shape[1]} px, data.size is {data.size}.")
+    face_mm = opened.meta["crop"]["face_mm"]
+    if face_mm != data.face_mm:  # `predict` crops by the run's own
+        raise FaceDepthError(f"{data.dir} holds crops of {face_mm:g} mm, data.face_mm is {data.face_mm:g}.")
     return opened
 
 

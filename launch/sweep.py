@@ -29,5 +29,8 @@ if __name__ == "__main__":
     parser.add_argument("--runs", required=True, help="directory of the workdirs")
     parser.add_argument("axes", nargs="+", metavar="KEY=VALUE,VALUE,...")
     given = parser.parse_args()
+    for axis in given.axes:
+        if "=" not in axis:
+            parser.error(f"{axis} is no KEY=VALUE,VALUE,...")
     split = dict(axis.split("=", 1) for axis in given.axes)
     print("\n".join(commands(given.config, given.runs, {key: values.split(",") for key, values in split.items()})))

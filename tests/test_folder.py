@@ -142,6 +142,7 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path, cells, message):
         ({"split": ["train"] * 5 + ["val"]}, "line 7: the split 'val' is none of train, validation, test"),
         ({"fx": ["500"] * 6, "fy": ["500", "-1"] + ["500"] * 4}, "line 3: the focal length 'fy' is -1.0"),
         ({"fx": ["inf"] * 6}, "line 2: 'fx' is 'inf'"),
+        ({"fx": ["1e308"] * 6}, "line 2: the focal length 'fx' is 1e\\+308"),
         ({"yaw": ["up"] * 6}, "line 2: 'yaw' is 'up', not a number"),
     ],
 )

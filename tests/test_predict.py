@@ -276,6 +276,7 @@ def test_out_is_not_the_inputs_own_folder(tmp_path, capsys):
         ["--distance_mm=900"],
         ["--center=1,2", "--distance_mm=900"],
         ["--center=1,2", "--distance_mm=0", "--focal_px=300"],
+        ["--center=1,2", "--distance_mm=1e-308", "--focal_px=300"],
         ["--focal_px=300"],
         ["--batch_size=0"],
         ["--box=1,2,3,4", "--center=1,2", "--distance_mm=900", "--focal_px=300"],

@@ -323,7 +323,15 @@ def test_a_worker_that_dies_is_said(raw, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"size": 4}, {"face_mm": 0.0}, {"face_mm": float("nan")}, {"workers": -1}, {"shard": (2, 2)}, {"shard": (0, 0)}],
+    [
+        {"size": 4},
+        {"face_mm": 0.0},
+        {"face_mm": float("nan")},
+        {"face_mm": 1e300},
+        {"workers": -1},
+        {"shard": (2, 2)},
+        {"shard": (0, 0)},
+    ],
 )
 def test_settings_that_make_no_sense(raw, tmp_path, settings):
     with pytest.raises(FaceDepthError):

@@ -27,6 +27,7 @@ from facedepth_jax.data.frames import SPLITS, Frame, FrameInfo, Reject
 from facedepth_jax.errors import FaceDepthError
 
 REQUIRED = ("frame", "subject", "sequence", "gray", "depth", "head_x", "head_y")
+MAX_FOCAL_PX = 1_000_000
 _NUMBERS = ("head_x", "head_y", "yaw", "pitch", "roll", "fx", "fy")
 
 
@@ -155,8 +156,8 @@ def _parse(line: dict, root: Path, focal: float) -> dict:
     for name in ("fx", "fy"):
         if math.isnan(row[name]):
             row[name] = focal
-        if not 0 < row[name] < math.inf:
-            raise ValueError(f"the focal length '{name}' is {row[name]}, not a positive number")
+        if not 1 <= row[name] <= MAX_FOCAL_PX:
+            raise ValueError(f"the focal length '{name}' is {row[name]}, not 1 to {MAX_FOCAL_PX} pixels")
     for name in ("gray", "depth"):
         _check_path(root, row[name])
     if "split" in row and row["split"] not in SPLITS:
