@@ -49,7 +49,7 @@ def init_net(net: Net, key, image_size):
 
 
 def init_state(nets: dict[str, Net], seed, image_size):
-    """A fresh TrainState; a net's start depends on the seed and its name's place in the alphabet alone."""
+    """A fresh TrainState; a net's start depends on the seed, its name's place in the alphabet and the device's kind."""
     # XLA's own generator: for threefry a CPU compiles seconds for each shape of weights.
     keys = jax.random.split(jax.random.key(seed, impl="rbg"), len(nets))
     states = {name: init_net(nets[name], key, image_size) for name, key in zip(sorted(nets), keys, strict=True)}

@@ -16,14 +16,10 @@ from facedepth_jax.state import Net, TrainState, apply_gradients, forward_train,
 
 
 def encode(batch, code: levels.DepthCode):
-    """Stored arrays -> what the nets see.
-
-    Returns gray and depth, float32 (B, S, S, 1) in [-1, 1], and valid, bool (B, S, S, 1), where there is true depth.
-    """
+    """Stored arrays -> what the nets see: gray and depth, float32 (B, S, S, 1) in [-1, 1]."""
     return {
         "gray": levels.image_from_gray(batch["gray"])[..., None],
         "depth": levels.image_from_levels(levels.levels_from_mm(batch["depth_mm"], code), code)[..., None],
-        "valid": (batch["depth_mm"] > 0)[..., None],
     }
 
 
