@@ -23,7 +23,8 @@ REPEATS = 9
 
 def seconds(function, *inputs):
     """Median seconds of a call, and those of the first one (which compiles)."""
-    clock = time.process_time if len(os.sched_getaffinity(0)) == 1 else time.perf_counter
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS has none
+    clock = time.process_time if cores == 1 else time.perf_counter
     times = []
     for _ in range(REPEATS + 1):
         start = clock()

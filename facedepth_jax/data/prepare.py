@@ -199,6 +199,7 @@ def _start_worker(job: _Job) -> None:
     global _worker_job
     _worker_job = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or the first takes the GPU's memory from the rest
     cv2.setNumThreads(1)
 
     def follow_parent():  # else a parent killed by SIGKILL leaves its workers behind
@@ -449,6 +450,7 @@ def _flags() -> argparse.Namespace:
     flag("--test_fraction", type=float, help="folder without a column split: share of the subjects (0.2)")
     flag("--subjects", type=int, help="synthetic: people (200)")
     flag("--frames_per_sequence", type=int, help="synthetic: frames of each of a subject's five sequences (10)")
+    flag("--image_size", type=int, help="synthetic: window around the head that is rendered, pixels (192)")
     flag("--sensor", help="synthetic: kinect_v2 (default) or kinect_v1")
     flags = parser.parse_args()
     foreign = _SYNTHETIC_FLAGS if flags.dataset == "folder" else ("raw", *_FOLDER_FLAGS)
@@ -461,7 +463,7 @@ def _flags() -> argparse.Namespace:
 
 
 _FOLDER_FLAGS = ("focal", "validation_fraction", "test_fraction")
-_SYNTHETIC_FLAGS = ("subjects", "frames_per_sequence", "sensor")
+_SYNTHETIC_FLAGS = ("subjects", "frames_per_sequence", "image_size", "sensor")
 
 
 def _shard(text: str) -> tuple[int, int]:

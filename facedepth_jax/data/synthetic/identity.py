@@ -110,7 +110,6 @@ def shape_axes():
 @dataclasses.dataclass(frozen=True, eq=False)
 class Person:
     """Attributes:
-    number: of the person in the data set.
     sex: 0 female .. 1 male; age: 0 child, 0.5 young adult, 1 old.
     vertices: float32 (V, 3), the neutral head, mm.
     skin, lips, hair, brow, iris: diffuse reflectance in 0..1 (gray).
@@ -123,7 +122,6 @@ class Person:
     look: float32 (8,), uniform numbers that decide further details (cloth pattern, parting side, hairline).
     """
 
-    number: int
     sex: float
     age: float
     vertices: np.ndarray
@@ -215,7 +213,6 @@ def person(seed: int, number: int) -> Person:
     style = str(rng.choice(HAIR_STYLES, p=chances / chances.sum()))
     beard = str(rng.choice(BEARD_STYLES, p=[0.42, 0.2, 0.09, 0.12, 0.17])) if male and grown else "none"
     return Person(
-        number=number,
         sex=sex,
         age=age,
         vertices=vertices,
