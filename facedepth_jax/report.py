@@ -92,8 +92,8 @@ def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
     The title is the method, with lambda where the method has runs with several.
 
     Raises:
-      FaceDepthError: two runs of one column have the same seed or differ in more than the seed; runs were measured in
-        different levels.
+      FaceDepthError: runs of one method differ in more than lambda and the seed, or two have both alike; runs were
+        measured in different levels.
     """
     for run in runs[1:]:
         if run.config["code"] != runs[0].config["code"]:
@@ -101,16 +101,17 @@ def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
                 f"{runs[0].path} and {run.path} differ in what a level of depth stands for (config.code): "
                 "their metrics cannot stand in one table; report them apart."
             )
-    columns = {}
+    columns, first = {}, {}
     for run in sorted(runs, key=lambda run: (run.method, run.lam or 0.0, run.seed)):
+        other = first.setdefault(run.method, run)
+        if keys := _differing_keys(_settings(other), _settings(run)):
+            raise FaceDepthError(
+                f"{other.path} and {run.path} are both '{run.method}' but differ in {', '.join(keys)}: "
+                "report them apart."
+            )
         several = len({other.lam for other in runs if other.method == run.method}) > 1
         column = columns.setdefault(f"{run.method} λ={run.lam:g}" if several else run.method, [])
         for other in column:
-            if keys := _differing_keys(_settings(other), _settings(run)):
-                raise FaceDepthError(
-                    f"{other.path} and {run.path} are both '{run.method}' but differ in {', '.join(keys)}: "
-                    "report them apart."
-                )
             if other.seed == run.seed:
                 raise FaceDepthError(
                     f"{other.path} and {run.path} have the same method, settings and seed: give one of them."
@@ -121,8 +122,8 @@ def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def _settings(run: Run) -> dict:
     """What decides a run's figures beside method, lambda and seed; its data has a fingerprint of its own."""
-    without = ("seed", "data", "every", "loss" if run.lam is None else "")
-    return {key: value for key, value in run.config.items() if key not in without}
+    loss = {key: value for key, value in run.config["loss"].items() if key != "lam"}
+    return {k: value for k, value in run.config.items() if k not in ("seed", "data", "every")} | {"loss": loss}
 
 
 def _differing_keys(a: dict, b: dict, prefix: str = "") -> list[str]:

@@ -224,6 +224,12 @@ def test_a_directory_that_does_not_exist(tmp_path, capsys):
     assert "nowhere does not exist" in capsys.readouterr().err
 
 
+def test_a_curve_over_lambda_needs_runs_that_are_alike(tmp_path, capsys):
+    runs = [make_run(tmp_path / str(steps), lam=steps, train={"steps": steps}) for steps in (800.0, 1000.0)]
+    assert run(tmp_path / "out", *runs) == 1
+    assert "both 'cgan' but differ in train.steps: report them apart" in capsys.readouterr().err
+
+
 def test_data_paths_and_an_autoencoders_lambda_do_not_part_a_column(tmp_path):
     runs = [
         make_run(tmp_path / "a", "ae", seed=0, lam=1.0, data={"dir": "here"}),
