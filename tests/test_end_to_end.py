@@ -124,7 +124,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(run, place, data):
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
     assert code == 0, err
-    assert re.search(r"saved at step [1-9]\d*: the same command continues", out), out
+    assert re.search(r"saved at step \d+: the same command continues", out), out
     ok("main", *TINY, data, f"--workdir={workdir}", "--config.train.steps=20")
     for name, value in weights(whole).items():
         np.testing.assert_array_equal(weights(workdir)[name], value, err_msg=name)
