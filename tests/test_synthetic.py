@@ -83,7 +83,7 @@ def test_recorded_angles_are_those_of_the_mesh(frames):
         s, _, vertices = posed(SOURCE, position)
         at = skull(vertices)
         r = kabsch(s.vertices[at].astype(np.float64), vertices[at].astype(np.float64))
-        # paper-notes: rx = atan2(R21, R22), ry = atan2(-R20, hypot(R21, R22)), rz = atan2(R10, R00)
+        # Biwi's convention: rx = atan2(R21, R22), ry = atan2(-R20, hypot(R21, R22)), rz = atan2(R10, R00)
         pitch, yaw, roll = np.degrees(
             [
                 np.arctan2(r[2, 1], r[2, 2]),

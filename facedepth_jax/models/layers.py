@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-KERNEL_INIT = nn.initializers.normal(0.02)  # N(0, 0.02), paper-notes
+KERNEL_INIT = nn.initializers.normal(0.02)  # not in the paper; usual for such GANs since DCGAN
 
 
 def _down(x, w):
