@@ -14,8 +14,7 @@ from facedepth_jax.data.synthetic.scene import SEQUENCES, Camera, Scene, frame_s
 from facedepth_jax.errors import FaceDepthError
 
 BATCH_FRAMES = 16  # rendered at once, at fixed positions of the index
-# Depth cameras: focal length, principal point, size in pixels; those of a typical Kinect v2, and of the Kinect v1 of the
-# Biwi data set.
+# Depth cameras: focal length, principal point, size in pixels; of a typical Kinect v2, and of Biwi's Kinect v1.
 SENSORS = {
     "kinect_v2": ((365.456, 365.456), (254.878, 205.395), (424, 512)),
     "kinect_v1": ((575.816, 575.816), (320.0, 240.0), (480, 640)),
