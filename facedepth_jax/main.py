@@ -7,7 +7,6 @@ import os
 import pathlib
 import sys
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
@@ -19,7 +18,6 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, `:
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's directory; the same one continues. Default: runs/CONFIG-METHOD."
 )
-MULTIHOST = flags.DEFINE_boolean("multihost", False, "One process a host, found by the cluster: TPU pod, Slurm, GKE.")
 flags.mark_flag_as_required("config")
 
 
@@ -27,8 +25,6 @@ def main(argv):
     if argv[1:]:
         raise app.UsageError(f"Unexpected: {' '.join(argv[1:])}")
     absl_logging.set_verbosity(absl_logging.WARNING)  # or Orbax tells the story of every save
-    if MULTIHOST.value:
-        jax.distributed.initialize()
     path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0])
     if not path.is_file():
         sys.exit(f"error: There is no config file {path}; the project's own are in configs/.")
@@ -48,6 +44,8 @@ def parse(argv):
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:
         name = str(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("'\"")
+        if "get_config" in name:
+            sys.exit("error: The file of --config is no config: it has no get_config.")
         sys.exit(f"error: The config has no such key: {name}")
 
 

@@ -72,7 +72,7 @@ def read_run(path: Path) -> Run:
             run.results["fingerprint"],
             run.results["step"],
         )
-        for result in (run.results["test"], run.results["baseline_mean_map"]):
+        for result in (run.results["test"], run.results["validation"], run.results["baseline_mean_map"]):
             result["n_frames"] - result["n_frames_without_depth"]
             for column in ("all", "valid"):
                 for metric in METRICS:
@@ -138,9 +138,9 @@ def _differing_keys(a: dict, b: dict, prefix: str = "") -> list[str]:
     return keys
 
 
-def column_values(runs: Sequence[Run], pixels: str) -> dict[str, list[float]]:
+def column_values(runs: Sequence[Run], pixels: str, split: str = "test") -> dict[str, list[float]]:
     """metric -> one value a run, over "all" pixels, or over the "valid" ones with the errors in mm."""
-    results = [run.results["test"] for run in runs]
+    results = [run.results[split] for run in runs]
     return _stack([r["valid"] | r["mm"] if pixels == "valid" else r["all"] for r in results])
 
 
@@ -157,6 +157,8 @@ def _stack(rows: list[dict[str, float]]) -> dict[str, list[float]]:
 def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
     """Metrics over lambda, all pixels: dots are seeds, the line their mean; the autoencoder is a level line.
 
+    On the validation split: lambda is chosen by it, and the test split must not choose.
+
     Returns:
       PNG, None where the runs of the cGAN have fewer than two lambdas.
     """
@@ -167,7 +169,7 @@ def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
     figure = Figure(figsize=(4 * len(CURVE_METRICS), 3.4), layout="constrained")
     for axes, key in zip(figure.subplots(1, len(CURVE_METRICS)), CURVE_METRICS, strict=True):
         metric = next(metric for metric in METRICS if metric.key == key)
-        values = [column_values(sweep[lam], "all")[key] for lam in lams]
+        values = [column_values(sweep[lam], "all", "validation")[key] for lam in lams]
         axes.plot(lams, [np.mean(v) for v in values], "-", color="tab:blue", label="cGAN")
         axes.plot(
             *zip(*[(lam, x) for lam, v in zip(lams, values, strict=True) for x in v], strict=True),
@@ -175,7 +177,7 @@ def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
             color="tab:blue",
         )
         if "ae" in columns:
-            values = column_values(columns["ae"], "all")[key]
+            values = column_values(columns["ae"], "all", "validation")[key]
             axes.axhline(np.mean(values), color="tab:orange", label="AE")
             axes.axhspan(min(values), max(values), color="tab:orange", alpha=0.2)
         if lams[0] > 0:
@@ -257,7 +259,9 @@ def make_section(runs: Sequence[Run]) -> tuple[str, dict, dict[str, bytes]]:
     images = {}
     if (curve := lambda_curve(columns)) is not None:
         images[f"lambda-{name}.png"] = curve
-        parts.append(f"### Weight λ of the reconstruction\n\n![curve over lambda](lambda-{name}.png)\n")
+        parts.append(
+            f"### Weight λ of the reconstruction, on the validation split\n\n![curve over lambda](lambda-{name}.png)\n"
+        )
     if (image := sample_grid(columns)) is not None:
         images[f"faces-{name}.png"] = pictures.encode_png(image)
         parts.append(f"### Faces of the test split\n\n![gray, truth and estimates](faces-{name}.png)\n")

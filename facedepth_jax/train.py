@@ -97,7 +97,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
                 save(step - 1)
             if stop.is_set():
                 checkpoints.finish()
-                print(f"Stopped and saved at step {step - 1}: the same command continues.")
+                print(f"Stopped at step {step - 1}, which is saved: the same command continues.")
                 return
             batch = mesh.put_batch(devices, next(batches))
             with jax.transfer_guard("disallow"):
@@ -127,16 +127,18 @@ def _finish(config, workdir, data, evaluation, generator: NetState):
         )
     rows = data.rows("test")
     test = evaluation.measure(generator, rows)
+    validation = evaluation.measure(generator, data.rows("validation"))  # what a setting is chosen by
     mean_map = evaluation.measure_mean_map(data.rows("train"), rows)
     results = {
         "method": config.method,
         "seed": config.seed,
-        "lam": config.loss.lam,
+        "lam": config.loss.lam if "lam" in steps.METHODS[config.method].loss_args else None,
         "dataset": data.meta["dataset"]["name"],
         "fingerprint": data.fingerprint,
         "step": config.train.steps,
         "n_frames": test["n_frames"],
         "test": test,
+        "validation": validation,
         "baseline_mean_map": mean_map,
     }
     sample = evaluation.sample(generator, rows)
@@ -306,7 +308,15 @@ def _open_data(config, stop):
     data = config.data
     if data.dataset and jax.process_index() == 0:
         source = make_source(data.dataset, data.raw_dir, data.options.to_dict())
-        prepare(source, data.dir, face_mm=data.face_mm, size=data.size, workers=data.workers, stopped=stop.is_set)
+        prepare(
+            source,
+            data.dir,
+            face_mm=data.face_mm,
+            size=data.size,
+            seed=data.options.seed,
+            workers=data.workers,
+            stopped=stop.is_set,
+        )
     _wait_for_all("prepared")
     opened = arrays_on_disk.open(data.dir)
     if opened.gray.shape[1] != data.size:

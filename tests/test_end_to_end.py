@@ -27,6 +27,7 @@ TINY = [
     "--config.data.options.frames_per_sequence=2",
     "--config.data.options.image_size=128",
     "--config.data.workers=0",
+    "--config.data.size=32",
 ]
 CACHE = tempfile.TemporaryDirectory()
 
@@ -124,7 +125,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(run, place, data):
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
     assert code == 0, err
-    assert re.search(r"saved at step \d+: the same command continues", out), out
+    assert re.search(r"[Ss]topped at step \d+, which is saved: the same command continues", out), out
     ok("main", *TINY, data, f"--workdir={workdir}", "--config.train.steps=20")
     for name, value in weights(whole).items():
         np.testing.assert_array_equal(weights(workdir)[name], value, err_msg=name)
@@ -155,10 +156,33 @@ def test_report_and_predict(run, place):
     np.testing.assert_allclose(depth, exact, atol=0.51)
 
 
+def test_own_faces_in_a_folder(place):
+    """Twelve people, two frames each, a dome in front of nothing; focal length and window by the config."""
+    raw = place / "raw"
+    raw.mkdir()
+    y, x = np.mgrid[:60, :60]
+    dome = np.hypot(x - 30, y - 30) < 20
+    lines = ["frame,subject,sequence,gray,depth,head_x,head_y"]
+    for i in range(24):
+        depth = np.where(dome, 800 + 5 * i + np.hypot(x - 30, y - 30), 0).astype(np.uint16)
+        cv2.imwrite(str(raw / f"{i}g.png"), np.where(dome, 100 + i, 20).astype(np.uint8))
+        cv2.imwrite(str(raw / f"{i}d.png"), depth)
+        lines.append(f"f{i},p{i // 2},1,{i}g.png,{i}d.png,30,30")
+    (raw / "index.csv").write_text("\n".join(lines) + "\n")
+    small = ["--config.width=2", "--config.data.size=32", "--config.train.batch_size=4", "--config.train.steps=2"]
+    options = [f"--config.data.raw_dir={raw}", f"--config.data.dir={place}/own", "--config.data.options.focal=150.0"]
+    out = ok("main", "--config=configs/folder.py:ae", *small, *options, f"--workdir={place}/own_run")
+    assert "24 frames of 12 subjects, 32 px" in out
+    results = json.loads((place / "own_run/results.json").read_text())
+    assert results["dataset"] == "folder" and results["method"] == "ae" and results["lam"] is None
+    assert results["n_frames"] % 2 == 0 and results["n_frames"] > 0  # people stay whole
+
+
 def test_bad_input_is_one_sentence(run, place, data):
     workdir, _ = run
     assert "lam" in refused("main", "--config=configs/synthetic.py", "--config.loss.lamb=3.0")
     assert "configs/nothing.py" in refused("main", "--config=configs/nothing.py")
+    assert "get_config" in refused("main", "--config=configs/base.py")
     assert "cgan, ae" in refused("main", "--config=configs/synthetic.py:nothing")
     assert "seed" in refused("main", *TINY, data, f"--workdir={workdir}", "--config.seed=2")
     assert "raw_dir" in refused("main", "--config=configs/folder.py", f"--workdir={place}/never")

@@ -44,6 +44,7 @@ def make_run(path, method="cgan", seed=0, lam=100.0, quality=0.5, samples=("a", 
         "step": 800,
         "n_frames": 1234,
         "test": figures(quality),
+        "validation": figures(quality),
         "baseline_mean_map": figures(0.25),
     }
     (path / "config.json").write_text(json.dumps(config))
