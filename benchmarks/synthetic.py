@@ -18,7 +18,7 @@ import numpy as np
 from facedepth_jax.data.synthetic import BATCH_FRAMES, SENSORS, SyntheticSource, picture, scene, sensor, window
 from facedepth_jax.data.synthetic.render import interpolate
 
-REPEATS = 9
+REPEATS = 36
 
 
 def seconds(function, *inputs):
@@ -55,7 +55,8 @@ def main(size_px):
     pose, attributes = loop(scene.camera_vertices), loop(picture._attributes)
     cast = loop(lambda s, c, v: picture.cast(s, c, v, size, capacity))
     spread = loop(lambda r, t: interpolate(r, picture.topology().triangles, t))
-    measure = loop(sensor.kinect_v2)
+    draw_noise = loop(lambda k: sensor.v2_noise(k, size))
+    measure = loop(sensor.v2_measurement)
     vertices = pose(scenes)
     raster, table = cast(scenes, cameras, vertices), attributes(scenes, vertices)
     keys = jax.random.split(jax.random.key(0), BATCH_FRAMES)
@@ -67,7 +68,7 @@ def main(size_px):
         "light on vertices": seconds(attributes, scenes, vertices)[0],
         "rasteriser": seconds(cast, scenes, cameras, vertices)[0],
         "interpolation": seconds(spread, raster, table)[0],
-        "sensor": seconds(measure, keys, raster.depth_mm, ones, ones)[0],
+        "sensor": seconds(draw_noise, keys)[0] + seconds(measure, draw_noise(keys), raster.depth_mm, ones, ones)[0],
     }
     total = whole + rows["drawing the scene (host)"]
     print(f"{BATCH_FRAMES / total:.0f} whole frames a second at {size_px} x {size_px}; compile {first - whole:.1f} s")

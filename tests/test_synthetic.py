@@ -72,6 +72,21 @@ def test_any_cut_gives_the_same_bits(frames):
             np.testing.assert_array_equal(got.depth_mm, want.depth_mm)
 
 
+def test_kinect_v1_shows_the_same_scene_larger():
+    v2, v1 = (next(SyntheticSource(subjects=1, sensor=s, image_size=SIZE_PX).load(0, 1)) for s in SENSORS)
+    assert v1.focal_px == pytest.approx((575.816, 575.816))
+    centre = [f.depth_mm[40:56, 40:56].astype(float) for f in (v2, v1)]
+    assert all((c > 0).mean() > 0.9 for c in centre)
+    z = [np.median(c[c > 0]) for c in centre]
+    assert abs(z[0] - z[1]) < 25
+    # Steps of 1/8 px in disparity: far fewer depths occur than millimetres.
+    used = [len(np.unique(f.depth_mm[f.depth_mm > 0])) for f in (v2, v1)]
+    disparity = 575.816 * 75 / np.unique(v1.depth_mm[v1.depth_mm > 0])
+    assert used[1] < used[0]
+    # Back from whole millimetres: half a millimetre of a disparity of b f / z.
+    assert (np.abs(disparity * 8 - np.round(disparity * 8)) <= 8 * 0.51 * disparity**2 / (575.816 * 75)).all()
+
+
 def test_seed_changes_everything():
     a, b = (SyntheticSource(subjects=4, frames_per_sequence=3, seed=s).scene(0) for s in (7, 8))
     assert np.abs(a.vertices - b.vertices)[: len(identity.head().vertices)].max() > 3

@@ -13,7 +13,7 @@ from facedepth_jax.data.synthetic.picture import fragment_capacity, render_batch
 from facedepth_jax.data.synthetic.scene import SEQUENCES, Camera, Scene, frame_scene
 from facedepth_jax.errors import FaceDepthError
 
-BATCH_FRAMES = 16  # rendered at once, at fixed positions of the index
+BATCH_FRAMES = 4  # rendered at once, at fixed positions of the index: more make buffers that malloc does not keep
 # Depth cameras: focal length, principal point, size in pixels; of a typical Kinect v2, and of Biwi's Kinect v1.
 SENSORS = {
     "kinect_v2": ((365.456, 365.456), (254.878, 205.395), (424, 512)),

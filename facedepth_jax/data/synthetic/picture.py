@@ -65,12 +65,14 @@ def _noise():
     return np.stack(out, -1).astype(np.float32)
 
 
-def _grain(points, scale_mm, channel):
-    """Noise at points (H, W, 3), nearest cell of `scale_mm` (number or per axis)."""
-    cell = jnp.floor(points / jnp.asarray(scale_mm, jnp.float32)).astype(jnp.int32) & (NOISE_CELLS - 1)
-    return jnp.asarray(_noise()[..., channel]).reshape(-1)[
-        (cell[..., 0] * NOISE_CELLS + cell[..., 1]) * NOISE_CELLS + cell[..., 2]
-    ]
+def _grain(x, y, z, scale_mm, channel):
+    """Noise at points, (H, W) or less an axis, nearest cell of `scale_mm` (one for each axis)."""
+    # Axis by axis: XLA on CPU is slow where it fuses what is stacked.
+    i, j, k = (
+        jnp.floor(v / jnp.float32(scale)).astype(jnp.int32) & (NOISE_CELLS - 1)
+        for v, scale in zip((x, y, z), scale_mm, strict=True)
+    )
+    return jnp.asarray(_noise()[..., channel]).reshape(-1)[(i * NOISE_CELLS + j) * NOISE_CELLS + k]
 
 
 def _step(x, low, high):
@@ -100,14 +102,19 @@ def _textures(scene: Scene, at):
     """Noise fixed to the person, five times (H, W): grain of skin and cloth, blotches, hairs, locks, folds;
     `at` (H, W, 3), mm on the mean head."""
     curl, phase = scene.paint.curl, scene.paint.phase
-    x, y, behind = at[..., 0], at[..., 1], at[..., 2] - 10.0
+    x, y, z = at[..., 0], at[..., 1], at[..., 2]
+    behind = z - 10.0
+
+    def grain(shift, scale_mm, channel):
+        return _grain(x + shift, y + shift, z + shift, scale_mm, channel)
+
     # Hairs run down from the crown; curls have no direction.
     azimuth = x / (jnp.abs(x) + jnp.abs(behind) + 1e-3)  # of a square, not a circle: cheaper, and nobody sees it
     azimuth = jnp.where(behind > 0, 2 - azimuth, azimuth)
-    hairs = _grain(jnp.stack([azimuth * 100, y / 14 + phase * 48, 0 * y], -1), 1.0, 0)
-    folds = _grain(at + 31 * phase, (4.0, 9.0, 4.0), 1)
-    locks = (1 - curl) * hairs + curl * 0.8 * _grain(at, 2.2, 0) + 0.3 * folds
-    return _grain(at + 48 * phase, 1.1, 0), _grain(at + 97 * phase, 2.3, 1), hairs, locks, folds
+    hairs = _grain(azimuth * 100, y / 14 + phase * 48, 0 * y, (1.0,) * 3, 0)
+    folds = grain(31 * phase, (4.0, 9.0, 4.0), 1)
+    locks = (1 - curl) * hairs + curl * 0.8 * grain(0.0, (2.2,) * 3, 0) + 0.3 * folds
+    return grain(48 * phase, (1.1,) * 3, 0), grain(97 * phase, (2.3,) * 3, 1), hairs, locks, folds
 
 
 def _paint(scene: Scene, part, values, textures):
@@ -187,12 +194,14 @@ def _paint(scene: Scene, part, values, textures):
     return jnp.maximum(radiance, 0.0), reflectance
 
 
-def _room(scene: Scene, camera: Camera, size_px):
-    """What is behind the person, each (H, W): depth in mm (0 = too far), gray radiance."""
-    height, width = size_px
-    grid = jnp.stack(jnp.meshgrid(jnp.arange(width), jnp.arange(height)), -1).astype(jnp.float32)
-    rays = (grid - camera.center_px) / camera.focal_px
-    x, y = rays[..., 0], rays[..., 1]
+def _rays(camera: Camera, size_px):
+    """x and y, (H, W) each, of the ray (x, y, 1) through each pixel."""
+    x, y = jnp.meshgrid(*(jnp.arange(n, dtype=jnp.float32) for n in size_px[::-1]))
+    return (x - camera.center_px[0]) / camera.focal_px[0], (y - camera.center_px[1]) / camera.focal_px[1]
+
+
+def _room(scene: Scene, x, y):
+    """What is behind the person, each (H, W): depth in mm (0 = too far), gray radiance; x, y as in `_rays`."""
     inverse_z, slope_x, slope_y, albedo, gradient_x, gradient_y, seen, texture, panels, contrast, lying = scene.room
     depth = 1 / jnp.maximum(inverse_z + slope_x * x + slope_y * y, 1e-4)
     tone = albedo * jnp.clip(1 + gradient_x * x + gradient_y * y, 0.3, 1.7)
@@ -200,11 +209,9 @@ def _room(scene: Scene, camera: Camera, size_px):
     dimming = 1 + 0.4 * gradient_y * y
     for k in range(scene.boxes.shape[0]):
         left, right, top, bottom, z, gray = scene.boxes[k]
-        # Per row and per column first: cheaper than per pixel.
-        on = ((x[:1] > left) & (x[:1] < right)) & ((y[:, :1] > top) & (y[:, :1] < bottom)) & (z < depth)
+        on = (x > left) & (x < right) & (y > top) & (y < bottom) & (z < depth)
         depth, tone = jnp.where(on, z, depth), jnp.where(on, gray * dimming, tone)
-    points = jnp.concatenate([rays * 160, 0 * rays[..., :1]], -1)
-    tone = tone * (1 + texture * _grain(points, 1.0, 1))
+    tone = tone * (1 + texture * _grain(x * 160, y * 160, 0 * x, (1.0, 1.0, 1.0), 1))
     light = scene.ambient + 0.35 * scene.lights[:, 3].sum()
     return jnp.where((seen > 0) & (depth < 4500), depth, 0.0), tone * light
 
@@ -286,12 +293,16 @@ def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int],
     part = jnp.asarray(shared.part[shared.triangles[:, 0]])[jnp.maximum(raster.triangle, 0)]
     textures = stage(lambda s, v: _textures(s, v[..., :3]), scenes, values)
     radiance, reflectance = stage(_paint, scenes, part, values, textures)
-    room_depth, room_radiance = stage(lambda s, c: _room(s, c, size_px), scenes, cameras)
+    room_depth, room_radiance = stage(_room, scenes, *stage(lambda c: _rays(c, size_px), cameras))
     radiance = jnp.where(hit, radiance, room_radiance)
     depth = jnp.where(hit, raster.depth_mm, room_depth)
     cosine = jnp.where(hit, jnp.clip(values[..., 9], 0.03, 1), 0.95)
     reflectance = jnp.where(hit, jnp.clip(reflectance, 0.01, 1), 0.5)
     gray = stage(lambda s, r: _develop(s.lens, r, key(s, 0)), scenes, radiance)
-    measure = {"kinect_v1": sensor.kinect_v1, "kinect_v2": sensor.kinect_v2}[sensor_name]
-    measured = stage(lambda s, *images: measure(key(s, 1), *images), scenes, depth, cosine, reflectance)
+    draw, measure = {
+        "kinect_v1": (sensor.v1_noise, sensor.v1_measurement),
+        "kinect_v2": (sensor.v2_noise, sensor.v2_measurement),
+    }[sensor_name]
+    noise = stage(lambda s: draw(key(s, 1), size_px), scenes)
+    measured = stage(measure, noise, depth, cosine, reflectance)
     return gray, measured, raster.overflow

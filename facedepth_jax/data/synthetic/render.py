@@ -5,6 +5,7 @@ buffer of fixed length; a scatter-min leaves the nearest fragment in each pixel.
 it is taken in, so a mesh gives the same bits on every run, and a triangle that covers no pixel centre costs nothing.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ NEAR_MM = 100.0
 # A pixel centre this close to an edge counts as inside. It is larger than the rounding of the edges, so that no crack
 # opens between two triangles that share one.
 EDGE_TOLERANCE_PX = 1e-4
+ROWS_SHARE = 0.6  # room for pixel rows of triangles, of that for fragments: figures at 60 to 110 cm need up to 0.58
 
 
 class Raster(NamedTuple):
@@ -49,15 +51,16 @@ def rasterize(vertices, triangles, focal_px, center_px, height: int, width: int,
       focal_px: (2,), f_x and f_y.
       center_px: (2,), c_x and c_y.
       height, width: size of the image, static.
-      capacity: room for this many fragments and this many rows (of all triangles together), static. Time and memory
-        grow with it.
+      capacity: room for this many fragments, and ROWS_SHARE as many rows (of all triangles together), static. Time and
+        memory grow with it.
     """
     corners = _project(vertices, triangles, focal_px, center_px)
     top, rows = _rows(corners, height, width)
-    row_triangle, nth, row_count = _expand(rows, capacity)
+    row_capacity = 1 + int(ROWS_SHARE * capacity)
+    row_triangle, nth, row_count = _expand(rows, row_capacity)
     row_y = top[row_triangle] + nth
     left, pixels = _span(_take(corners, row_triangle), row_y, width)
-    row, nth, fragment_count = _expand(jnp.where(jnp.arange(capacity) < row_count, pixels, 0), capacity)
+    row, nth, fragment_count = _expand(jnp.where(jnp.arange(row_capacity) < row_count, pixels, 0), capacity)
     triangle, x, y = row_triangle[row], left[row] + nth, row_y[row]
 
     _, depth = _surface(_take(corners, triangle), x, y)
@@ -75,7 +78,7 @@ def rasterize(vertices, triangles, focal_px, center_px, height: int, width: int,
         jnp.where(hit, depth, 0.0).reshape(height, width),
         jnp.where(hit, winner, -1).reshape(height, width),
         jnp.where(hit[:, None], jnp.stack(weights, -1), 0.0).reshape(height, width, 3),
-        jnp.maximum(row_count, fragment_count) > capacity,
+        (row_count > row_capacity) | (fragment_count > capacity),
     )
 
 
@@ -153,12 +156,20 @@ def _rows(corners, height, width):
 
 def _expand(counts, capacity):
     """Lays out `counts[i]` items for each i, one after the other: owner i and number within it (capacity,), total."""
-    ends = jnp.cumsum(counts)
+    ends = _running_sum(counts)
     starts = ends - counts
     # The owner of a slot: how many start at or before it. What starts beyond the buffer falls out.
     started = jnp.zeros(capacity, jnp.int32).at[starts].add(1, mode="drop")
-    owner = jnp.cumsum(started) - 1
+    owner = _running_sum(started) - 1
     return owner, jnp.arange(capacity, dtype=jnp.int32) - starts[owner], ends[-1]
+
+
+def _running_sum(counts):
+    """jnp.cumsum of whole numbers in two steps, faster on a CPU: within sixteens, then over their totals."""
+    sixteens = jnp.pad(counts, (0, -counts.size % 16)).reshape(-1, 16)
+    within = list(itertools.accumulate(sixteens[:, i] for i in range(16)))
+    before = jnp.cumsum(within[-1]) - within[-1]
+    return (jnp.stack(within, 1) + before[:, None]).ravel()[: counts.size]
 
 
 def _span(corners, y, width):

@@ -44,15 +44,31 @@ def kinect_v2(key, depth_mm, cos_incidence, reflectance, focal_px=365.456):
     Returns:
       uint16 (H, W), mm, 0 = none.
     """
+    return v2_measurement(v2_noise(key, depth_mm.shape), depth_mm, cos_incidence, reflectance, focal_px)
+
+
+def v2_noise(key, shape):
+    """The random part of `kinect_v2`, five float32 (H, W): edges down and right, mixed pixels, axial, holes."""
     down_key, right_key, mixed_key, axial_key, hole_key = jax.random.split(key, 5)
+    # A draw each rather than slices of one: XLA on CPU is four times as fast.
+    down, right, axial = (jax.random.normal(k, shape) for k in (down_key, right_key, axial_key))
+    return (
+        down,
+        right,
+        jax.random.uniform(mixed_key, shape),
+        axial,
+        _correlated_normal(hole_key, shape, HOLE_CORRELATION),
+    )
+
+
+def v2_measurement(noise, depth_mm, cos_incidence, reflectance, focal_px=365.456):
+    """The rest of `kinect_v2`, after `v2_noise`."""
+    down, right, mixed, axial, hole = noise
     lateral_px = V2_LATERAL_SIGMA_MM * focal_px / jnp.maximum(depth_mm, V2_RANGE_MM[0])
-    # Two draws rather than a slice of one: XLA on CPU is four times as fast.
-    down, right = (jax.random.normal(k, depth_mm.shape) * lateral_px for k in (down_key, right_key))
-    depth = _displace_edges(depth_mm, down, right)
-    depth = _mix_edges(mixed_key, depth)
-    noise = jax.random.normal(axial_key, depth.shape)
-    measured = depth + noise * v2_axial_sigma_mm(depth, cos_incidence)
-    keep = (depth > 0) & ~_holes(hole_key, cos_incidence, reflectance)
+    depth = _displace_edges(depth_mm, down * lateral_px, right * lateral_px)
+    depth = _mix_edges(mixed, depth)
+    measured = depth + axial * v2_axial_sigma_mm(depth, cos_incidence)
+    keep = (depth > 0) & ~_holes(hole, cos_incidence, reflectance)
     return _whole_mm(measured, keep, V2_RANGE_MM)
 
 
@@ -73,18 +89,28 @@ def kinect_v1(key, depth_mm, cos_incidence, reflectance, focal_px=575.816, basel
 
     Args and result as for `kinect_v2`; baseline_mm: from the camera to the projector, to the right (positive x).
     """
-    down_key, right_key, axial_key, hole_key = jax.random.split(key, 4)
+    noise = v1_noise(key, depth_mm.shape)
+    return v1_measurement(noise, depth_mm, cos_incidence, reflectance, focal_px, baseline_mm)
+
+
+def v1_noise(key, shape):
+    """The random part of `kinect_v1`, four float32 (H, W): edges down and right, axial, holes."""
+    kernels = (V1_CORRELATION, V1_CORRELATION, V1_CORRELATION, HOLE_CORRELATION)
+    return tuple(_correlated_normal(k, shape, c) for k, c in zip(jax.random.split(key, 4), kernels, strict=True))
+
+
+def v1_measurement(noise, depth_mm, cos_incidence, reflectance, focal_px=575.816, baseline_mm=75.0):
+    """The rest of `kinect_v1`, after `v1_noise`."""
+    down, right, axial, hole = noise
     lateral_px = 0.8 + 0.035 * _angle_ratio(cos_incidence)
     depth = jnp.where(projector_shadow(depth_mm, focal_px, baseline_mm), 0.0, depth_mm)
-    down, right = (_correlated_normal(k, depth.shape, V1_CORRELATION) * lateral_px for k in (down_key, right_key))
-    depth = _displace_edges(depth, down, right)
+    depth = _displace_edges(depth, down * lateral_px, right * lateral_px)
 
     safe = jnp.maximum(depth, 1.0)
     sigma_mm = 1.2 + 1.9 * (safe / 1000.0 - 0.4) ** 2
-    noise = _correlated_normal(axial_key, depth.shape, V1_CORRELATION)
-    disparity = focal_px * baseline_mm / safe * (1 - noise * sigma_mm / safe)
+    disparity = focal_px * baseline_mm / safe * (1 - axial * sigma_mm / safe)
     disparity = jnp.round(disparity / V1_STEP_PX) * V1_STEP_PX
-    keep = (depth > 0) & ~_holes(hole_key, cos_incidence, reflectance)
+    keep = (depth > 0) & ~_holes(hole, cos_incidence, reflectance)
     return _whole_mm(focal_px * baseline_mm / jnp.maximum(disparity, V1_STEP_PX), keep, V1_RANGE_MM)
 
 
@@ -126,28 +152,29 @@ def _displace_edges(depth_mm, down_px, right_px):
     return jnp.where((depth_mm > 0) & (jnp.abs(seen - depth_mm) > EDGE_MM), seen, depth_mm)
 
 
-def _mix_edges(key, depth_mm):
-    """Mixed pixels: some at an edge get a depth between both surfaces, and most of those are removed."""
+def _mix_edges(draw, depth_mm):
+    """Mixed pixels: some at an edge get a depth between both surfaces, and most of those are removed; `draw` (H, W) is
+    uniform in [0, 1)."""
     padded = jnp.pad(depth_mm, 1, mode="edge")
     other, gap = depth_mm, jnp.zeros_like(depth_mm)
     for neighbor in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
         wider = (neighbor > 0) & (jnp.abs(neighbor - depth_mm) > gap)
         other, gap = jnp.where(wider, neighbor, other), jnp.where(wider, jnp.abs(neighbor - depth_mm), gap)
     # One draw does for whether, whether removed, and how much: slices of [0, 1).
-    draw = jax.random.uniform(key, depth_mm.shape)
     removed = draw < MIXED_SHARE * MIXED_REMOVED
     weight = jnp.where(draw < MIXED_SHARE, (MIXED_SHARE - draw) / (MIXED_SHARE * (1 - MIXED_REMOVED)), 0.0)
     mixed = jnp.where(removed, 0.0, depth_mm + weight * (other - depth_mm))
     return jnp.where((depth_mm > 0) & (gap > EDGE_MM), mixed, depth_mm)
 
 
-def _holes(key, cos_incidence, reflectance):
-    """Where too little light comes back: bool (H, W). None on a surface that is neither dark nor grazing."""
+def _holes(noise, cos_incidence, reflectance):
+    """Where too little light comes back: bool (H, W). None on a surface that is neither dark nor grazing; `noise`, of
+    unit variance, decides on the others."""
     dark = DARK_HOLES * jnp.clip(1.0 - reflectance / DARK_REFLECTANCE, 0.0, 1.0)
     none, all_ = GRAZING_COS
     grazing = jnp.clip((none - cos_incidence) / (none - all_), 0.0, 1.0)
     chance = 1.0 - (1.0 - dark) * (1.0 - grazing)
-    level = jax.scipy.stats.norm.cdf(_correlated_normal(key, cos_incidence.shape, HOLE_CORRELATION))
+    level = jax.scipy.stats.norm.cdf(noise)
     return level < chance
 
 
