@@ -214,3 +214,22 @@ def test_bad_settings():
     for settings in ({"sensor": "lidar"}, {"subjects": 0}, {"seed": -1}, {"image_size": 8}):
         with pytest.raises(FaceDepthError):
             SyntheticSource(**settings)
+
+
+# Frame of SOURCE: yaw, pitch, roll, head x and y, mean gray, mean depth in mm, share without depth.
+GOLDEN = {
+    0: (28.027, 2.006, 0.736, 47.39, 47.16, 95.3, 799, 0.386),
+    22: (-1.600, -1.746, 15.361, 47.27, 47.05, 116.0, 1159, 0.067),
+    59: (-3.364, -25.739, -3.221, 47.46, 47.48, 131.2, 1031, 0.049),
+}
+
+
+@pytest.mark.parametrize("position", GOLDEN)
+def test_the_faces_are_those_of_this_version(frames, position):
+    """Where this fails on purpose, raise VERSION in data/synthetic/__init__.py and write the new figures here."""
+    f = frames[position]
+    depths = f.depth_mm[f.depth_mm > 0]
+    found = (f.yaw, f.pitch, f.roll, *f.head_xy, f.gray.mean(), depths.mean(), (f.depth_mm == 0).mean())
+    # The last bits may differ on other machines, not more.
+    tolerance = np.array([6e-4] * 3 + [6e-3] * 2 + [0.2, 1.5, 0.002])
+    assert (np.abs(np.subtract(found, GOLDEN[position])) < tolerance).all(), found
