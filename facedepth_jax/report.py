@@ -259,9 +259,16 @@ def make_section(runs: Sequence[Run]) -> tuple[str, dict, dict[str, bytes]]:
     images = {}
     if (curve := lambda_curve(columns)) is not None:
         images[f"lambda-{name}.png"] = curve
-        parts.append(
-            f"### Weight λ of the reconstruction, on the validation split\n\n![curve over lambda](lambda-{name}.png)\n"
-        )
+        table = {}
+        for title, members in columns.items():
+            validation = column_values(members, "all", "validation")
+            table[title] = {key: validation[key] for key in CURVE_METRICS}
+        caption = f"validation, all pixels, n = {runs[0].results['validation']['n_frames']}"
+        parts += [
+            "### Weight λ of the reconstruction, on the validation split\n",
+            f"![curve over lambda](lambda-{name}.png)\n",
+            markdown_table(table, caption),
+        ]
     if (image := sample_grid(columns)) is not None:
         images[f"faces-{name}.png"] = pictures.encode_png(image)
         parts.append(f"### Faces of the test split\n\n![gray, truth and estimates](faces-{name}.png)\n")
