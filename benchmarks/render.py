@@ -32,7 +32,7 @@ def main():
     center = (args.size - 1) / 2, (args.size - 1) / 2
     y, x = np.mgrid[: args.size, : args.size]
     rays = np.stack([(x - center[0]) / focal[0], (y - center[1]) / focal[1], np.ones(x.shape)], -1).reshape(-1, 3)
-    draw = jax.jit(lambda v: rasterize(v, triangles, focal, center, args.size, args.size, args.size**2))
+    draw = jax.jit(lambda v: rasterize(v, triangles, focal, center, args.size, args.size, 2 * args.size**2))
 
     def ours():
         return jax.block_until_ready(draw(vertices))

