@@ -153,7 +153,7 @@ SLOW = """
 import time
 from facedepth_jax.data import folder, prepare
 load = folder.FolderSource.load
-folder.FolderSource.load = lambda self, start, stop: (time.sleep(0.5 * (start > 0)), load(self, start, stop))[1]
+folder.FolderSource.load = lambda self, start, stop: (time.sleep(1.5 * (start > 0)), load(self, start, stop))[1]
 if __name__ == "__main__":
     prepare.main()
 """
@@ -164,7 +164,7 @@ if __name__ == "__main__":
     [(signal.SIGKILL, 0), (signal.SIGKILL, 2), (signal.SIGTERM, 2), (signal.SIGINT, 0)],
 )
 def test_killed_and_run_again(raw, tmp_path, whole, how, workers):
-    (tmp_path / "slow.py").write_text(SLOW)  # the program with half a second more for each later chunk
+    (tmp_path / "slow.py").write_text(SLOW)  # the program with a second and a half more for each later chunk
     flags = [*FLAGS, f"--raw={raw}", f"--out={tmp_path / 'out'}", f"--workers={workers}"]
     process = start(tmp_path / "slow.py", *flags)
     wait_for(lambda: list((tmp_path / "out.parts").glob("*.npz")))
@@ -185,7 +185,7 @@ def test_killed_and_run_again(raw, tmp_path, whole, how, workers):
 
 
 def wait_for(condition):
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
