@@ -156,6 +156,16 @@ def test_a_sweep_that_begins_at_zero(tmp_path):
     assert any(n.startswith("lambda") for n in names(tmp_path / "out"))
 
 
+def test_lambda_is_judged_on_the_validation_split(tmp_path):
+    runs = [make_run(tmp_path / f"lam{lam}", lam=lam) for lam in (1.0, 10.0)]
+    for path, l1 in zip(runs, (777.0, 555.0), strict=True):
+        rewrite(path, "results.json", lambda r, l1=l1: r["validation"]["all"].update(l1=l1))
+    assert run(tmp_path / "out", *runs) == 0
+    tables, judged = (tmp_path / "out/report.md").read_text().split("### Weight")
+    assert "777.000" in judged and "**555.000**" in judged
+    assert "777" not in tables and "555" not in tables
+
+
 def test_one_lambda_has_no_curve_and_no_samples_no_grid(tmp_path):
     assert run(tmp_path / "out", make_run(tmp_path / "cgan", samples=())) == 0
     assert names(tmp_path / "out") == ["report.json", "report.md"]
