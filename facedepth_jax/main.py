@@ -3,6 +3,7 @@
 python -m facedepth_jax.main --config=configs/synthetic.py:cgan --workdir=runs/demo --config.loss.lam=100.0
 """
 
+import logging
 import os
 import pathlib
 import sys
@@ -25,6 +26,7 @@ def main(argv):
     if argv[1:]:
         raise app.UsageError(f"Unexpected: {' '.join(argv[1:])}")
     absl_logging.set_verbosity(absl_logging.WARNING)  # or Orbax tells the story of every save
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what Orbax logs as an error it raises too
     path = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]).split(":")[0])
     if not path.is_file():
         sys.exit(f"error: There is no config file {path}; the project's own are in configs/.")
