@@ -6,7 +6,6 @@ word, so what does not match its manifest is not restored. A checkpoint without 
 """
 
 import concurrent.futures
-import hashlib
 import json
 import logging
 import os
@@ -25,11 +24,6 @@ from facedepth_jax import files
 from facedepth_jax.errors import FaceDepthError
 
 logger = logging.getLogger(__name__)
-
-
-def _sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -68,7 +62,8 @@ class Checkpoints:
         directory = self._directory(step)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            if directory.exists() and jax.process_index() == 0:
+            if directory.exists() and jax.process_index() == 0:  # a damaged one, of which an older one took the place
+                self._manifest(step).unlink(missing_ok=True)  # first, so that half a checkpoint never has a manifest
                 shutil.rmtree(directory)
             response = ocp.save_async(directory, state)
         except OSError as error:
@@ -79,7 +74,7 @@ class Checkpoints:
         response.result()
         if jax.process_index():
             return
-        hashes = {name: _sha256(path) for name, path in _files(self._directory(step)).items()}
+        hashes = {name: files.sha256(path) for name, path in _files(self._directory(step)).items()}
         files.write_json(self._manifest(step), {"step": step, "identity": self._identity, "files": hashes})
         for old in self.steps()[: -self._keep]:
             self._manifest(old).unlink()  # first, so that half a checkpoint never has a manifest
@@ -116,7 +111,7 @@ class Checkpoints:
                 return f"{name} is a symbolic link"
             if name not in hashes:
                 return f"{name} does not belong to it"
-            if _sha256(found[name]) != hashes[name]:
+            if files.sha256(found[name]) != hashes[name]:
                 return f"{name} is not as it was written"
         return None
 

@@ -1,5 +1,6 @@
 """Files that are whole or not there: written beside, synced, renamed."""
 
+import hashlib
 import io
 import json
 import os
@@ -9,6 +10,12 @@ import tempfile
 import numpy as np
 
 from facedepth_jax.errors import FaceDepthError
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file's bytes, hexadecimal. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: str | os.PathLike, content: bytes):

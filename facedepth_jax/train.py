@@ -145,7 +145,7 @@ def _finish(config, workdir, data, evaluation, generator: NetState):
     if jax.process_index():
         return
     files.write_json(workdir / "results.json", results)
-    files.write_bytes(workdir / "samples/test.png", pictures.encode_png(_grid(sample)))
+    pictures.write_png(workdir / "samples/test.png", _grid(sample))
     files.write_npz(workdir / "samples/test.npz", sample)
     columns = {MEAN_MAP: mean_map, config.method: test}
     table = "\n".join(
@@ -168,7 +168,6 @@ class _Evaluation:
         self._data = data
         self._put = functools.partial(_put, devices)
         self._batch_size = EVALUATION_BATCH * devices.size
-        self._net = net
         self._predict = jax.jit(
             lambda net_state, gray: forward(net.module, net_state, image_from_gray(gray)[..., None]),
             out_shardings=mesh.replicated(devices),
@@ -214,7 +213,7 @@ class _Evaluation:
         """The same as a picture."""
         sample = self.sample(generator, rows)
         if jax.process_index() == 0:
-            files.write_bytes(path, pictures.encode_png(_grid(sample)))
+            pictures.write_png(path, _grid(sample))
 
 
 def _grid(sample):

@@ -118,8 +118,8 @@ def test_a_truncated_or_missing_file_is_named(made, name):
 
 def test_hashes_are_remembered_until_a_file_changes(made, monkeypatch):
     hashed = []
-    original = arrays._sha256
-    monkeypatch.setattr(arrays, "_sha256", lambda file: hashed.append(file.name) or original(file))
+    original = arrays.files.sha256
+    monkeypatch.setattr(arrays.files, "sha256", lambda file: hashed.append(file.name) or original(file))
     arrays.open(made)
     assert sorted(hashed) == sorted(arrays.FILES)
     hashed.clear()

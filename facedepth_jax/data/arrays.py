@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from facedepth_jax import files
 from facedepth_jax.data import pairs
 from facedepth_jax.data.frames import SPLITS
 from facedepth_jax.errors import FaceDepthError
@@ -144,7 +145,7 @@ def write(
             pairs.write(partial / f"pairs_{split}.tsv", pair_lists[split])
         meta = {"format": FORMAT, "format_version": FORMAT_VERSION, "size_px": size_px} | meta
         meta["counts"] = _counts(frames)
-        meta["files"] = {n: {"bytes": (partial / n).stat().st_size, "sha256": _sha256(partial / n)} for n in FILES}
+        meta["files"] = {n: {"bytes": (partial / n).stat().st_size, "sha256": files.sha256(partial / n)} for n in FILES}
         (partial / "meta.json").write_text(json.dumps(meta, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         for file in partial.iterdir():  # on the disk before the name says that it is complete
             _sync(file)
@@ -197,7 +198,7 @@ def _check_files(path: Path, meta: dict) -> None:
             if stat.st_size != want["bytes"]:
                 raise FaceDepthError(f"{file} has {stat.st_size} bytes where meta.json says {want['bytes']}; {_AGAIN}")
             known = isinstance(verified, dict) and verified.get(name) == stamp
-            if not known and _sha256(file) != want["sha256"]:
+            if not known and files.sha256(file) != want["sha256"]:
                 raise FaceDepthError(f"{file} is damaged: its SHA-256 is not the one in meta.json; {_AGAIN}")
         except OSError as error:
             raise FaceDepthError(f"{file} cannot be read ({error.strerror}); {_AGAIN}") from None
@@ -251,11 +252,6 @@ def _counts_text(meta: dict) -> str:
 
 def _fingerprint(meta: dict) -> str:
     return hashlib.sha256("".join(f"{n} {meta['files'][n]['sha256']}\n" for n in FILES).encode()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write_header(file, shape: tuple[int, ...], dtype) -> None:
