@@ -126,6 +126,17 @@ def test_all_damaged(folder):
         restore(folder)
 
 
+def test_a_save_over_a_damaged_checkpoint_that_fails_leaves_no_manifest(folder, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("facedepth_jax.checkpoint.ocp.save_async", fail)
+    checkpoints = Checkpoints(folder, IDENTITY)
+    with pytest.raises(FaceDepthError, match="No space left"):
+        checkpoints.save(20, state(20))
+    assert checkpoints.steps() == [10] and same(restore(folder), state(10))
+
+
 def test_what_was_never_finished_does_not_count(folder):
     (folder / "00000020.json").unlink()
     (folder / "00000030.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
