@@ -19,7 +19,8 @@ from facedepth_jax.checkpoint import Checkpoints, load_weights, save_weights
 from facedepth_jax.data import arrays as arrays_on_disk
 from facedepth_jax.data import pipeline
 from facedepth_jax.data.frames import SPLITS
-from facedepth_jax.data.prepare import make_source, prepare
+from facedepth_jax.data.prepare import prepare
+from facedepth_jax.data.sources import make_source
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.evaluate import MEAN_MAP, evaluate, markdown_table, mean_map_baseline
 from facedepth_jax.levels import DepthCode, image_from_gray, levels_from_image, mm_from_levels

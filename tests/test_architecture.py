@@ -25,10 +25,18 @@ HOMES = {
 FLOORS = [
     ["main.py", "report.py", "predict.py", "prepare.py"],  # programs
     ["train.py"],
-    ["steps.py", "evaluate.py", "data/prepare.py"],
-    ["data/folder.py", "data/synthetic/", "data/arrays.py", "data/pairs.py", "data/pipeline.py"],
+    ["steps.py", "evaluate.py", "data/prepare.py", "data/sources.py"],
+    [
+        "data/folder.py",
+        "data/biwi.py",
+        "data/pandora.py",
+        "data/synthetic/",
+        "data/arrays.py",
+        "data/pairs.py",
+        "data/pipeline.py",
+    ],
     ["losses.py", "state.py", "metrics.py", "models/", "checkpoint.py", "logs.py", "pictures.py"],
-    ["levels.py", "mesh.py", "files.py", "stopping.py", "data/frames.py", "data/geometry.py"],
+    ["levels.py", "mesh.py", "files.py", "stopping.py", "data/frames.py", "data/images.py", "data/geometry.py"],
     ["errors.py", "__init__.py", "data/__init__.py"],
 ]
 

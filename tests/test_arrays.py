@@ -26,8 +26,12 @@ def make(path, seed=0):
         "sequence": [1 + i % 5 for i in range(COUNT)],
         "split": ["train"] * 6 + ["validation"] * 2 + ["test"] * 2,
         "yaw": [float("nan")] + [i / 3 for i in range(1, COUNT)],
-        **{name: list(rng.normal(size=COUNT)) for name in ("pitch", "roll", "distance_mm", "fx", "fy")},
-        **{name: list(rng.integers(-9, 99, COUNT)) for name in ("box_x", "box_y", "box_w", "box_h")},
+        **{
+            name: list(rng.normal(size=COUNT))
+            for name, kind in arrays.COLUMNS.items()
+            if kind is float and name != "yaw"
+        },
+        **{name: list(rng.integers(-9, 99, COUNT)) for name in arrays.COLUMNS if "box" in name},
     }
     pair_lists = {"validation": [("f-6.x", "f-7.x", 1)], "test": [("f-8.x", "f-9.x", 1)]}
     images = ((gray[i : i + 4], depth_mm[i : i + 4]) for i in range(0, COUNT, 4))

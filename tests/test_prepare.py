@@ -151,7 +151,8 @@ def test_a_run_without_shard_completes_a_shard(raw, tmp_path, whole):
 
 SLOW = """
 import time
-from facedepth_jax.data import folder, prepare
+from facedepth_jax import prepare
+from facedepth_jax.data import folder
 load = folder.FolderSource.load
 folder.FolderSource.load = lambda self, start, stop: (time.sleep(1.5 * (start > 0)), load(self, start, stop))[1]
 if __name__ == "__main__":
@@ -287,7 +288,7 @@ def test_reasons_of_prepare_frame():
     depth_mm = np.zeros((20, 20), np.uint16)
     for place in [(20.0, 5.0), (-1.0, 5.0), (5.0, float("nan"))]:
         reject = prepare.prepare_frame(frame(depth_mm, place), 320.0, 16)
-        assert isinstance(reject, Reject) and reject.reason == "head centre outside the image"
+        assert isinstance(reject, Reject) and reject.reason == "head centre outside the depth image"
     assert prepare.prepare_frame(frame(depth_mm), 320.0, 16).reason == "no depth at the head centre"
     depth_mm[10, 10] = 800
     reject = prepare.prepare_frame(frame(depth_mm), 320.0, 16)
@@ -362,12 +363,12 @@ def test_command_line_bad_input(raw, tmp_path):
         ([*here, out, "--shard=half"], 2, "invalid"),
         ([*here, out, "--subjects=3"], 2, "--subjects is not for --dataset=folder"),
         ([*FLAGS, out], 1, "needs its raw directory"),
-        (["--dataset=biwi", out], 2, "invalid choice"),
+        (["--dataset=kitti", out], 2, "invalid choice"),
         ([*here, out, "--nonsense=1"], 2, "unrecognized arguments"),
     ]
     code = f"""
 import contextlib, io, sys
-from facedepth_jax.data import prepare
+from facedepth_jax import prepare
 for flags, want, text in {cases!r}:
     sys.argv[1:] = flags
     stderr = io.StringIO()

@@ -28,7 +28,7 @@ from facedepth_jax.data.frames import SPLITS
 from facedepth_jax.errors import FaceDepthError
 
 FORMAT = "facedepth_jax arrays"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 COLUMNS = {
     "frame": str,
@@ -38,13 +38,20 @@ COLUMNS = {
     "yaw": float,  # degrees, nan = not known; so pitch and roll
     "pitch": float,
     "roll": float,
-    "box_x": int,  # the crop in pixels of the raw image, may reach outside it
+    "head_x_mm": float,  # head centre as annotated, in the depth camera's frame, millimetres, nan = not known
+    "head_y_mm": float,
+    "head_z_mm": float,
+    "distance_mm": float,  # of the head as measured, D of Eq. 6
+    "fx": float,  # of the raw depth image as taken for Eq. 6, pixels
+    "fy": float,
+    "box_x": int,  # the crop in pixels of the raw depth image, may reach outside it
     "box_y": int,
     "box_w": int,
     "box_h": int,
-    "distance_mm": float,  # of the head, D of Eq. 6
-    "fx": float,  # of the raw image, pixels
-    "fy": float,
+    "gray_box_x": int,  # and of the raw gray image; the same where the two are registered
+    "gray_box_y": int,
+    "gray_box_w": int,
+    "gray_box_h": int,
 }
 PAIR_SPLITS = ("validation", "test")
 FILES = ("gray.npy", "depth_mm.npy", "frames.csv", *(f"pairs_{split}.tsv" for split in PAIR_SPLITS))

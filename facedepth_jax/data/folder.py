@@ -15,14 +15,12 @@ import hashlib
 import io
 import math
 import re
-import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from facedepth_jax.data import images
 from facedepth_jax.data.frames import SPLITS, Frame, FrameInfo, Reject
 from facedepth_jax.errors import FaceDepthError
 
@@ -103,9 +101,9 @@ class FolderSource:
         for row in self._rows[start:stop]:
             info = _info(row)
             try:
-                gray = _read_gray(self._raw, row["gray"])
-                depth_mm = _read_depth(self._raw, row["depth"])
-            except _Unusable as error:
+                gray = images.read_gray(self._raw, row["gray"])
+                depth_mm = images.read_depth(self._raw, row["depth"])
+            except images.Unusable as error:
                 yield Reject(info, *error.args)
                 continue
             if gray.shape != depth_mm.shape:
@@ -118,14 +116,10 @@ class FolderSource:
                 depth_mm,
                 (row["head_x"], row["head_y"]),
                 (row["fx"], row["fy"]),
-                row["yaw"],
-                row["pitch"],
-                row["roll"],
+                yaw=row["yaw"],
+                pitch=row["pitch"],
+                roll=row["roll"],
             )
-
-
-class _Unusable(Exception):
-    """(reason, detail) of a Reject."""
 
 
 def _info(row: dict) -> FrameInfo:
@@ -203,60 +197,3 @@ def _draw_splits(subjects: set[str], validation: float, test: float, seed: int) 
         )
     bounds = [counts[0], sum(counts)]
     return {s: "test" if i < bounds[0] else "validation" if i < bounds[1] else "train" for i, s in enumerate(names)}
-
-
-def _read_gray(root: Path, path: str) -> np.ndarray:
-    image = _read_image(root, path, "gray")
-    if image.dtype != np.uint8:
-        raise _Unusable("gray image is not 8-bit", f"{path} is {image.dtype}")
-    if image.ndim == 3:
-        image = cv2.cvtColor(image, cv2.COLOR_BGRA2GRAY if image.shape[2] == 4 else cv2.COLOR_BGR2GRAY)
-    return image
-
-
-def _read_depth(root: Path, path: str) -> np.ndarray:
-    image = _read_image(root, path, "depth")
-    if image.dtype != np.uint16:
-        raise _Unusable("depth image is not 16-bit", f"{path} is {image.dtype}")
-    if image.ndim != 2:
-        raise _Unusable("depth image has more than one channel", f"{path} has {image.shape[2]}")
-    return image
-
-
-def _read_image(root: Path, path: str, kind: str) -> np.ndarray:
-    """Decodes as stored. OpenCV fills what a cut file lacks, at times without a word, so the file is checked first."""
-    try:
-        if not (root / path).is_file():
-            raise _Unusable(f"{kind} image is missing", path)
-        content = (root / path).read_bytes()
-    except OSError as error:
-        raise _Unusable(f"{kind} image cannot be read", f"{path}: {error.strerror}") from None
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
-        whole = _png_is_whole(content)
-    elif content.startswith(b"\xff\xd8") and kind == "gray":
-        whole = content.rstrip(b"\0").endswith(b"\xff\xd9")
-    else:
-        raise _Unusable(f"{kind} image is not a {'PNG or JPEG' if kind == 'gray' else 'PNG'}", path)
-    if not whole:
-        raise _Unusable(f"{kind} image is truncated or damaged", path)
-    try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise _Unusable(f"{kind} image cannot be decoded", path)
-    return image
-
-
-def _png_is_whole(content: bytes) -> bool:
-    """Every chunk up to IEND is there with its check sum."""
-    at = 8
-    while at + 12 <= len(content):
-        (length,) = struct.unpack_from(">I", content, at)
-        end = at + 8 + length
-        if end + 4 > len(content) or struct.unpack_from(">I", content, end)[0] != zlib.crc32(content[at + 4 : end]):
-            return False
-        if content[at + 4 : at + 8] == b"IEND":
-            return True
-        at = end + 4
-    return False

@@ -29,15 +29,21 @@ class FrameInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """One registered pair of a gray and a depth image.
+    """A gray and a depth image of one head.
+
+    Either a registered pair, which has one head centre and one focal length, or two images as two cameras took them,
+    which have one each; both are cropped to the same millimetres around the head.
 
     Attributes:
       info: name, subject, sequence, split.
       gray: uint8 (H, W).
-      depth_mm: uint16 (H, W), millimetres, 0 = none; pixel (y, x) is the same point of the face as in `gray`.
-      head_xy: head centre in pixels, x to the right and y down, pixel centres at whole numbers.
-      focal_px: (f_x, f_y) in pixels.
+      depth_mm: uint16 (H', W'), millimetres, 0 = none.
+      head_xy: head centre in the depth image, pixels, x to the right and y down, pixel centres at whole numbers.
+      focal_px: (f_x, f_y) of the depth image as Eq. 6 takes them, pixels.
+      gray_head_xy, gray_focal_px: the same of the gray image; None where the pair is registered: pixel (y, x) is then
+        the same point of the face in both, and both have one size.
       yaw, pitch, roll: degrees; NaN where the data set does not say.
+      head_mm: head centre as annotated, in the depth camera's frame (x right, y down, z forward); NaN likewise.
     """
 
     info: FrameInfo
@@ -45,9 +51,12 @@ class Frame:
     depth_mm: np.ndarray
     head_xy: tuple[float, float]
     focal_px: tuple[float, float]
+    gray_head_xy: tuple[float, float] | None = None
+    gray_focal_px: tuple[float, float] | None = None
     yaw: float = math.nan
     pitch: float = math.nan
     roll: float = math.nan
+    head_mm: tuple[float, float, float] = (math.nan, math.nan, math.nan)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,14 @@
-"""Program: raw frames -> arrays on disk, cropped by Eq. 6 and resized.
+"""Raw frames -> arrays on disk, cropped by Eq. 6 and resized.
 
 The frames are cut into chunks of CHUNK_FRAMES. A finished chunk is a file in `OUT.parts`, so after a kill the same
 command goes on where it was; shards and workers share the chunks among them and cannot change the result. When the last
 chunk is there they are merged into OUT (see arrays.py) and removed.
 """
 
-import argparse
 import collections
 import contextlib
 import dataclasses
 import fcntl
-import inspect
 import io
 import json
 import math
@@ -32,12 +30,9 @@ import numpy as np
 from tqdm import tqdm
 
 from facedepth_jax.data import arrays, geometry, pairs
-from facedepth_jax.data.folder import FolderSource
 from facedepth_jax.data.frames import SPLITS, Frame, Reject, Source
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.stopping import stop_event
 
-DATASETS = ("synthetic", "folder")
 CHUNK_FRAMES = 64
 HEAD_WINDOW_PX = 9  # "the depth values around the head center" of section 3.2: about 2 cm at Kinect range
 MIN_DEPTH_SHARE = 0.05  # of the crop's pixels; with less there is no face to learn from
@@ -51,29 +46,6 @@ class _Job:
     parts: Path
     face_mm: float
     size: int
-
-
-def make_source(dataset: str, raw: str | None, options: dict) -> Source:
-    """A data set by its name: `raw` is its directory, `options` are the source's own arguments.
-
-    Raises FaceDepthError for an unknown name and for whatever the source finds wrong.
-    """
-    if dataset not in DATASETS:
-        raise FaceDepthError(f"there is no data set '{dataset}', only {' and '.join(DATASETS)}")
-    if dataset == "synthetic":
-        from facedepth_jax.data.synthetic import SyntheticSource as Kind  # starts JAX, which a folder can do without
-
-        where = ()
-    else:
-        if not raw:
-            raise FaceDepthError(
-                "the data set 'folder' needs its raw directory, the one with index.csv: --raw or --config.data.raw_dir"
-            )
-        Kind, where = FolderSource, (raw,)
-    known = list(inspect.signature(Kind).parameters)[len(where) :]
-    if unknown := sorted(options.keys() - set(known)):
-        raise FaceDepthError(f"the data set '{dataset}' has no option '{unknown[0]}'; it has {', '.join(known)}")
-    return Kind(*where, **options)
 
 
 def prepare(
@@ -158,22 +130,27 @@ def prepare_frame(frame: Frame, face_mm: float, size: int) -> tuple[np.ndarray, 
       gray uint8 (size, size), depth uint16 (size, size) in mm with 0 = none, and the columns of arrays.COLUMNS; or why
       there is no crop.
     """
-    info, height, width = frame.info, *frame.depth_mm.shape
-    place = f"({frame.head_xy[0]:g}, {frame.head_xy[1]:g}) in {width}x{height}"
-    if not geometry.inside(frame.depth_mm.shape, frame.head_xy):
-        return Reject(info, "head centre outside the image", place)
+    info = frame.info
+    gray_head_xy, gray_focal_px = frame.gray_head_xy or frame.head_xy, frame.gray_focal_px or frame.focal_px
+    for name, image, xy in (("depth", frame.depth_mm, frame.head_xy), ("gray", frame.gray, gray_head_xy)):
+        place = f"({xy[0]:g}, {xy[1]:g}) in {image.shape[1]}x{image.shape[0]}"
+        if not geometry.inside(image.shape, xy):
+            return Reject(info, f"head centre outside the {name} image", place)
     distance_mm = geometry.head_distance_mm(frame.depth_mm, frame.head_xy, HEAD_WINDOW_PX)
     if distance_mm is None:
-        return Reject(info, "no depth at the head centre", place)
+        return Reject(info, "no depth at the head centre", f"({frame.head_xy[0]:g}, {frame.head_xy[1]:g})")
     box = geometry.crop_box(frame.head_xy, distance_mm, frame.focal_px, face_mm)
     seen = frame.depth_mm[max(box.y, 0) : box.y + box.h, max(box.x, 0) : box.x + box.w]
     share = np.count_nonzero(seen) / (box.w * box.h)
     if share < MIN_DEPTH_SHARE:  # before the crop is made: a wrong unit of depth asks for a crop of any size
         return Reject(info, "almost no depth in the crop", f"{share:.1%} of {box.w}x{box.h} px")
+    gray_box = geometry.crop_box(gray_head_xy, distance_mm, gray_focal_px, face_mm)
     row = dataclasses.asdict(info) | {"yaw": frame.yaw, "pitch": frame.pitch, "roll": frame.roll}
-    row |= {f"box_{name}": value for name, value in dataclasses.asdict(box).items()}
+    row |= dict(zip(("head_x_mm", "head_y_mm", "head_z_mm"), frame.head_mm, strict=True))
     row |= {"distance_mm": distance_mm, "fx": frame.focal_px[0], "fy": frame.focal_px[1]}
-    gray = geometry.resize_gray(geometry.crop(frame.gray, box), size)
+    row |= {f"box_{name}": value for name, value in dataclasses.asdict(box).items()}
+    row |= {f"gray_box_{name}": value for name, value in dataclasses.asdict(gray_box).items()}
+    gray = geometry.resize_gray(geometry.crop(frame.gray, gray_box), size)
     return gray, geometry.resize_depth(geometry.crop(frame.depth_mm, box), size), row
 
 
@@ -420,75 +397,3 @@ def _rejects_text(reasons: dict[str, int], rejects: list[dict]) -> str:
         names = ", ".join(f"{x['frame']}: {x['detail']}" if x["detail"] else x["frame"] for x in some)
         texts.append(f"{count} x {reason} ({names}{', ...' if count > len(some) else ''})")
     return "; ".join(texts)
-
-
-def main() -> None:
-    """The command line; see --help."""
-    try:
-        _run(_flags())
-    except FaceDepthError as error:
-        sys.exit(f"error: {error}")
-
-
-def _flags() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m facedepth_jax.prepare",
-        description="Raw faces -> arrays on disk, cropped (Eq. 6) and resized. The same command again continues.",
-        allow_abbrev=False,
-    )
-    flag = parser.add_argument
-    flag("--dataset", required=True, choices=DATASETS)
-    flag("--out", required=True, help="directory to be made")
-    flag("--raw", help="folder: directory with index.csv")
-    flag("--workers", type=int, default=0, help="processes; 0: this one (default)")
-    flag("--shard", type=_shard, default=(0, 1), metavar="I/N", help="make every N-th chunk from the I-th (from 0) on")
-    flag("--size", type=int, default=96, help="of the prepared images, pixels (96)")
-    flag("--face_mm", type=float, default=320.0, help="R of Eq. 6, millimetres (320)")
-    flag("--seed", type=int, default=0, help="of the faces, the splits and the verification pairs (0)")
-    flag("--focal", type=float, help="folder: focal length in pixels of frames without fx and fy (365.456, Kinect v2)")
-    flag("--validation_fraction", type=float, help="folder without a column split: share of the subjects (0.1)")
-    flag("--test_fraction", type=float, help="folder without a column split: share of the subjects (0.2)")
-    flag("--subjects", type=int, help="synthetic: people (200)")
-    flag("--frames_per_sequence", type=int, help="synthetic: frames of each of a subject's five sequences (10)")
-    flag("--image_size", type=int, help="synthetic: window around the head that is rendered, pixels (192)")
-    flag("--sensor", help="synthetic: kinect_v2 (default) or kinect_v1")
-    flags = parser.parse_args()
-    foreign = _SYNTHETIC_FLAGS if flags.dataset == "folder" else ("raw", *_FOLDER_FLAGS)
-    for name in foreign:
-        if getattr(flags, name) is not None:
-            parser.error(f"--{name} is not for --dataset={flags.dataset}")
-    if flags.seed < 0:
-        parser.error("--seed must be 0 or more")
-    return flags
-
-
-_FOLDER_FLAGS = ("focal", "validation_fraction", "test_fraction")
-_SYNTHETIC_FLAGS = ("subjects", "frames_per_sequence", "image_size", "sensor")
-
-
-def _shard(text: str) -> tuple[int, int]:
-    try:
-        index, count = text.split("/")
-        return int(index), int(count)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"invalid shard {text!r}, give I/N, as 0/4") from None
-
-
-def _run(flags: argparse.Namespace) -> None:
-    names = _SYNTHETIC_FLAGS if flags.dataset == "synthetic" else _FOLDER_FLAGS
-    given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
-    source = make_source(flags.dataset, flags.raw, given | {"seed": flags.seed})
-    prepare(
-        source,
-        flags.out,
-        face_mm=flags.face_mm,
-        size=flags.size,
-        seed=flags.seed,
-        workers=flags.workers,
-        shard=flags.shard,
-        stopped=stop_event().is_set,
-    )
-
-
-if __name__ == "__main__":
-    main()

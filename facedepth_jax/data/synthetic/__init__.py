@@ -122,4 +122,14 @@ class SyntheticSource:
             yaw, pitch, roll = map(float, scene.angles_deg)
             assert math.isfinite(yaw + pitch + roll)
             focal = tuple(map(float, camera.focal_px))
-            yield Frame(infos[position], gray[i], depth[i], (float(x), float(y)), focal, yaw, pitch, roll)
+            yield Frame(
+                infos[position],
+                gray[i],
+                depth[i],
+                (float(x), float(y)),
+                focal,
+                yaw=yaw,
+                pitch=pitch,
+                roll=roll,
+                head_mm=tuple(map(float, scene.head_mm)),
+            )

@@ -1,0 +1,74 @@
+"""Raw image files, decoded as they are stored and checked first. Every reader's door to OpenCV."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+
+class Unusable(Exception):
+    """(reason, detail) of a frames.Reject."""
+
+
+def read_gray(root: Path, path: str) -> np.ndarray:
+    """A PNG or JPEG of 8 bits with 1, 3 or 4 channels -> uint8 (H, W); `path` is named relative to `root`.
+
+    Raises Unusable where the file is missing, damaged or of another kind.
+    """
+    image = _read_image(root, path, "gray")
+    if image.dtype != np.uint8:
+        raise Unusable("gray image is not 8-bit", f"{path} is {image.dtype}")
+    if image.ndim == 3:
+        image = cv2.cvtColor(image, cv2.COLOR_BGRA2GRAY if image.shape[2] == 4 else cv2.COLOR_BGR2GRAY)
+    return image
+
+
+def read_depth(root: Path, path: str) -> np.ndarray:
+    """A PNG of 16 bits with one channel -> uint16 (H, W) as stored. Raises Unusable as `read_gray` does."""
+    image = _read_image(root, path, "depth")
+    if image.dtype != np.uint16:
+        raise Unusable("depth image is not 16-bit", f"{path} is {image.dtype}")
+    if image.ndim != 2:
+        raise Unusable("depth image has more than one channel", f"{path} has {image.shape[2]}")
+    return image
+
+
+def _read_image(root: Path, path: str, kind: str) -> np.ndarray:
+    """Decodes as stored. OpenCV fills what a cut file lacks, at times without a word, so the file is checked first."""
+    try:
+        if not (root / path).is_file():
+            raise Unusable(f"{kind} image is missing", path)
+        content = (root / path).read_bytes()
+    except OSError as error:
+        raise Unusable(f"{kind} image cannot be read", f"{path}: {error.strerror}") from None
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        whole = _png_is_whole(content)
+    elif content.startswith(b"\xff\xd8") and kind == "gray":
+        whole = content.rstrip(b"\0").endswith(b"\xff\xd9")
+    else:
+        raise Unusable(f"{kind} image is not a {'PNG or JPEG' if kind == 'gray' else 'PNG'}", path)
+    if not whole:
+        raise Unusable(f"{kind} image is truncated or damaged", path)
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise Unusable(f"{kind} image cannot be decoded", path)
+    return image
+
+
+def _png_is_whole(content: bytes) -> bool:
+    """Every chunk up to IEND is there with its check sum."""
+    at = 8
+    while at + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, at)
+        end = at + 8 + length
+        if end + 4 > len(content) or struct.unpack_from(">I", content, end)[0] != zlib.crc32(content[at + 4 : end]):
+            return False
+        if content[at + 4 : at + 8] == b"IEND":
+            return True
+        at = end + 4
+    return False
