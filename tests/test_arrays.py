@@ -172,7 +172,7 @@ def edit_meta(path, change):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda m: m.update(format_version=99), "format version 99, this program reads 1"),
+        (lambda m: m.update(format_version=99), "format version 99, this program reads 2"),
         (lambda m: m.pop("format"), "is no prepared data set"),
         (lambda m: m.pop("files"), "entries are missing"),
         (lambda m: m["files"].pop("gray.npy"), "entries are missing"),

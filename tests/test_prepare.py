@@ -281,7 +281,9 @@ def test_a_split_that_lost_all_its_frames_is_said(tmp_path):
 
 def frame(depth_mm, head_xy=(10.0, 10.0), focal=50.0):
     info = FrameInfo("a", "s", 1, "train")
-    return Frame(info, np.full(depth_mm.shape, 99, np.uint8), depth_mm, head_xy, (focal, focal), 1.0, 2.0, 3.0)
+    return Frame(
+        info, np.full(depth_mm.shape, 99, np.uint8), depth_mm, head_xy, (focal, focal), yaw=1.0, pitch=2.0, roll=3.0
+    )
 
 
 def test_reasons_of_prepare_frame():
