@@ -36,7 +36,16 @@ FLOORS = [
         "data/pipeline.py",
     ],
     ["losses.py", "state.py", "metrics.py", "models/", "checkpoint.py", "logs.py", "pictures.py"],
-    ["levels.py", "mesh.py", "files.py", "stopping.py", "data/frames.py", "data/images.py", "data/geometry.py"],
+    [
+        "levels.py",
+        "mesh.py",
+        "files.py",
+        "stopping.py",
+        "data/frames.py",
+        "data/splits.py",
+        "data/images.py",
+        "data/geometry.py",
+    ],
     ["errors.py", "__init__.py", "data/__init__.py"],
 ]
 
