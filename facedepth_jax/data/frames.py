@@ -94,3 +94,11 @@ class Source(Protocol):
         `start` is a multiple of `prepare.CHUNK_FRAMES`; the items do not depend on how the index is cut.
         """
         ...
+
+    def known_rejects(self) -> list[Reject]:
+        """What `load` will reject whatever the images hold: a file that is not there, an unusable annotation."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What is missing or other than expected in the raw directory as a whole, one sentence each."""
+        ...

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from facedepth_jax.data.frames import Frame, FrameInfo
+from facedepth_jax.data.frames import Frame, FrameInfo, Reject
 from facedepth_jax.data.synthetic.picture import fragment_capacity, render_batch
 from facedepth_jax.data.synthetic.scene import SEQUENCES, Camera, Scene, frame_scene
 from facedepth_jax.errors import FaceDepthError
@@ -88,6 +88,14 @@ class SyntheticSource:
         sequence, frame = divmod(position, self.frames_per_sequence)
         subject, sequence = divmod(sequence, SEQUENCES)
         return frame_scene(self.seed, subject + 1, sequence + 1, frame, self.frames_per_sequence)
+
+    def known_rejects(self) -> list[Reject]:
+        """None."""
+        return []
+
+    def notes(self) -> list[str]:
+        """None."""
+        return []
 
     def load(self, start: int, stop: int) -> Iterator[Frame]:
         """One Frame for each entry of `index()[start:stop]`. Raises FaceDepthError where a picture does not fit the
