@@ -1,7 +1,8 @@
 """One training step of each method, as a pure function `(state, batch) -> (state, metrics)`.
 
 `METHODS` is the table of them: a baseline is a row, an ablation an override of a number. The batch is what the pipeline
-delivers, stored arrays: gray uint8 (B, S, S), depth_mm uint16 (B, S, S), 0 = none. Metrics are float32 scalars.
+delivers, stored arrays: gray uint8 (B, S, S), depth_mm uint16 (B, S, S), 0 = none, subject int32 (B,), who of the
+training people. Metrics are float32 scalars. What is random is drawn by `fold_in(key(seed), state.step)`.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ def encode(batch, code: levels.DepthCode):
     }
 
 
-def adversarial_step(state: TrainState, batch, *, nets: dict[str, Net], code: levels.DepthCode, lam: float):
+def adversarial_step(state: TrainState, batch, *, nets: dict[str, Net], code: levels.DepthCode, seed: int, lam: float):
     """The paper's step (section 3.1.2): D on real and generated maps, then G by Eq. 5 through the D just updated.
 
     The generator runs forward once: its vjp waits while D learns on its maps, then takes the gradient of Eq. 5 by the
@@ -68,7 +69,7 @@ def adversarial_step(state: TrainState, batch, *, nets: dict[str, Net], code: le
     return TrainState(state.step + 1, {"generator": g, "discriminator": d}), metrics
 
 
-def supervised_step(state: TrainState, batch, *, nets: dict[str, Net], code: levels.DepthCode):
+def supervised_step(state: TrainState, batch, *, nets: dict[str, Net], code: levels.DepthCode, seed: int):
     """The autoencoder's step: the same generator on Eq. 3 alone."""
     batch = encode(batch, code)
     g = state.nets["generator"]
@@ -88,7 +89,8 @@ class Method:
     """A row of Table 1.
 
     Attributes:
-      modules: (width, dtype) -> modules by name; "generator" is the one that is evaluated.
+      modules: (width, dtype, subjects) -> modules by name, `subjects` the number of training people; "generator" is the
+        one that is evaluated.
       step: the pure step.
       loss_args: names of the config's loss values that the step takes.
     """
@@ -100,12 +102,12 @@ class Method:
 
 METHODS = {
     "cgan": Method(
-        lambda width, dtype: {
+        lambda width, dtype, subjects: {
             "generator": cgan.Generator(width, dtype),
             "discriminator": cgan.Discriminator(width, dtype),
         },
         adversarial_step,
         ("lam",),
     ),
-    "ae": Method(lambda width, dtype: {"generator": cgan.Generator(width, dtype)}, supervised_step),
+    "ae": Method(lambda width, dtype, subjects: {"generator": cgan.Generator(width, dtype)}, supervised_step),
 }

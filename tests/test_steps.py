@@ -16,6 +16,7 @@ from facedepth_jax.levels import DepthCode
 from facedepth_jax.state import Net, TrainState, adam, init_net
 
 CODE = DepthCode()
+SEED, SUBJECTS = 7, 3
 LAM, LR, B1, B2, EPS = 30.0, 2e-4, 0.5, 0.999, 1e-8
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 TOOL = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "tools" / "golden.py"))
@@ -25,7 +26,8 @@ def stored(seed=0, n=4, size=8):
     rng = np.random.default_rng(seed)
     depth_mm = rng.integers(450, 2700, (n, size, size)).astype(np.uint16)
     depth_mm[rng.random(depth_mm.shape) < 0.2] = 0
-    return {"gray": rng.integers(0, 256, (n, size, size), np.uint8), "depth_mm": depth_mm}
+    gray = rng.integers(0, 256, (n, size, size), np.uint8)
+    return {"gray": gray, "depth_mm": depth_mm, "subject": np.arange(n, dtype=np.int32) % SUBJECTS}
 
 
 def test_encode():
@@ -135,7 +137,7 @@ def close(got, expected, what, tolerance=1e-10):
 
 def test_adversarial_step_is_the_plain_one_with_two_passes():
     with jax.enable_x64(True):
-        step = jax.jit(functools.partial(steps.adversarial_step, nets=NETS, code=CODE, lam=LAM))
+        step = jax.jit(functools.partial(steps.adversarial_step, nets=NETS, code=CODE, seed=SEED, lam=LAM))
         state = fresh_state()
         g, d = ((net.params, net.batch_stats) for net in (state.nets["generator"], state.nets["discriminator"]))
         zeros = [jax.tree.map(jnp.zeros_like, params) for params, _ in (g, d)]
@@ -155,7 +157,7 @@ def test_adversarial_step_is_the_plain_one_with_two_passes():
 def test_supervised_step_is_the_generator_on_equation_3():
     with jax.enable_x64(True):
         nets = {"generator": NETS["generator"]}
-        step = jax.jit(functools.partial(steps.supervised_step, nets=nets, code=CODE))
+        step = jax.jit(functools.partial(steps.supervised_step, nets=nets, code=CODE, seed=SEED))
         full = fresh_state()
         before = full.nets["generator"]
         state, metrics = step(TrainState(full.step, {"generator": before}), stored())
@@ -183,7 +185,7 @@ def test_supervised_step_is_the_generator_on_equation_3():
 def test_methods():
     assert {"cgan", "ae"} <= steps.METHODS.keys()
     for method in steps.METHODS.values():
-        assert "generator" in method.modules(4, jnp.float32)
+        assert "generator" in method.modules(4, jnp.float32, SUBJECTS)
     assert {path.stem for path in GOLDEN.glob("*.json")} == steps.METHODS.keys()
 
 

@@ -20,6 +20,7 @@ from facedepth_jax.steps import METHODS
 FOLDER = pathlib.Path(__file__).parents[1] / "tests" / "golden"
 LOSS_ARGS = {"lam": 100.0}
 WIDTH, SIZE_PX, BATCH = 4, 32, 4
+SUBJECTS, SEED = 3, 7
 
 
 def batch():
@@ -29,7 +30,7 @@ def batch():
     gray = (255 * coarse[0]).astype(np.uint8)
     depth_mm = (400 + 2300 * coarse[1]).astype(np.uint16)  # beyond level 0 and 255
     depth_mm[:, 5:9, 20:30] = 0
-    return {"gray": gray, "depth_mm": depth_mm}
+    return {"gray": gray, "depth_mm": depth_mm, "subject": np.arange(BATCH, dtype=np.int32) % SUBJECTS}
 
 
 def start(nets):
@@ -53,11 +54,11 @@ def start(nets):
 def measure(name: str) -> list[dict[str, float]]:
     """The metrics of steps 1 and 2; the second sees what the first one did to the state."""
     method = METHODS[name]
-    modules = method.modules(WIDTH, jnp.dtype("float32"))
+    modules = method.modules(WIDTH, jnp.dtype("float32"), SUBJECTS)
     nets = {name: Net(module, adam(2e-4, 0.5, 0.999)) for name, module in modules.items()}
     loss_args = {arg: LOSS_ARGS[arg] for arg in method.loss_args}
     step = jax.jit(
-        functools.partial(method.step, nets=nets, code=DepthCode(), **loss_args),
+        functools.partial(method.step, nets=nets, code=DepthCode(), seed=SEED, **loss_args),
         compiler_options={"xla_backend_optimization_level": 0},  # compiles in half the time
     )
     state, measured = start(nets), []
