@@ -31,7 +31,10 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.data.raw_dir = ""  # ... in this directory
     config.data.size = 96
     config.data.face_mm = 320.0
-    config.data.workers = 0  # processes to prepare with
+    config.data.workers = 0  # processes to prepare with; 0: the training's own
+    config.data.seed = 0  # of the verification pairs
+    config.data.pairs_validation = ""  # a list of pairs to take instead, see docs/preparing.md
+    config.data.pairs_test = ""
     config.data.options = ml_collections.ConfigDict()  # of the data set, as in `prepare --help`
 
     config.code = ml_collections.ConfigDict()  # levels.DepthCode

@@ -313,7 +313,8 @@ def _open_data(config, stop):
             data.dir,
             face_mm=data.face_mm,
             size=data.size,
-            seed=data.options.seed,
+            seed=data.seed,
+            pair_lists={"validation": data.pairs_validation, "test": data.pairs_test},
             workers=data.workers,
             stopped=stop.is_set,
         )

@@ -55,6 +55,7 @@ def prepare(
     face_mm: float = 320.0,
     size: int = 96,
     seed: int = 0,
+    pair_lists: dict[str, str] | None = None,
     workers: int = 0,
     shard: tuple[int, int] = (0, 1),
     stopped: Callable[[], bool] = lambda: False,
