@@ -11,6 +11,7 @@ from facedepth_jax import files
 # From nose to ear a head is some 150 mm deep. What lies further behind shares the last colour, so that a face keeps
 # its relief in front of any background.
 RELIEF_MM = 300.0
+ERROR_MM = 200.0  # an error of this or more has the last colour
 CELL_PX = 96  # smallest side of a cell in a grid
 
 
@@ -36,20 +37,32 @@ def color_depth(depth_mm: np.ndarray, near_mm: float, far_mm: float) -> np.ndarr
     return colors
 
 
-def grid(gray: np.ndarray, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+def color_error(estimate_mm: np.ndarray, truth_mm: np.ndarray) -> np.ndarray:
+    """Absolute error in mm, any shape -> uint8 (..., 3) RGB: black is none, white is ERROR_MM or more, gray where there
+    is no true depth (0)."""
+    truth_mm = np.asarray(truth_mm, np.float64)
+    share = np.clip(np.abs(np.asarray(estimate_mm, np.float64) - truth_mm) / ERROR_MM, 0, 1)
+    level = np.round(share * 255).astype(np.uint8)
+    colors = cv2.applyColorMap(level.reshape(1, -1), cv2.COLORMAP_HOT)[..., ::-1].reshape(*level.shape, 3).copy()
+    colors[truth_mm <= 0] = 128
+    return colors
+
+
+def grid(gray: np.ndarray, rows: Mapping[str, np.ndarray], errors: bool = False) -> np.ndarray:
     """A column a face: the gray image, then one row of coloured depth for each entry, as in the paper's Figure 4.
 
-    A column has one colour scale, that of its first depth row (put the truth there); its range in mm stands below it.
+    A column has one colour scale, that of its first depth row, the truth; its range in mm stands below it.
 
     Args:
       gray: uint8 (N, S, S).
-      rows: label -> depth in mm (N, S, S), 0 = none.
+      rows: label -> depth in mm (N, S, S), 0 = none; the truth first.
+      errors: a row of `color_error` below each estimate.
 
     Returns:
       uint8 (H, W, 3), RGB, labels on the left.
     """
     scale = max(1, -(-CELL_PX // gray.shape[1]))
-    truth = next(iter(rows.values()))
+    true_label, truth = next(iter(rows.items()))
     ranges = [depth_range_mm(column) for column in truth]
 
     def line_of(images):
@@ -62,6 +75,8 @@ def grid(gray: np.ndarray, rows: Mapping[str, np.ndarray]) -> np.ndarray:
     lines = {"gray": line_of([np.repeat(image[..., None], 3, axis=-1) for image in gray])}
     for label, depth_mm in rows.items():
         lines[label] = line_of([color_depth(d, *r) for d, r in zip(depth_mm, ranges, strict=True)])
+        if errors and label != true_label:
+            lines[f"{label}: 0 - {ERROR_MM:.0f} mm off"] = line_of(color_error(depth_mm, truth))
 
     label_width = max(_text_width(label) for label in [*lines, "near - far, mm"]) + 12
     body = []

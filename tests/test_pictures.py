@@ -62,3 +62,25 @@ def test_png_is_what_another_library_reads(tmp_path, dtype, shape):
     got = iio.imread(tmp_path / "a.png")
     assert got.dtype == dtype
     np.testing.assert_array_equal(got, image)
+
+
+def test_error_colours_are_dark_to_light_and_gray_without_truth():
+    truth = np.full((2, 5), 1000.0)
+    truth[1, 0] = 0
+    estimate = 1000 + np.array([[0, 40, -80, 150, 200], [7, 0, 0, 0, 5000]])
+    colors = pictures.color_error(estimate, truth)
+    brightness = colors.astype(int).sum(-1)
+    assert (np.diff(brightness[0]) > 0).all()
+    np.testing.assert_array_equal(colors[0, 0], colors[1, 1])
+    assert colors[1, 0].tolist() == [128] * 3 and brightness[1, 4] == brightness[0, 4] == 3 * 255
+
+
+def test_grid_with_errors_has_a_row_more_for_each_estimate():
+    gray = np.zeros((2, 96, 96), np.uint8)
+    truth = np.full(gray.shape, 900.0)
+    rows = {"truth": truth, "ae": truth, "cgan": truth + 500}
+    without, with_errors = pictures.grid(gray, rows), pictures.grid(gray, rows, errors=True)
+    assert with_errors.shape[0] == without.shape[0] + 2 * 98
+    last = with_errors[-40 - 97 : -40 - 1, -97:-1]
+    assert (last == 255).all()
+    assert (with_errors[-40 - 3 * 98 + 1 :, -97:-1][:96] == 0).all()
