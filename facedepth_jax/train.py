@@ -39,12 +39,14 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
     """
     workdir = pathlib.Path(workdir)
     _check_values(config)
-    method, nets = _build(config)
+    _build(config, subjects=1)  # what no run can be made with is found before the data are made
     devices = mesh.make_mesh()
     mesh.check_batch_size(devices, config.train.batch_size, "train.batch_size")
     stop = stop_event()
     data = _open_data(config, stop)
     train_rows, validation_rows, _ = (data.rows(split) for split in SPLITS)  # an empty one is found now
+    subject, subjects = _training_people(data, train_rows)
+    method, nets = _build(config, subjects)
 
     state = init_state(nets, config.seed, config.data.size)
     state = jax.device_put(state, mesh.replicated(devices))
@@ -58,12 +60,18 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
         )
     _write_config(config, workdir)  # now that the run is known to be this one
     step_fn = jax.jit(
-        functools.partial(method.step, nets=nets, code=_code(config), **{a: config.loss[a] for a in method.loss_args}),
+        functools.partial(
+            method.step,
+            nets=nets,
+            code=_code(config),
+            seed=config.seed,
+            **{name: config.loss[name] for name in method.loss_args},
+        ),
         donate_argnums=0,
     )
     evaluation = _Evaluation(config, nets["generator"], data, devices)
     batches = pipeline.batches(
-        {"gray": data.gray, "depth_mm": data.depth_mm},
+        {"gray": data.gray, "depth_mm": data.depth_mm, "subject": subject},
         train_rows,
         batch_size=config.train.batch_size,
         seed=config.seed,
@@ -254,7 +262,7 @@ def load_generator(run_dir) -> Generator:
     values = files.read_json(run_dir / "config.json")
     try:
         config = ml_collections.ConfigDict(values)
-        net = _build(config)[1]["generator"]
+        net = _build(config, subjects=1)[1]["generator"]
         size, code, face_mm = config.data.size, _code(config), config.data.face_mm
         like = jax.eval_shape(lambda: init_net(net, jax.random.key(0), size))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -283,8 +291,19 @@ def _check_values(config):
             raise FaceDepthError(f"{name} is {value}: it must be at least {least}.")
 
 
-def _build(config):
-    """The row of METHODS and its nets with their optimisers."""
+def _training_people(data, train_rows):
+    """Who each frame shows, int32 (N,): the person's place among the training people, sorted; and how many those are.
+
+    Other people get -1: a label of theirs is never trained on.
+    """
+    people, places = np.unique(data.frames["subject"][train_rows], return_inverse=True)
+    subject = np.full(len(data), -1, np.int32)
+    subject[train_rows] = places
+    return subject, len(people)
+
+
+def _build(config, subjects):
+    """The row of METHODS and its nets with their optimisers, for so many training people."""
     if config.method not in steps.METHODS:
         raise FaceDepthError(f"There is no method {config.method!r}: take one of {', '.join(steps.METHODS)}.")
     if config.dtype not in ("float32", "bfloat16"):
@@ -292,7 +311,7 @@ def _build(config):
     if config.data.size % 16:
         raise FaceDepthError(f"data.size is {config.data.size}: the nets halve it four times, take a multiple of 16.")
     method = steps.METHODS[config.method]
-    modules = method.modules(config.width, jnp.dtype(config.dtype))
+    modules = method.modules(config.width, jnp.dtype(config.dtype), subjects)
     train = config.train
     return method, {
         name: Net(module, adam(train.learning_rate, train.b1, train.b2)) for name, module in modules.items()

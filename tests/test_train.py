@@ -45,7 +45,7 @@ def config_of(data_dir, **changes):
 
 def save(config, workdir, step, identity=None):
     """A checkpoint of a fresh state that says it has done `step` steps."""
-    _, nets = train._build(config)
+    _, nets = train._build(config, subjects=1)
     state = init_state(nets, config.seed, SIZE)
     identity = identity or train._identity(config, arrays.open(config.data.dir))
     checkpoints = Checkpoints(workdir / "checkpoints", identity)
