@@ -43,6 +43,7 @@ class Frame:
       gray_head_xy, gray_focal_px: the same of the gray image; None where the pair is registered: pixel (y, x) is then
         the same point of the face in both, and both have one size.
       yaw, pitch, roll: degrees; NaN where the data set does not say.
+      cropped: the images are crops already, which are resized as they are; the head centre is their middle.
       head_mm: head centre as annotated, in the depth camera's frame (x right, y down, z forward); NaN likewise.
     """
 
@@ -57,6 +58,7 @@ class Frame:
     pitch: float = math.nan
     roll: float = math.nan
     head_mm: tuple[float, float, float] = (math.nan, math.nan, math.nan)
+    cropped: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,12 +140,12 @@ def prepare_frame(frame: Frame, face_mm: float, size: int) -> tuple[np.ndarray, 
     distance_mm = geometry.head_distance_mm(frame.depth_mm, frame.head_xy, HEAD_WINDOW_PX)
     if distance_mm is None:
         return Reject(info, "no depth at the head centre", f"({frame.head_xy[0]:g}, {frame.head_xy[1]:g})")
-    box = geometry.crop_box(frame.head_xy, distance_mm, frame.focal_px, face_mm)
+    box = _box(frame.depth_mm, frame.head_xy, distance_mm, frame.focal_px, face_mm, frame.cropped)
     seen = frame.depth_mm[max(box.y, 0) : box.y + box.h, max(box.x, 0) : box.x + box.w]
     share = np.count_nonzero(seen) / (box.w * box.h)
     if share < MIN_DEPTH_SHARE:  # before the crop is made: a wrong unit of depth asks for a crop of any size
         return Reject(info, "almost no depth in the crop", f"{share:.1%} of {box.w}x{box.h} px")
-    gray_box = geometry.crop_box(gray_head_xy, distance_mm, gray_focal_px, face_mm)
+    gray_box = _box(frame.gray, gray_head_xy, distance_mm, gray_focal_px, face_mm, frame.cropped)
     row = dataclasses.asdict(info) | {"yaw": frame.yaw, "pitch": frame.pitch, "roll": frame.roll}
     row |= dict(zip(("head_x_mm", "head_y_mm", "head_z_mm"), frame.head_mm, strict=True))
     row |= {"distance_mm": distance_mm, "fx": frame.focal_px[0], "fy": frame.focal_px[1]}
@@ -153,6 +153,12 @@ def prepare_frame(frame: Frame, face_mm: float, size: int) -> tuple[np.ndarray, 
     row |= {f"gray_box_{name}": value for name, value in dataclasses.asdict(gray_box).items()}
     gray = geometry.resize_gray(geometry.crop(frame.gray, gray_box), size)
     return gray, geometry.resize_depth(geometry.crop(frame.depth_mm, box), size), row
+
+
+def _box(image, head_xy, distance_mm, focal_px, face_mm, cropped) -> geometry.Box:
+    if cropped:
+        return geometry.Box(0, 0, image.shape[1], image.shape[0])
+    return geometry.crop_box(head_xy, distance_mm, focal_px, face_mm)
 
 
 def _make_chunks(job: _Job, numbers: list[int], workers: int) -> Iterator[tuple[int, int]]:
