@@ -1,4 +1,4 @@
-"""The losses of the paper, Eqs. 2 to 5: one value an example, (B,); whoever trains takes the mean.
+"""The losses of the paper, Eqs. 2 to 5, and of its baselines: one value an example, (B,); whoever trains takes the mean.
 
 Labels are 1 = real, 0 = generated, as in Eqs. 1 and 5 (the text of section 3.1.1 says the opposite).
 """
@@ -13,15 +13,44 @@ def mse(image, target):
 
 
 def adversarial(logits, label):
-    """Eq. 2 an example, from logits (B,), for one label 0.0 or 1.0: the log of a sigmoid would be infinite at 40."""
-    return optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, label))
+    """Eq. 2 an example, for one label 0.0 or 1.0: logits (B,), or (B, h, w) of patches whose mean counts -> (B,).
+
+    From logits, as the log of a sigmoid would be infinite at 40.
+    """
+    entropy = optax.sigmoid_binary_cross_entropy(logits, jnp.full_like(logits, label))
+    return jnp.mean(entropy, axis=tuple(range(1, logits.ndim)))
 
 
 def discriminator(logits_real, logits_generated):
-    """Eq. 2 over the real and the generated maps, summed: (B,) twice -> (B,)."""
+    """Eq. 2 over the real and the generated maps, summed: logits as in `adversarial`, twice -> (B,)."""
     return adversarial(logits_real, 1.0) + adversarial(logits_generated, 0.0)
 
 
 def generator(image, target, logits, lam):
     """Eq. 5, lambda * MSE + adversarial loss against "real": (B, S, S, 1) twice, (B,), scalar -> (B,)."""
     return lam * mse(image, target) + adversarial(logits, 1.0)
+
+
+def verification(logits, same):
+    """The verifier's binary cross entropy an example, from logits (B,); same (B,) is 1 for one person, 0 for two."""
+    return optax.sigmoid_binary_cross_entropy(logits, same.astype(logits.dtype))
+
+
+def l1(image, target):
+    """Absolute error an example, as the mean over the pixels: (B, S, S, 1) twice -> (B,)."""
+    return jnp.mean(jnp.abs(image - target), axis=(1, 2, 3))
+
+
+def conditional_discriminator(logits_real, logits_generated):
+    """pix2pix's for its discriminator, Eq. 2 halved (Isola et al., section 3.3): logits (B, h, w) twice -> (B,)."""
+    return 0.5 * discriminator(logits_real, logits_generated)
+
+
+def conditional_generator(image, target, logits, l1_weight):
+    """pix2pix's for its generator (Isola et al., Eq. 4): (B, S, S, 1) twice, (B, h, w), scalar -> (B,)."""
+    return l1_weight * l1(image, target) + adversarial(logits, 1.0)
+
+
+def identity(logits, subject):
+    """Cross entropy of who it is, an example: logits (B, subjects), int (B,) -> (B,)."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, subject)
