@@ -1,22 +1,29 @@
 """pairs.py: the properties of the lists, for any data set."""
 
 import collections
+import math
+import tracemalloc
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facedepth_jax.data import pairs
+from facedepth_jax.data.frames import FrameInfo
 from facedepth_jax.errors import FaceDepthError
 
 
-def data_set(frames_of):
+def data_set(frames_of, columns=lambda i: {}):
+    """Columns of frames; without angles and sequences where `columns`, a function of the row, gives none."""
+    unknown = {"sequence": 0, "yaw": math.nan, "pitch": math.nan, "roll": math.nan}
     subjects = [f"s{i}" for i, count in enumerate(frames_of) for _ in range(count)]
-    return [f"f{i}" for i in range(len(subjects))], subjects
+    rows = [unknown | columns(i) | {"frame": f"f{i}", "subject": subject} for i, subject in enumerate(subjects)]
+    return {name: [row[name] for row in rows] for name in ("frame", "subject", *unknown)}
 
 
-def check(found, names, subjects):
-    subject_of = dict(zip(names, subjects, strict=True))
+def check(found, frames):
+    subject_of = dict(zip(frames["frame"], frames["subject"], strict=True))
     assert all(a != b and (subject_of[a] == subject_of[b]) == bool(same) for a, b, same in found)
     assert len({frozenset(pair[:2]) for pair in found}) == len(found)
     assert 2 * sum(same for *_, same in found) == len(found)
@@ -28,42 +35,117 @@ def possible(frames_of):
     return min(same, total * (total - 1) // 2 - same)
 
 
+def turns(found, frames, wanted):
+    subject_of = dict(zip(frames["frame"], frames["subject"], strict=True))
+    return collections.Counter(
+        subject for a, b, same in found if same == wanted for subject in {subject_of[a], subject_of[b]}
+    )
+
+
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.integers(1, 6), min_size=0, max_size=6), st.integers(0, 60), st.integers(0, 5))
-def test_pairs_are_valid_and_as_many_as_exist(frames_of, count, seed):
-    names, subjects = data_set(frames_of)
-    found = pairs.draw(names, subjects, count, seed)
-    check(found, names, subjects)
+@given(
+    st.lists(st.integers(1, 6), min_size=0, max_size=6),
+    st.integers(0, 60),
+    st.integers(0, 16),
+    st.integers(0, 5),
+    st.integers(1, 7),
+)
+def test_pairs_are_valid_and_as_many_as_exist(frames_of, count, cell_count, seed, modulus):
+    """With any spread of the frames over the cells."""
+    frames = data_set(frames_of, lambda i: {"sequence": 1 + i % modulus, "yaw": 20.0 * (i % 2), "pitch": 0, "roll": 0})
+    found = pairs.draw(frames, count, cell_count, seed)
+    check(found, frames)
     assert len(found) == 2 * min(count // 2, possible(frames_of))
 
 
 def test_every_person_has_their_share():
     """Also the one with few frames: 20 people, one of them with a tenth of the frames of the others."""
-    names, subjects = data_set([100] * 19 + [10])
-    found = pairs.draw(names, subjects, 800, 3)
-    check(found, names, subjects)
-    subject_of = dict(zip(names, subjects, strict=True))
-    same = collections.Counter(subject_of[a] for a, _, is_same in found if is_same)
-    assert set(same.values()) == {20} and len(same) == 20
-    first = collections.Counter(subject_of[a] for a, _, is_same in found if not is_same)
-    assert set(first.values()) == {20}
-    other = collections.Counter(subject_of[b] for _, b, is_same in found if not is_same)
-    assert len(other) == 20 and max(other.values()) < 45
+    frames = data_set([100] * 19 + [10])
+    found = pairs.draw(frames, 800, 0, 3)
+    check(found, frames)
+    assert turns(found, frames, 1) == {f"s{i}": 20 for i in range(20)}
+    different = turns(found, frames, 0)
+    assert len(different) == 20 and set(different.values()) <= {39, 40, 41}
+
+
+def cell_of(columns):
+    """The elementary cell of a frame, from the definitions."""
+    frontal = all(abs(columns[name]) <= 10 for name in ("yaw", "pitch", "roll"))
+    return ("A1" if frontal else "A2") + (" S1-S3" if columns["sequence"] <= 3 else " S4-S5")
+
+
+def pandora_like(frames_of, seed=0, frontal=0.3):
+    rng = np.random.default_rng(seed)
+
+    def columns(i):
+        turned = rng.uniform(-9, 9, 3) + 40 * (rng.uniform() > frontal) * np.eye(3)[rng.integers(3)]
+        return {"sequence": 1 + i % 5} | dict(zip(("yaw", "pitch", "roll"), map(float, turned), strict=True))
+
+    return data_set(frames_of, columns)
+
+
+def test_every_cell_has_its_pairs_and_the_counts_are_right():
+    frames = pandora_like([300] * 4, frontal=0.1)  # 12 frontal frames of each person in S4-S5
+    found = pairs.draw(frames, 2400, 200, 1)
+    check(found, frames)
+    assert len(found) == 2400
+    rows = {name: {key: frames[key][i] for key in frames} for i, name in enumerate(frames["frame"])}
+    counts = pairs.count_cells(found, frames)
+    for angles in ("A1", "A2"):
+        for sequences in ("S1-S3", "S4-S5"):
+            name = f"{angles} {sequences}"
+            inside = [p for p in found if cell_of(rows[p[0]]) == cell_of(rows[p[1]]) == name]
+            assert counts[name] == {"same": sum(p[2] for p in inside), "different": sum(1 - p[2] for p in inside)}
+            assert min(counts[name].values()) >= 90
+    frontal = [p for p in found if all(cell_of(rows[name]).startswith("A1") for name in p[:2])]
+    assert (
+        sum(counts["A1 S1-S5"].values())
+        == len(frontal)
+        > sum(sum(counts[f"A1 {name}"].values()) for name in ("S1-S3", "S4-S5"))
+    )  # the union has mixed pairs too
+    assert counts["A1+A2 S1-S5"] == {"same": 1200, "different": 1200} and len(counts) == 9
+    assert all(cell_of(rows[name]) == "A1 S1-S3" for p in found[:200] for name in p[:2])  # the cells come first
+    check(found[:200], frames)
+    assert set(turns(found[:200], frames, 1).values()) == {25}
+    for same in (0, 1):
+        assert max(turns(found, frames, same).values()) - min(turns(found, frames, same).values()) <= 2
+
+
+def test_a_cell_gives_what_it_has_and_the_rest_is_drawn_freely():
+    """One frontal frame of each person: no same-person pair there."""
+    frames = data_set([20] * 4, lambda i: {"yaw": 30.0 * (i % 20 > 0), "pitch": 0.0, "roll": 0.0, "sequence": 2})
+    found = pairs.draw(frames, 400, 100, 0)
+    check(found, frames)
+    counts = pairs.count_cells(found, frames)
+    assert len(found) == 400 and counts["A1 S1-S3"]["same"] == 0 and counts["A2 S1-S3"]["same"] >= 50
+    assert all(n == 0 for name in ("A1 S4-S5", "A2 S4-S5") for n in counts[name].values())
+
+
+def test_forty_thousand_frames_of_four_people():
+    """More pairs exist than memory holds; the draw must not list them."""
+    frames = pandora_like([10_000] * 4)
+    tracemalloc.start()
+    found = pairs.draw(frames, 4000, 600, 0)
+    assert tracemalloc.get_traced_memory()[1] < 100e6
+    tracemalloc.stop()
+    check(found, frames)
+    assert len(found) == 4000 and min(min(c.values()) for c in pairs.count_cells(found, frames).values()) >= 300
 
 
 def test_the_seed_decides():
-    names, subjects = data_set([5] * 8)
-    assert pairs.draw(names, subjects, 40, 1) == pairs.draw(names, subjects, 40, 1)
-    assert pairs.draw(names, subjects, 40, 1) != pairs.draw(names, subjects, 40, 2)
+    frames = pandora_like([5] * 8)
+    assert pairs.draw(frames, 40, 4, 1) == pairs.draw(frames, 40, 4, 1)
+    assert pairs.draw(frames, 40, 4, 1) != pairs.draw(frames, 40, 4, 2)
 
 
 def test_degenerate_data_sets_have_no_pairs():
     for frames_of in ([], [1], [9], [1, 1, 1]):
-        assert pairs.draw(*data_set(frames_of), 10, 0) == []
+        assert pairs.draw(data_set(frames_of), 10, 2, 0) == []
+    assert set(map(str, pairs.count_cells([], data_set([])).values())) == {"{'same': 0, 'different': 0}"}
 
 
 def test_write_and_read(tmp_path):
-    found = pairs.draw(*data_set([4, 4]), 10, 0)
+    found = pairs.draw(data_set([4, 4]), 10, 2, 0)
     pairs.write(tmp_path / "p.tsv", found)
     assert (tmp_path / "p.tsv").read_text().splitlines()[0] == "\t".join(map(str, found[0]))
     assert pairs.read(tmp_path / "p.tsv") == found
@@ -84,3 +166,31 @@ def test_a_list_that_cannot_be_read_is_said(tmp_path):
     (tmp_path / "p.tsv").write_bytes(b"\xff\xfe")
     with pytest.raises(FaceDepthError, match="cannot be read"):
         pairs.read(tmp_path / "p.tsv")
+
+
+INDEX = [FrameInfo(f"f{i}", f"s{i // 2}", 1, "test" if i < 4 else "train") for i in range(6)]
+
+
+def test_an_external_list_is_taken_as_it_is(tmp_path):
+    (tmp_path / "p.tsv").write_text("f1\tf0\t1\nf0\tf3\t0\n")
+    assert pairs.read_external(tmp_path / "p.tsv", "test", INDEX) == [("f1", "f0", 1), ("f0", "f3", 0)]
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("f0\tf9\t1", "line 2: the data set has no frame 'f9'"),
+        ("f0\tf4\t0", "line 2: the frame 'f4' is in the split 'train', not test"),
+        ("f0\tf2\t1", "line 2: the label is 1, but the frames show s0 and s1"),
+        ("f0\tf1\t0", "line 2: the label is 0, but the frames show s0 and s0"),
+        ("f0\tf0\t1", "line 2: a pair of the frame 'f0' with itself"),
+        ("f0 f1 1", "line 2: a pair is"),
+    ],
+)
+def test_an_external_list_that_does_not_fit_is_said(tmp_path, line, message):
+    (tmp_path / "p.tsv").write_text(f"f0\tf1\t1\n{line}\n")
+    with pytest.raises(FaceDepthError, match=message):
+        pairs.read_external(tmp_path / "p.tsv", "test", INDEX)
+    (tmp_path / "p.tsv").write_text("")
+    with pytest.raises(FaceDepthError, match="is empty"):
+        pairs.read_external(tmp_path / "p.tsv", "test", INDEX)

@@ -106,7 +106,7 @@ def test_arrays_are_crops_of_the_frames(raw, tmp_path):
         found = pairs.read(made.path / f"pairs_{split}.tsv")
         members = set(made.frames["frame"][made.rows(split)])
         assert found and {name for pair in found for name in pair[:2]} <= members
-        assert made.meta["pairs_found"][split] == len(found)
+        assert made.meta["pairs_found"][split]["pairs"] == len(found)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -118,7 +118,7 @@ def test_a_second_run_has_nothing_to_do(raw, tmp_path, whole, capsys, monkeypatc
     assert contents(tmp_path / "out") == whole
     with pytest.raises(FaceDepthError, match=r"made with other settings \(crop.face_mm is 320.0 there, 200.0 here\)"):
         run(raw, tmp_path / "out", face_mm=200.0)
-    with pytest.raises(FaceDepthError, match=r"\(pairs.seed is 0 there, 1 here\)"):
+    with pytest.raises(FaceDepthError, match=r"\(pairs.test.seed is 0 there, 1 here\)"):
         run(raw, tmp_path / "out", seed=1)
 
 
@@ -225,16 +225,65 @@ def test_a_full_disk_is_one_sentence(raw, tmp_path, monkeypatch, error):
         run(raw, tmp_path / "out")
 
 
-def test_a_damaged_chunk_is_made_again(raw, tmp_path, whole):
-    run(raw, tmp_path / "out", shard=(0, 2))
-    chunk = tmp_path / "out.parts" / "000002.npz"
-    content = bytearray(chunk.read_bytes())
+def flip_a_byte(parts):
+    content = bytearray((parts / "000002.npz").read_bytes())
     content[5000] ^= 1
-    chunk.write_bytes(content)
-    with pytest.raises(FaceDepthError, match="000002.npz was damaged .* the same command makes it again"):
-        run(raw, tmp_path / "out")
+    (parts / "000002.npz").write_bytes(content)
+
+
+def flip_a_pixel(parts):
+    """With check sums of the zip that are right."""
+    with np.load(parts / "000002.npz", allow_pickle=False) as chunk:
+        content = dict(chunk)
+    content["depth_mm"][5, 3, 7] += 1
+    np.savez(parts / "000002.npz", **content)
+
+
+def truncate(parts):
+    os.truncate(parts / "000002.npz", 900)
+
+
+def swap(parts):
+    (parts / "000000.npz").rename(parts / "x")
+    (parts / "000002.npz").rename(parts / "000000.npz")
+    (parts / "x").rename(parts / "000002.npz")
+
+
+def rename_one(parts):
+    """Chunk 0 as chunk 2: all names are names of the data set."""
+    shutil.copy(parts / "000000.npz", parts / "000002.npz")
+
+
+@pytest.mark.parametrize(
+    "damage, why",
+    [
+        (flip_a_byte, "000002.npz is made again: it cannot be read: Bad CRC"),
+        (flip_a_pixel, "000002.npz is made again: its SHA-256 is another"),
+        (truncate, "000002.npz is made again: it cannot be read"),
+        (swap, "000000.npz is made again: it is chunk 2"),
+        (rename_one, "000002.npz is made again: it is chunk 0"),
+    ],
+)
+def test_a_chunk_that_is_not_sound_is_made_again(raw, tmp_path, whole, damage, why, capsys):
+    run(raw, tmp_path / "out", shard=(0, 2))
+    damage(tmp_path / "out.parts")
     run(raw, tmp_path / "out")
+    assert why in capsys.readouterr().out
     assert contents(tmp_path / "out") == whole
+
+
+def test_parts_of_several_machines_copied_together(raw, tmp_path, whole, capsys):
+    """Each machine has its own directory; one has a chunk of other settings by mistake."""
+    for i in range(2):
+        run(raw, tmp_path / f"machine{i}" / "out", shard=(i, 2))
+    run(raw, tmp_path / "other" / "out", shard=(3, 4), face_mm=200.0)
+    parts = tmp_path / "out.parts"
+    for name in ("machine0", "machine1"):
+        shutil.copytree(tmp_path / name / "out.parts", parts, dirs_exist_ok=True)
+    shutil.copy(tmp_path / "other" / "out.parts" / "000003.npz", parts)
+    run(raw, tmp_path / "out")
+    assert capsys.readouterr().out.count("is made again") == 1
+    assert contents(tmp_path / "out") == whole and not parts.exists()
 
 
 def test_parts_of_other_settings_are_refused(raw, tmp_path):

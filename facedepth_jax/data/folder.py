@@ -121,6 +121,19 @@ class FolderSource:
                 roll=row["roll"],
             )
 
+    def known_rejects(self) -> list[Reject]:
+        """Files that are missing."""
+        rejects = []
+        for row in self._rows:
+            missing = next((kind for kind in ("gray", "depth") if not images.is_file(self._raw, row[kind])), None)
+            if missing:
+                rejects.append(Reject(_info(row), f"{missing} image is missing", row[missing]))
+        return rejects
+
+    def notes(self) -> list[str]:
+        """None."""
+        return []
+
 
 def _info(row: dict) -> FrameInfo:
     return FrameInfo(row["frame"], row["subject"], row["sequence"], row["split"])
@@ -145,7 +158,8 @@ def _parse(line: dict, root: Path, focal: float) -> dict:
             row[name] = float(text) if text else math.nan
         except ValueError:
             raise ValueError(f"'{name}' is '{text}', not a number") from None
-        if text and not math.isfinite(row[name]) and name not in ("yaw", "pitch", "roll"):
+        unknown = math.isnan(row[name]) and name in ("yaw", "pitch", "roll")  # may be said
+        if text and not math.isfinite(row[name]) and not unknown:
             raise ValueError(f"'{name}' is '{text}', not a finite number")
     for name in ("fx", "fy"):
         if math.isnan(row[name]):

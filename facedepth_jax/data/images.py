@@ -1,11 +1,14 @@
 """Raw image files, decoded as they are stored and checked first. Every reader's door to OpenCV."""
 
+import re
 import struct
 import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in coded data 0xff is followed by 0 or a restart's number
 
 
 class Unusable(Exception):
@@ -35,6 +38,14 @@ def read_depth(root: Path, path: str) -> np.ndarray:
     return image
 
 
+def is_file(root: Path, path: str) -> bool:
+    """Whether a file of that name is there; False also for what is no name at all."""
+    try:
+        return (root / path).is_file()
+    except OSError:
+        return False
+
+
 def _read_image(root: Path, path: str, kind: str) -> np.ndarray:
     """Decodes as stored. OpenCV fills what a cut file lacks, at times without a word, so the file is checked first."""
     try:
@@ -46,7 +57,7 @@ def _read_image(root: Path, path: str, kind: str) -> np.ndarray:
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         whole = _png_is_whole(content)
     elif content.startswith(b"\xff\xd8") and kind == "gray":
-        whole = content.rstrip(b"\0").endswith(b"\xff\xd9")
+        whole = _jpeg_is_whole(content)
     else:
         raise Unusable(f"{kind} image is not a {'PNG or JPEG' if kind == 'gray' else 'PNG'}", path)
     if not whole:
@@ -71,4 +82,15 @@ def _png_is_whole(content: bytes) -> bool:
         if content[at + 4 : at + 8] == b"IEND":
             return True
         at = end + 4
+    return False
+
+
+def _jpeg_is_whole(content: bytes) -> bool:
+    """The image's own end is there: not its thumbnail's, and whatever a camera writes behind it."""
+    at = 2
+    while marker := _JPEG_MARKER.search(content, at):
+        at = marker.end()
+        if marker[0] == b"\xff\xd9":
+            return True
+        at += int.from_bytes(content[at : at + 2])  # a segment says its length; coded data follows the one of a scan
     return False

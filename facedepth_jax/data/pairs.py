@@ -3,61 +3,113 @@
 The paper evaluates on two fixed lists, validation and test, half of the pairs of one person (section 4.2). The official
 lists are not to be had; ours are drawn once with a seed and kept beside the arrays, one pair a line:
 `frame_a<TAB>frame_b<TAB>1` for the same person, 0 for two people.
+
+A pair is in a cell of Table 2 when both its frames are: the paper does not say, and no other reading keeps a frontal
+and a turned face out of "A1". So the unions also hold the mixed pairs, one frame from each side.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from facedepth_jax.data.frames import FrameInfo
+from facedepth_jax.data.splits import ANGLE_SUBSETS, SEQUENCE_SUBSETS, in_subset
 from facedepth_jax.errors import FaceDepthError
 
 Pair = tuple[str, str, int]
 
 
-def draw(frames: Sequence[str], subjects: Sequence[str], count: int, seed: int) -> list[Pair]:
-    """Draws up to `count` pairs: half of one person, half of two, and every person as often as any other.
+def draw(frames: Mapping[str, Sequence], count: int, cell_count: int, seed: int) -> list[Pair]:
+    """Draws up to `count` pairs, half of one person and half of two: first those of Table 2's cells, then freely.
 
-    The people take turns; each time one gives a pair that is new in both orders, of two different frames, and drops out
-    when there is none left to give.
+    Each of the four elementary cells (A1 and A2, S1-S3 and S4-S5) gives up to `cell_count` pairs; the rest are drawn
+    among all frames. In each draw the person who had the fewest turns is next, in random order among equals; a person
+    who has no pair left to give drops out. No pair comes twice, in either order, nor a frame with itself.
 
     Args:
-      frames, subjects: (N,) frame names and who they show.
-      count: wanted; fewer come where fewer exist, none where there are not two people, or no one with two frames.
+      frames: columns (N,) frame, subject, sequence, and yaw, pitch, roll in degrees (NaN: not known).
+      count, cell_count: wanted; fewer come where fewer exist, none where there are not two people, or no one with two
+        frames.
       seed: of the draw.
 
     Returns:
-      pairs, same and different in turn.
+      pairs, same and different in turn, those of the cells first.
     """
     rng = np.random.default_rng(seed)
-    rows = {subject: [] for subject in sorted(set(subjects))}
-    for row, subject in enumerate(subjects):
-        rows[subject].append(row)
-    same = _take_turns(rows, True, count // 2, rng)
-    different = _take_turns(rows, False, count // 2, rng)
-    found = [pair for both in zip(same, different, strict=False) for pair in both]  # the shorter one decides
-    return [(frames[a], frames[b], int(subjects[a] == subjects[b])) for a, b in found]
+    names, subjects = np.asarray(frames["frame"]), np.asarray(frames["subject"])
+    taken: list[tuple[int, int]] = []
+    turns = {same: dict.fromkeys(np.unique(subjects).tolist(), 0) for same in (True, False)}
+    columns = {name: np.asarray(frames[name], float) for name in ("yaw", "pitch", "roll", "sequence")}
+    elementary = [in_subset(columns, a, s) for a in ANGLE_SUBSETS[:2] for s in SEQUENCE_SUBSETS[:2]]
+    for rows, wanted in [(np.flatnonzero(cell), min(cell_count, count // 4)) for cell in elementary] + [
+        (np.arange(len(names)), None)  # whatever the cells did not give
+    ]:
+        half = (count - len(taken) if wanted is None else wanted) // 2
+        left = {same: _count_left(subjects, rows, taken, same) for same in (True, False)}
+        half = min(half, sum(left[True].values()), sum(left[False].values()) // 2)
+        known = {frozenset(pair) for pair in taken}
+        rows_of = {s: rows[subjects[rows] == s] for s in left[True]}
+        drawn = [_take_turns(rows_of, same, half, left[same], turns[same], known, rng) for same in (True, False)]
+        taken += [pair for both in zip(*drawn, strict=True) for pair in both]
+    return [(str(names[a]), str(names[b]), int(subjects[a] == subjects[b])) for a, b in taken]
 
 
-def _take_turns(rows: dict[str, list[int]], same: bool, count: int, rng) -> list[tuple[int, int]]:
-    everyone = sum(map(len, rows.values()))
-    left = {s: len(r) * (len(r) - 1) // 2 if same else len(r) * (everyone - len(r)) for s, r in rows.items()}
-    taken, pairs = set(), []
-    while any(left.values()):
-        for subject in rng.permutation(list(rows)).tolist():
-            if len(pairs) == count:
-                return pairs
-            while left[subject]:
-                other = subject if same else rng.choice([s for s in rows if s != subject])
-                a, b = int(rng.choice(rows[subject])), int(rng.choice(rows[other]))
-                if a != b and frozenset((a, b)) not in taken:
-                    taken.add(frozenset((a, b)))
-                    pairs.append((a, b))
-                    for s in {subject, str(other)}:
-                        left[s] -= 1
+def _count_left(subjects: np.ndarray, rows: np.ndarray, taken: list[tuple[int, int]], same: bool) -> dict[str, int]:
+    """How many pairs each person can still give within `rows`; one of two people counts for both."""
+    found, counts = np.unique(subjects[rows], return_counts=True)
+    counts = dict(zip(found.tolist(), counts.tolist(), strict=True))  # Python's whole numbers: no overflow
+    left = {s: n * (n - 1) // 2 if same else n * (len(rows) - n) for s, n in counts.items()}
+    inside = set(rows.tolist())
+    for a, b in taken:
+        if a in inside and b in inside and (subjects[a] == subjects[b]) == same:
+            for s in {str(subjects[a]), str(subjects[b])}:
+                left[s] -= 1
+    return left
+
+
+def _take_turns(rows_of, same, count, left, turns, known, rng) -> list[tuple[int, int]]:
+    """`count` new pairs, of which there must be as many; changes left, turns and known."""
+    pairs = []
+    while len(pairs) < count:
+        fewest = min(turns[s] for s in left if left[s])
+        for subject in rng.permutation([s for s in left if left[s] and turns[s] == fewest]).tolist():
+            if len(pairs) == count or not left[subject] or turns[subject] > fewest:  # it was the other one meanwhile
+                continue
+            others = [subject] if same else [s for s in left if s != subject and left[s]]
+            while True:
+                other = others[rng.integers(len(others))]
+                a, b = (int(rows_of[s][rng.integers(len(rows_of[s]))]) for s in (subject, other))
+                if a != b and frozenset((a, b)) not in known:
                     break
+            known.add(frozenset((a, b)))
+            pairs.append((a, b))
+            for s in {subject, other}:
+                left[s] -= 1
+                turns[s] += 1
     return pairs
+
+
+def count_cells(pairs: Sequence[Pair], frames: Mapping[str, Sequence]) -> dict[str, dict[str, int]]:
+    """{"A1 S1-S3": {"same": n, "different": n}, ...}: how many pairs each of Table 2's nine cells has.
+
+    Args:
+      frames: the columns that `draw` takes, with every frame that a pair names.
+    """
+    row_of = {name: row for row, name in enumerate(frames["frame"])}
+    ends = np.array([(row_of[a], row_of[b]) for a, b, _ in pairs], int).reshape(-1, 2)
+    same = np.array([same for *_, same in pairs], bool)
+    columns = {name: np.asarray(frames[name], float) for name in ("yaw", "pitch", "roll", "sequence")}
+    counts = {}
+    for angles in ANGLE_SUBSETS:
+        for sequences in SEQUENCE_SUBSETS:
+            inside = in_subset(columns, angles, sequences)[ends].all(1)
+            counts[f"{angles} {sequences}"] = {
+                "same": int((inside & same).sum()),
+                "different": int((inside & ~same).sum()),
+            }
+    return counts
 
 
 def write(path: str | os.PathLike, pairs: Sequence[Pair]) -> None:
@@ -76,3 +128,31 @@ def read(path: str | os.PathLike) -> list[Pair]:
         if len(pair) != 3 or pair[2] not in ("0", "1"):
             raise FaceDepthError(f"{path}, line {number}: a pair is two frame names and 0 or 1, separated by tabs")
     return [(a, b, int(same)) for a, b, same in pairs]
+
+
+def read_external(path: str | os.PathLike, split: str, index: Sequence[FrameInfo]) -> list[Pair]:
+    """Reads a list from elsewhere and holds it against the data set.
+
+    Raises:
+      FaceDepthError: as `read`; a name that the data set does not have, a frame of another split, of a frame with
+        itself, or a label that contradicts the subjects, with its line; no pair at all.
+    """
+    info_of = {info.frame: info for info in index}
+    pairs = read(path)
+    for number, (a, b, same) in enumerate(pairs, 1):
+        where = f"{path}, line {number}"
+        for name in (a, b):
+            if name not in info_of:
+                raise FaceDepthError(f"{where}: the data set has no frame '{name}'; names are those of frames.csv")
+            if info_of[name].split != split:
+                raise FaceDepthError(
+                    f"{where}: the frame '{name}' is in the split '{info_of[name].split}', not {split}"
+                )
+        if a == b:
+            raise FaceDepthError(f"{where}: a pair of the frame '{a}' with itself")
+        people = info_of[a].subject, info_of[b].subject
+        if (people[0] == people[1]) != bool(same):
+            raise FaceDepthError(f"{where}: the label is {same}, but the frames show {people[0]} and {people[1]}")
+    if not pairs:
+        raise FaceDepthError(f"the pair list {path} is empty")
+    return pairs

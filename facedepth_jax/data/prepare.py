@@ -2,13 +2,15 @@
 
 The frames are cut into chunks of CHUNK_FRAMES. A finished chunk is a file in `OUT.parts`, so after a kill the same
 command goes on where it was; shards and workers share the chunks among them and cannot change the result. When the last
-chunk is there they are merged into OUT (see arrays.py) and removed.
+chunk is there they are merged into OUT (see arrays.py) and removed. A chunk names its settings and its place and has a
+SHA-256 over all of it: one that is damaged, or of another place, run or data set, is found by the merge and made again.
 """
 
 import collections
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import io
 import json
 import math
@@ -19,6 +21,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,15 +32,18 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from facedepth_jax import files
 from facedepth_jax.data import arrays, geometry, pairs
-from facedepth_jax.data.frames import SPLITS, Frame, Reject, Source
+from facedepth_jax.data.frames import SPLITS, Frame, FrameInfo, Reject, Source
+from facedepth_jax.data.splits import ANGLE_SUBSETS, SEQUENCE_SUBSETS
 from facedepth_jax.errors import FaceDepthError
 
 CHUNK_FRAMES = 64
 HEAD_WINDOW_PX = 9  # "the depth values around the head center" of section 3.2: about 2 cm at Kinect range
 MIN_DEPTH_SHARE = 0.05  # of the crop's pixels; with less there is no face to learn from
 PAIRS = 4000  # wanted in each verification list
-LISTED_REJECTS = 5  # of each reason in the report; meta.json has all
+CELL_PAIRS = 600  # of them from each elementary cell of Table 2, so that even the rarest of them means something
+LISTED = 5  # rejects of each reason, and frames that a pair list misses, in the report; meta.json has all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,7 @@ class _Job:
     parts: Path
     face_mm: float
     size: int
+    settings_sha256: str  # ties a chunk to its run
 
 
 def prepare(
@@ -68,6 +75,8 @@ def prepare(
       face_mm: R of Eq. 6.
       size: side of the prepared images in pixels.
       seed: of the verification pairs.
+      pair_lists: {"validation": FILE, "test": FILE}, verification pairs to take instead of drawing them, see pairs.py;
+        "" or no entry: they are drawn.
       workers: processes; 0 works in this one.
       shard: (i, n) makes every n-th chunk from the i-th on; whoever makes the last missing chunk merges. (0, 1): all.
       stopped: asked after each chunk; once true, the work ends with a FaceDepthError that says how to go on.
@@ -77,7 +86,7 @@ def prepare(
 
     Raises:
       FaceDepthError: settings that make no sense or differ from those of what is there, more than half of the frames
-        rejected, a split that lost all its frames, a full disk, no permission to write.
+        rejected, a split that lost all its frames, a pair list that does not fit, a full disk, no permission to write.
     """
     out, (shard_index, shards) = Path(out), shard
     if not 0 <= shard_index < shards:
@@ -92,7 +101,7 @@ def prepare(
         "dataset": {"name": source.name, "settings": source.settings},
         "crop": {"face_mm": float(face_mm), "head_window_px": HEAD_WINDOW_PX, "min_depth_share": MIN_DEPTH_SHARE},
         "size_px": size,
-        "pairs": {"wanted": PAIRS, "seed": seed},
+        "pairs": {split: _pair_settings((pair_lists or {}).get(split), seed) for split in arrays.PAIR_SPLITS},
     }
     settings = json.loads(json.dumps(settings))  # as it will be read
     parts = out.with_name(f"{out.name}.parts")
@@ -103,25 +112,47 @@ def prepare(
     index = source.index()
     if not index:
         raise FaceDepthError(f"the data set '{source.name}' has no frame")
+    external = {s: pairs.read_external(file, s, index) for s, file in (pair_lists or {}).items() if file}
+    for note in source.notes():
+        print(f"note: {note}", flush=True)
     _open_parts(parts, settings)
     chunks = range(math.ceil(len(index) / CHUNK_FRAMES))
     todo = [number for number in chunks[shard_index::shards] if not _chunk_file(parts, number).exists()]
-    rejects = 0
-    made = _make_chunks(_Job(source, parts, face_mm, size), todo, workers)
-    frames_todo = sum(len(index[number * CHUNK_FRAMES : (number + 1) * CHUNK_FRAMES]) for number in todo)
-    with _progress(frames_todo) as progress, contextlib.closing(made):
+    rejects = []
+    job = _Job(source, parts, face_mm, size, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
+    made = _make_chunks(job, todo, workers)
+    with _progress(sum(len(_part(index, number)) for number in todo)) as progress, contextlib.closing(made):
         for frames, rejected in made:
             progress(frames)
             rejects += rejected
-            if 2 * rejects > len(index) or stopped():
+            if stopped():
                 break
+            _check_not_hopeless(rejects, index, parts)
     missing = sum(not _chunk_file(parts, number).exists() for number in chunks)
     if stopped():
         raise FaceDepthError(f"stopped with {missing} of {len(chunks)} chunks to do; the same command continues")
-    if missing and 2 * rejects <= len(index) and parts.exists():
+    if missing and parts.exists():
         print(f"shard {shard_index}/{shards} is done; {missing} of {len(chunks)} chunks are left to other shards")
         return None
-    return _merge(parts, out, index, settings, stopped)
+    return _merge(job, out, index, settings, external, stopped)
+
+
+def _check_not_hopeless(rejects: list[dict], index: list[FrameInfo], parts: Path) -> None:
+    if 2 * len(rejects) > len(index):
+        shutil.rmtree(parts, ignore_errors=True)
+        raise FaceDepthError(
+            f"more than half of the frames ({len(rejects)} of {len(index)}) cannot be used: {rejects_text(rejects)}"
+        )
+
+
+def _pair_settings(file: str | None, seed: int) -> dict:
+    """How a list of pairs comes about."""
+    if not file:
+        return {"wanted": PAIRS, "wanted_in_each_cell": CELL_PAIRS, "seed": seed}
+    try:
+        return {"external_sha256": files.sha256(file)}
+    except OSError as error:
+        raise FaceDepthError(f"the pair list {file} cannot be read ({error.strerror})") from None
 
 
 def prepare_frame(frame: Frame, face_mm: float, size: int) -> tuple[np.ndarray, np.ndarray, dict] | Reject:
@@ -161,8 +192,8 @@ def _box(image, head_xy, distance_mm, focal_px, face_mm, cropped) -> geometry.Bo
     return geometry.crop_box(head_xy, distance_mm, focal_px, face_mm)
 
 
-def _make_chunks(job: _Job, numbers: list[int], workers: int) -> Iterator[tuple[int, int]]:
-    """Makes the chunks, yields (frames, rejects) of each; closing it leaves no process and no half chunk."""
+def _make_chunks(job: _Job, numbers: list[int], workers: int) -> Iterator[tuple[int, list[dict]]]:
+    """Makes the chunks, yields what `_make_chunk` returns for each; closing it leaves no process and no half chunk."""
     if not workers or not numbers:
         yield from (_make_chunk(job, number) for number in numbers)
         return
@@ -193,13 +224,13 @@ def _start_worker(job: _Job) -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
-def _make_chunk_in_worker(number: int) -> tuple[int, int]:
+def _make_chunk_in_worker(number: int) -> tuple[int, list[dict]]:
     return _make_chunk(_worker_job, number)
 
 
-def _make_chunk(job: _Job, number: int) -> tuple[int, int]:
-    """Loads, crops and writes one chunk; returns the counts of its frames and of the rejects among them."""
-    grays, depths, rows, rejects = [], [], [], []
+def _make_chunk(job: _Job, number: int) -> tuple[int, list[dict]]:
+    """Loads, crops and writes one chunk; returns the count of its frames and the rejects among them."""
+    grays, depths, rows, rejects, focals = [], [], [], [], set()
     for item in job.source.load(number * CHUNK_FRAMES, (number + 1) * CHUNK_FRAMES):
         result = item if isinstance(item, Reject) else prepare_frame(item, job.face_mm, job.size)
         if isinstance(result, Reject):
@@ -207,42 +238,101 @@ def _make_chunk(job: _Job, number: int) -> tuple[int, int]:
         else:
             gray, depth_mm, row = result
             grays.append(gray), depths.append(depth_mm), rows.append(row)
+            focals.add(tuple(map(float, item.gray_focal_px or item.focal_px)))
     shape = (len(rows), job.size, job.size)
-    content = io.BytesIO()
-    np.savez(
-        content,
-        gray=np.array(grays, np.uint8).reshape(shape),
-        depth_mm=np.array(depths, np.uint16).reshape(shape),
-        listing=np.frombuffer(json.dumps({"frames": rows, "rejects": rejects}).encode(), np.uint8),
-    )
+    listing = {"settings_sha256": job.settings_sha256, "chunk": number, "frames": rows, "rejects": rejects}
+    listing["gray_focal_px"] = sorted(focals)
+    content = {
+        "gray": np.array(grays, np.uint8).reshape(shape),
+        "depth_mm": np.array(depths, np.uint16).reshape(shape),
+        "listing": np.frombuffer(json.dumps(listing).encode(), np.uint8),
+    }
+    packed = io.BytesIO()
+    np.savez(packed, **content, sha256=np.array(_content_sha256(**content)))
     file = _chunk_file(job.parts, number)
-    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    partial = file.with_name(f"{file.name}.{uuid.uuid4().hex}")  # process ids are not unique on a shared directory
     with _writing(file):
         try:
-            partial.write_bytes(content.getbuffer())
+            partial.write_bytes(packed.getbuffer())
             partial.replace(file)
         except OSError:
             partial.unlink(missing_ok=True)
             raise
-    return len(rows) + len(rejects), len(rejects)
+    return len(rows) + len(rejects), rejects
 
 
 def _chunk_file(parts: Path, number: int) -> Path:
     return parts / f"{number:06d}.npz"
 
 
-def _read_chunk(file: Path) -> tuple[np.ndarray, np.ndarray, dict]:
-    """gray, depth, {"frames", "rejects"} of a chunk; the zip's check sums are verified."""
+def _content_sha256(gray: np.ndarray, depth_mm: np.ndarray, listing: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in (gray, depth_mm, listing):
+        digest.update(f"{array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def _read_chunk(job: _Job, number: int, infos: list[FrameInfo]) -> tuple[np.ndarray, np.ndarray, dict]:
+    """gray, depth, listing of a chunk. ValueError says what is wrong with it; `infos` is its part of the index."""
     try:
-        with np.load(file, allow_pickle=False) as chunk:
-            return chunk["gray"], chunk["depth_mm"], json.loads(chunk["listing"].tobytes())
+        with _chunk_file(job.parts, number).open("rb") as file, np.load(file, allow_pickle=False) as chunk:
+            content = {name: chunk[name] for name in ("gray", "depth_mm", "listing")}
+            digest = str(chunk["sha256"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        file.unlink(missing_ok=True)
-        raise FaceDepthError(f"{file} was damaged ({error}) and is removed; the same command makes it again") from None
+        raise ValueError(f"it cannot be read: {error}") from None
+    if digest != _content_sha256(**content):
+        raise ValueError("its SHA-256 is another")
+    gray, depth_mm, listing = content["gray"], content["depth_mm"], json.loads(content["listing"].tobytes())
+    if listing["settings_sha256"] != job.settings_sha256:
+        raise ValueError("it was made with other settings")
+    if listing["chunk"] != number:
+        raise ValueError(f"it is chunk {listing['chunk']}")
+    names = [row["frame"] for row in listing["frames"] + listing["rejects"]]
+    if sorted(names) != sorted(info.frame for info in infos):
+        raise ValueError("it holds other frames than the data set")
+    shape = (len(listing["frames"]), job.size, job.size)
+    if not gray.shape == depth_mm.shape == shape:
+        raise ValueError(f"it lists {len(listing['frames'])} frames and has {len(gray)} and {len(depth_mm)} images")
+    return gray, depth_mm, listing
 
 
-def _merge(parts: Path, out: Path, index: list, settings: dict, stopped: Callable[[], bool]) -> arrays.Arrays:
-    """Chunks -> arrays, by one process at a time."""
+def _read_listings(job: _Job, index: list[FrameInfo], stopped: Callable[[], bool]):
+    """Columns, rejects and gray focal lengths of all chunks. Names those that are not sound and makes them again."""
+    numbers = range(math.ceil(len(index) / CHUNK_FRAMES))
+    columns, rejects, focals = {name: [] for name in arrays.COLUMNS}, [], set()
+    for number in numbers:
+        if stopped():
+            raise FaceDepthError("stopped while checking the chunks; the same command continues")
+        for attempt in (1, 2):
+            try:
+                listing = _read_chunk(job, number, _part(index, number))[2]
+                break
+            except ValueError as error:
+                file = _chunk_file(job.parts, number)
+                if attempt == 2:
+                    raise FaceDepthError(f"{file} was made again and still is not sound: {error}") from None
+                print(f"{file} is made again: {error}", flush=True)
+                with _writing(file):
+                    file.unlink(missing_ok=True)
+                _make_chunk(job, number)
+        for row in listing["frames"]:  # columns take a tenth of what dictionaries do
+            for name, values in columns.items():
+                values.append(row[name])
+        rejects += listing["rejects"]
+        focals |= set(map(tuple, listing["gray_focal_px"]))
+    return columns, rejects, focals
+
+
+def _part(index: list[FrameInfo], number: int) -> list[FrameInfo]:
+    return index[number * CHUNK_FRAMES : (number + 1) * CHUNK_FRAMES]
+
+
+def _merge(
+    job: _Job, out: Path, index: list, settings: dict, external: dict, stopped: Callable[[], bool]
+) -> arrays.Arrays:
+    """Chunks -> arrays, by one process at a time. The images are streamed: only the listings are held."""
+    parts = job.parts
     with contextlib.ExitStack() as stack:
         try:
             lock = stack.enter_context((parts / "lock").open("w"))
@@ -251,54 +341,66 @@ def _merge(parts: Path, out: Path, index: list, settings: dict, stopped: Callabl
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (done := _complete(out, settings)) is not None:
             return done
-        files = sorted(parts.glob("*.npz"))
-        listings = [_read_chunk(file)[2] for file in files]
-        rejects = [reject for listing in listings for reject in listing["rejects"]]
-        rows = [row for listing in listings for row in listing["frames"]]
-        reasons = dict(sorted(collections.Counter(reject["reason"] for reject in rejects).items()))
-        if 2 * len(rejects) > len(index):
-            shutil.rmtree(parts)
-            raise FaceDepthError(
-                f"more than half of the frames ({len(rejects)} of {len(index)}) cannot be used: "
-                f"{_rejects_text(reasons, rejects)}"
-            )
-        if sorted(x["frame"] for x in rows + rejects) != sorted(info.frame for info in index):
-            raise FaceDepthError(f"{parts} holds other frames than the data set; remove it and prepare again")
+        columns, rejects, gray_focals = _read_listings(job, index, stopped)
+        _check_not_hopeless(rejects, index, parts)
         for split in SPLITS:
-            if any(info.split == split for info in index) and not any(row["split"] == split for row in rows):
+            if split not in columns["split"] and any(info.split == split for info in index):
                 raise FaceDepthError(
-                    f"every frame of the split '{split}' was rejected: {_rejects_text(reasons, rejects)}; "
+                    f"every frame of the split '{split}' was rejected: {rejects_text(rejects)}; "
                     f"mend them, remove {parts} and prepare again"
                 )
-        pair_lists = {}
+        pair_lists, pairs_meta = {}, {}
         for split in arrays.PAIR_SPLITS:
-            members = [row for row in rows if row["split"] == split]
-            names, subjects = ([row[key] for row in members] for key in ("frame", "subject"))
-            pair_lists[split] = pairs.draw(names, subjects, settings["pairs"]["wanted"], settings["pairs"]["seed"])
+            rows = [row for row, name in enumerate(columns["split"]) if name == split]
+            members = {name: [values[row] for row in rows] for name, values in columns.items()}
+            pair_lists[split], pairs_meta[split] = _pairs_of(split, members, settings, external.get(split))
 
         def images():
-            for file in files:
+            for number in range(math.ceil(len(index) / CHUNK_FRAMES)):
                 if stopped():
                     raise FaceDepthError("stopped while merging the chunks; the same command continues")
-                yield _read_chunk(file)[:2]
+                try:
+                    yield _read_chunk(job, number, _part(index, number))[:2]
+                except ValueError as error:
+                    file = _chunk_file(parts, number)
+                    raise FaceDepthError(
+                        f"{file} was damaged while it was merged ({error}); the same command makes it again"
+                    ) from None
 
         with _writing(out):
             arrays.write(
                 out,
-                frames={name: [row[name] for row in rows] for name in arrays.COLUMNS},
+                frames=columns,
                 images=images(),
                 size_px=settings["size_px"],
                 pair_lists=pair_lists,
                 meta=settings
                 | {
-                    "pairs_found": {split: len(found) for split, found in pair_lists.items()},
-                    "rejects": {"count": len(rejects), "reasons": reasons, "frames": rejects},
+                    "gray_focal_px": {name: _range([f[i] for f in gray_focals]) for i, name in enumerate(("fx", "fy"))},
+                    "pairs_found": pairs_meta,
+                    "rejects": {"count": len(rejects), "reasons": count_reasons(rejects), "frames": rejects},
                 },
             )
         shutil.rmtree(parts, ignore_errors=True)
     made = arrays.open(out)
     print(_report(made))
     return made
+
+
+def _pairs_of(split: str, members: dict[str, list], settings: dict, external: list[pairs.Pair] | None):
+    """The list of a split, and what meta.json says of it."""
+    if external is None:
+        how = settings["pairs"][split]
+        found = pairs.draw(members, how["wanted"], how["wanted_in_each_cell"], how["seed"])
+        missing = []
+    else:
+        there = set(members["frame"])
+        found = [pair for pair in external if there.issuperset(pair[:2])]
+        missing = sorted({name for pair in external for name in pair[:2]} - there)
+    meta = {"pairs": len(found), "cells": pairs.count_cells(found, members)}
+    if external is not None:
+        meta |= {"left_out": len(external) - len(found), "rejected_frames": missing}
+    return found, meta
 
 
 def _complete(out: Path, settings: dict) -> arrays.Arrays | None:
@@ -382,25 +484,60 @@ def _report(made: arrays.Arrays) -> str:
         f"{made.path}: {len(made)} frames of {len(set(made.frames['subject']))} subjects, {made.meta['size_px']} px"
     ]
     for split in SPLITS:
-        count, found = made.meta["counts"][split], made.meta["pairs_found"].get(split)
-        text = f"  {split}: {count['frames']} frames of {count['subjects']} subjects"
-        lines.append(text + (f", {found} verification pairs" if found is not None else ""))
-    focal = " and ".join(f"{x:g}" for x in np.unique(made.frames["fx"])[:3])
+        count = made.meta["counts"][split]
+        lines.append(f"  {split}: {count['frames']} frames of {count['subjects']} subjects")
+    for split, found in made.meta["pairs_found"].items():
+        lines += _pairs_report(split, found)
+    depth, gray = {name: _range(made.frames[name]) for name in ("fx", "fy")}, made.meta["gray_focal_px"]
+    focal = _focal_text(depth) if gray == depth else f"{_focal_text(depth)} (depth) and {_focal_text(gray)} (gray)"
     lines.append(f"  crop: {made.meta['crop']['face_mm']:g} mm wide at a focal length of {focal} px")
     low, middle, high = np.percentile(made.frames["distance_mm"], (5, 50, 95))
     lines.append(f"  head distance: median {middle:.0f} mm, nine of ten frames within {low:.0f} to {high:.0f} mm")
     rejects = made.meta["rejects"]
     if rejects["count"]:
-        text = _rejects_text(rejects["reasons"], rejects["frames"])
-        lines.append(f"  {rejects['count']} frames rejected (all in meta.json): {text}")
+        lines.append(f"  {rejects['count']} frames rejected (all in meta.json): {rejects_text(rejects['frames'])}")
     return "\n".join(lines)
 
 
-def _rejects_text(reasons: dict[str, int], rejects: list[dict]) -> str:
-    """'3 x gray image is missing (a: images/a.png, b: ...), 1 x ...'"""
+def _pairs_report(split: str, found: dict) -> list[str]:
+    """The pairs of a split; by Table 2's cells where they are told apart."""
+    cells = found["cells"]
+    whole = cells[" ".join((ANGLE_SUBSETS[-1], SEQUENCE_SUBSETS[-1]))]
+    lines = [f"  {split} pairs: {found['pairs']}, {whole['same']} same and {whole['different']} different"]
+    if found.get("left_out"):
+        names = found["rejected_frames"]
+        some = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
+        lines.append(f"    {found['left_out']} pairs of the list left out for {len(names)} rejected frames: {some}")
+    if any(sum(cell.values()) for name, cell in cells.items() if cell is not whole):
+        for angles in ANGLE_SUBSETS:
+            row = [(name, cells[f"{angles} {name}"]) for name in SEQUENCE_SUBSETS]
+            text = ", ".join(f"{name} {cell['same']}+{cell['different']}" for name, cell in row)
+            lines.append(f"    {angles}: {text} (same+different)")
+    return lines
+
+
+def _range(values) -> list[float]:
+    return [float(min(values)), float(max(values))]
+
+
+def _focal_text(focal: dict[str, list[float]]) -> str:
+    """'365.456', '575.8 x 576.1', '480 to 520'."""
+    (fx, fx_last), (fy, fy_last) = focal["fx"], focal["fy"]
+    if fx == fx_last and fy == fy_last:
+        return f"{fx:g}" if fx == fy else f"{fx:g} x {fy:g}"
+    return f"{min(fx, fy):g} to {max(fx_last, fy_last):g}"
+
+
+def count_reasons(rejects: list[dict]) -> dict[str, int]:
+    """{reason: number of rejects}, sorted."""
+    return dict(sorted(collections.Counter(reject["reason"] for reject in rejects).items()))
+
+
+def rejects_text(rejects: list[dict]) -> str:
+    """'3 x gray image is missing (a: images/a.png, b: ...); 1 x ...'; a reject has frame, reason and detail."""
     texts = []
-    for reason, count in reasons.items():
-        some = [x for x in rejects if x["reason"] == reason][:LISTED_REJECTS]
+    for reason, count in count_reasons(rejects).items():
+        some = [x for x in rejects if x["reason"] == reason][:LISTED]
         names = ", ".join(f"{x['frame']}: {x['detail']}" if x["detail"] else x["frame"] for x in some)
         texts.append(f"{count} x {reason} ({names}{', ...' if count > len(some) else ''})")
     return "; ".join(texts)
