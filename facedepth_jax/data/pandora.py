@@ -24,7 +24,6 @@ import numpy as np
 from facedepth_jax.data import geometry, images, splits
 from facedepth_jax.data.frames import Frame, FrameInfo, Reject
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.levels import DepthCode
 
 REGISTER = ("head", "joints")
 SEQUENCES = ("base_1", "base_2", "free_1", "free_2", "free_3")  # S1..S5 (A)
@@ -34,6 +33,8 @@ JOINTS, HEAD = 17, 3
 MIN_JOINTS, MIN_SLOPES, MIN_SPAN_PX = 6, 6, 10.0
 MAX_SCALE_ERROR = 1.25  # of the map's scale against the ratio of the focal lengths
 MAX_FOCAL_PX = 1_000_000
+# The cropped release's levels (C): (mm - 500) / 8, cut to a whole number of 8 bits, so that 0 mm is 194.
+LEVEL_OFFSET_MM, LEVEL_STEP_MM, LEVEL_NONE = 500, 8, 194
 
 _COLUMNS = ("yaw", "pitch", "roll", "x", "y", "gray_x", "gray_y", "gray_fx", "gray_fy", "x_mm", "y_mm", "z_mm")
 _COPY = "copy of another sequence"
@@ -240,8 +241,7 @@ def _mm(levels: np.ndarray) -> np.ndarray:
     """The cropped release's levels, uint16 -> mm, uint16. Its "none" is also 2052 mm, where no face is."""
     if levels.max(initial=0) > 255:
         raise images.Unusable("depth is no level of 8 bits", f"{levels.max()}")
-    code = DepthCode()
-    return np.where(levels == code.none_level, 0, levels * int(code.step_mm) + int(code.offset_mm)).astype(np.uint16)
+    return np.where(levels == LEVEL_NONE, 0, LEVEL_OFFSET_MM + LEVEL_STEP_MM * levels).astype(np.uint16)
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -504,7 +504,7 @@ def _point(value) -> tuple[float, float]:
 
 def _maps(joints: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each frame and axis the line `colour = scale * depth + shift`, by Theil and Sen: the median of the slopes
-    between any two joints, then of what is left. Up to 29 % of the joints may be wrong.
+    between any two joints, then of what is left. Up to 29 % of the joints may be wrong, four of seventeen.
 
     Args:
       joints, colour: float64 (F, JOINTS, 2), in pixels of the depth and the colour image.
