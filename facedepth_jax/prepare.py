@@ -1,10 +1,12 @@
-"""Program: raw frames -> arrays; see data/prepare.py."""
+"""Program: raw frames -> arrays, or a look at a raw directory before; see data/prepare.py and data/check.py."""
 
 import argparse
+import os
 import sys
 
+from facedepth_jax.data.check import check
 from facedepth_jax.data.prepare import prepare
-from facedepth_jax.data.sources import DATASETS, make_source
+from facedepth_jax.data.sources import DATASETS, make_source, options_of, recognise
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.stopping import stop_event
 
@@ -12,45 +14,62 @@ from facedepth_jax.stopping import stop_event
 def main() -> None:
     """The command line; see --help."""
     try:
-        _run(_flags())
+        _run(*_flags())
     except FaceDepthError as error:
         sys.exit(f"error: {error}")
 
 
-def _flags() -> argparse.Namespace:
+def _flags() -> tuple[argparse.Namespace, dict]:
+    """The flags, and the data set's own options."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--dataset")
+    first.add_argument("--raw")
+    first.add_argument("--check", action="store_true")
+    known, _ = first.parse_known_args()
+    if known.check and known.raw and not known.dataset:
+        known.dataset = recognise(known.raw)
     parser = argparse.ArgumentParser(
         prog="python -m facedepth_jax.prepare",
         description="Raw faces -> arrays on disk, cropped (Eq. 6) and resized. The same command again continues.",
+        epilog=f"Each data set has options of its own: --dataset={{{','.join(DATASETS)}}} --help lists them.",
         allow_abbrev=False,
     )
     flag = parser.add_argument
-    flag("--dataset", required=True, choices=DATASETS)
-    flag("--out", required=True, help="directory to be made")
-    flag("--raw", help="folder: directory with index.csv")
-    flag("--workers", type=int, default=0, help="processes; 0: this one (default)")
+    flag("--dataset", choices=DATASETS, default=known.dataset, help="may be left out with --check")
+    flag("--raw", help="directory of the raw data; the synthetic faces have none")
+    flag("--out", help="directory to be made")
+    flag("--check", action="store_true", help="look at the raw directory and say what preparing would do; no writing")
+    flag("--workers", type=int, default=os.cpu_count(), help="processes; 0: this one; default: one a core")
     flag("--shard", type=_shard, default=(0, 1), metavar="I/N", help="make every N-th chunk from the I-th (from 0) on")
     flag("--size", type=int, default=96, help="of the prepared images, pixels (96)")
     flag("--face_mm", type=float, default=320.0, help="R of Eq. 6, millimetres (320)")
-    flag("--seed", type=int, default=0, help="of the faces, the splits and the verification pairs (0)")
-    flag("--focal", type=float, help="folder: focal length in pixels of frames without fx and fy (365.456, Kinect v2)")
-    flag("--validation_fraction", type=float, help="folder without a column split: share of the subjects (0.1)")
-    flag("--test_fraction", type=float, help="folder without a column split: share of the subjects (0.2)")
-    flag("--subjects", type=int, help="synthetic: people (200)")
-    flag("--frames_per_sequence", type=int, help="synthetic: frames of each of a subject's five sequences (10)")
-    flag("--image_size", type=int, help="synthetic: window around the head that is rendered, pixels (192)")
-    flag("--sensor", help="synthetic: kinect_v2 (default) or kinect_v1")
-    flags = parser.parse_args()
-    foreign = _SYNTHETIC_FLAGS if flags.dataset == "folder" else ("raw", *_FOLDER_FLAGS)
-    for name in foreign:
-        if getattr(flags, name) is not None:
+    flag("--seed", type=int, default=0, help="of the verification pairs and of what the data set draws itself (0)")
+    for split in ("validation", "test"):
+        flag(f"--pairs_{split}", default="", metavar="FILE", help="verification pairs to take instead of drawing them")
+    options = {} if known.dataset not in DATASETS else options_of(known.dataset)
+    own = parser.add_argument_group(f"options of --dataset={known.dataset}") if options else None
+    for name, (default, text) in options.items():
+        if name == "seed":
+            continue
+        kind = {"action": argparse.BooleanOptionalAction} if isinstance(default, bool) else {"type": type(default)}
+        text = f"{text} Default: {default}".replace("%", "%%")
+        own.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **kind)
+    flags, rest = parser.parse_known_args()
+    if not flags.dataset:
+        parser.error("--dataset is missing" if not flags.check else "--check needs --raw, or --dataset")
+    for argument in rest:
+        name = argument.removeprefix("--").partition("=")[0]
+        if any(name in options_of(other) for other in DATASETS):
             parser.error(f"--{name} is not for --dataset={flags.dataset}")
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if flags.raw and flags.dataset == "synthetic":
+        parser.error("--raw is not for --dataset=synthetic")
+    if not flags.out and not flags.check:
+        parser.error("--out is missing")
     if flags.seed < 0:
         parser.error("--seed must be 0 or more")
-    return flags
-
-
-_FOLDER_FLAGS = ("focal", "validation_fraction", "test_fraction")
-_SYNTHETIC_FLAGS = ("subjects", "frames_per_sequence", "image_size", "sensor")
+    return flags, {name: getattr(flags, name) for name in options if hasattr(flags, name)}
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -61,16 +80,22 @@ def _shard(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"invalid shard {text!r}, give I/N, as 0/4") from None
 
 
-def _run(flags: argparse.Namespace) -> None:
-    names = _SYNTHETIC_FLAGS if flags.dataset == "synthetic" else _FOLDER_FLAGS
-    given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
-    source = make_source(flags.dataset, flags.raw, given | {"seed": flags.seed})
+def _run(flags: argparse.Namespace, options: dict) -> None:
+    pair_lists = {"validation": flags.pairs_validation, "test": flags.pairs_test}
+    source = make_source(flags.dataset, flags.raw, options)
+    if flags.check:
+        report, fault = check(source, face_mm=flags.face_mm, size=flags.size, pair_lists=pair_lists)
+        print(report)
+        if fault:
+            raise FaceDepthError(fault)
+        return
     prepare(
         source,
         flags.out,
         face_mm=flags.face_mm,
         size=flags.size,
         seed=flags.seed,
+        pair_lists=pair_lists,
         workers=flags.workers,
         shard=flags.shard,
         stopped=stop_event().is_set,

@@ -1,0 +1,168 @@
+"""check.py: what is said of a raw directory before any work, and that it is what prepare then does."""
+
+import re
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from facedepth_jax import prepare as program
+from facedepth_jax.data import check, prepare, sources
+from facedepth_jax.data.folder import FolderSource
+from facedepth_jax.errors import FaceDepthError
+
+SPLIT = ["train"] * 12 + ["validation"] * 6 + ["test"] * 6
+
+
+def write_folder(path, count=24, frames_of_one=6, missing=(), dark=()):
+    """People of six frames in two sequences, a dome at 800 mm; `missing` have no depth file, `dark` no depth."""
+    path.mkdir(exist_ok=True)
+    y, x = np.mgrid[:40, :40]
+    dome = np.where(np.hypot(x - 20, y - 20) < 15, 800, 0).astype(np.uint16)
+    lines = ["frame,subject,sequence,gray,depth,head_x,head_y,split"]
+    for i in range(count):
+        person, k = divmod(i, frames_of_one)
+        cv2.imwrite(str(path / f"{i}g.png"), np.full((40, 40), 99, np.uint8))
+        if i not in missing:
+            cv2.imwrite(str(path / f"{i}d.png"), dome * (i not in dark))
+        lines.append(
+            f"f{i:02d},p{person},{1 + 2 * k // frames_of_one},{i}g.png,{i}d.png,20,20,{SPLIT[i * 24 // count]}"
+        )
+    (path / "index.csv").write_text("\n".join(lines) + "\n")
+    return path
+
+
+def look(path, **pair_lists):
+    before = sorted(path.rglob("*"))
+    found = check.check(FolderSource(str(path), focal=60), face_mm=320.0, size=16, pair_lists=pair_lists)
+    assert sorted(path.rglob("*")) == before
+    return found
+
+
+def test_the_report_counts_what_is_there(tmp_path):
+    report, fault = look(write_folder(tmp_path / "raw", missing=(0, 1, 7), dark=(3, 4, 23)))
+    assert fault == ""
+    assert report.splitlines()[0] == "folder: 24 frames of 4 people in 8 sequences"
+    assert "train: 12 frames of 2 people in 4 sequences" in report and "test: 6 frames of 1 person in 2 seq" in report
+    assert "3 frames: 3 x depth image is missing (f00: 0d.png, f01: 1d.png, f07: 7d.png)" in report
+    # Of the 21 others: 1 of the first sequence, 2 of the third, 3 of each other one.
+    assert "sample: 21 of the other 21 were read" in report
+    assert "3 frames: 3 x no depth at the head centre (f03: (20, 20), f04" in report
+    assert "head distance 800 mm, crop 24 px wide" in report and report.endswith("preparing would work")
+
+
+def test_the_report_says_what_prepare_does(tmp_path):
+    """The rejects known beforehand and those of a sample of all frames are together those of prepare."""
+    raw = write_folder(tmp_path / "raw", missing=(0, 1, 7), dark=(3, 4, 23))
+    report, _ = look(raw)
+    made = prepare.prepare(FolderSource(str(raw), focal=60), tmp_path / "out", size=16)
+    said = {reason: int(count) for count, reason in re.findall(r"(\d+) x ([a-z -]+) \(", report)}
+    assert said == made.meta["rejects"]["reasons"] == {"depth image is missing": 3, "no depth at the head centre": 3}
+
+
+def test_first_middle_and_last_of_each_sequence_and_never_more_than_the_sample(tmp_path, monkeypatch):
+    raw = write_folder(tmp_path / "raw", count=24, frames_of_one=24)
+    (raw / "index.csv").write_text(
+        (raw / "index.csv").read_text().replace("validation", "train").replace("test", "train")
+    )
+    loads = []
+    monkeypatch.setattr(
+        FolderSource, "load", lambda self, a, b, load=FolderSource.load: loads.append(a) or load(self, a, b)
+    )
+    look(raw)
+    assert loads == [0, 6, 11, 12, 18, 23]
+    monkeypatch.setattr(check, "SAMPLE", 4)
+    del loads[:]
+    look(raw)
+    assert len(loads) == 4 and (loads[0], loads[-1]) == (0, 23)
+
+
+@pytest.mark.parametrize(
+    "spoilt, sentence",
+    [
+        ({"missing": range(13)}, r"more than half of the frames \(13 of 24\) cannot be used"),
+        ({"dark": range(13)}, r"more than half of the frames \(some 13 of 24\) cannot be used"),
+        ({"missing": range(18, 24)}, "every frame of the split 'test' would be rejected"),
+        ({"missing": (18, 19, 20), "dark": (21, 22, 23)}, "every frame of the split 'test' would be rejected"),
+    ],
+)
+def test_what_prepare_would_not_do_is_said_beforehand(tmp_path, spoilt, sentence):
+    raw = write_folder(tmp_path / "raw", **spoilt)
+    report, fault = look(raw)
+    assert re.fullmatch(sentence, fault) and report.endswith("preparing would not work")
+    with pytest.raises(FaceDepthError):
+        prepare.prepare(FolderSource(str(raw), focal=60), tmp_path / "out", size=16)
+
+
+def test_an_external_list_that_does_not_fit_is_said(tmp_path):
+    (tmp_path / "p.tsv").write_text("f18\tf99\t1\n")
+    _, fault = look(write_folder(tmp_path / "raw"), test=str(tmp_path / "p.tsv"), validation="")
+    assert "p.tsv, line 1: the data set has no frame 'f99'" in fault
+
+
+@pytest.mark.parametrize(
+    "dataset, files",
+    [
+        ("folder", ["index.csv"]),
+        ("biwi", ["hpdb/03/rgb.cal"]),
+        ("biwi", ["faces_0/03/frame_00003_pose.txt", "readme.txt"]),
+        ("biwi", ["12/depth.cal"]),
+        ("pandora", ["01/base_1_ID01/data.json"]),
+        ("pandora", ["047/frame_000000_face_depth.png"]),
+        (None, ["photos/a.png", "47/a.png", "047/a.png"]),
+        (None, []),
+    ],
+)
+def test_a_data_set_is_recognised_by_its_layout(tmp_path, dataset, files):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    if dataset:
+        assert sources.recognise(str(tmp_path)) == dataset
+        return
+    with pytest.raises(FaceDepthError, match="the layout of no data set .*index.csv.*cal.*face_depth"):
+        sources.recognise(str(tmp_path))
+    with pytest.raises(FaceDepthError, match="does not exist"):
+        sources.recognise(str(tmp_path / "none"))
+
+
+def run(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["prepare", *map(str, flags)])
+    program.main()
+
+
+def test_the_program(tmp_path, monkeypatch, capsys):
+    """Exit code 0 with the report; else the report and the sentence why not."""
+    raw = write_folder(tmp_path / "raw")
+    run(monkeypatch, "--check", f"--raw={raw}", "--focal=60")
+    assert capsys.readouterr().out.endswith("preparing would work\n")
+    with pytest.raises(SystemExit, match="error: .*'focal'|error: .*focal length"):
+        run(monkeypatch, "--check", f"--raw={raw}", "--focal=-60")
+    write_folder(raw, dark=range(24))
+    with pytest.raises(SystemExit, match=r"error: more than half of the frames \(some 24 of 24\)"):
+        run(monkeypatch, "--check", f"--raw={raw}", "--focal=60")
+    assert "preparing would not work" in capsys.readouterr().out
+    for flags, sentence in [
+        (["--check"], "--check needs --raw, or --dataset"),
+        ([f"--raw={raw}", "--dataset=folder"], "--out is missing"),
+        ([f"--raw={raw}", f"--out={tmp_path}"], "--dataset is missing"),
+        (["--dataset=synthetic", f"--raw={raw}", f"--out={tmp_path}"], "--raw is not for --dataset=synthetic"),
+        (["--dataset=biwi", "--gray_focal=3", f"--out={tmp_path}"], "--gray_focal is not for --dataset=biwi"),
+        (["--dataset=pandora", "--mask", f"--out={tmp_path}"], "--mask is not for --dataset=pandora"),
+    ]:
+        with pytest.raises(SystemExit, match="2"):
+            run(monkeypatch, *flags)
+        assert sentence in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
+
+
+def test_the_options_of_a_data_set_are_flags_with_their_help(monkeypatch, capsys):
+    for dataset in sources.DATASETS:
+        options = sources.options_of(dataset)
+        assert all(text and isinstance(default, bool | int | float | str) for default, text in options.values())
+        with pytest.raises(SystemExit, match="0"):
+            run(monkeypatch, f"--dataset={dataset}", "--help")
+        said = capsys.readouterr().out
+        assert all(f"--{name}" in said for name in options) and "raw" not in options
+    assert sources.options_of("folder")["focal"][0] == 365.456
