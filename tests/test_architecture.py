@@ -25,7 +25,7 @@ HOMES = {
 FLOORS = [
     ["main.py", "report.py", "predict.py", "prepare.py"],  # programs
     ["train.py"],
-    ["steps.py", "evaluate.py", "tables.py", "data/prepare.py", "data/sources.py"],
+    ["steps.py", "evaluate.py", "verification.py", "tables.py", "data/prepare.py", "data/check.py", "data/sources.py"],
     [
         "data/folder.py",
         "data/biwi.py",
