@@ -1,0 +1,586 @@
+"""The Biwi Kinect Head Pose Database (Fanelli et al., IJCV 2013) as ETH gives it out; docs/biwi.md has the terms.
+
+hpdb/01 .. hpdb/24 (in a copy on the web faces_0/01 ..), each with
+  frame_00003_rgb.png     colour, 8 bits
+  frame_00003_depth.bin   depth, see `decode_depth`
+  frame_00003_pose.txt    the head's rotation, three rows, and its centre in mm in the depth camera's frame
+  rgb.cal, depth.cal      the cameras, see `_parse_camera`; X_rgb = R X_depth + T with R and T of rgb.cal
+head_pose_masks/01 ..     beside it, optional: frame_00003_depth_mask.png, not 0 on the head
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import os
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from facedepth_jax.data import geometry, images, splits
+from facedepth_jax.data.frames import Frame, FrameInfo, Reject
+from facedepth_jax.errors import FaceDepthError
+
+REGISTER = ("depth_to_gray", "gray_to_depth")
+LAYOUTS = ("hpdb", "faces_0", ".")
+MASKS = "head_pose_masks"
+FILES = {"pose": "pose.txt", "depth": "depth.bin", "rgb": "rgb.png"}  # of each frame
+MAX_FOCAL_PX = 1_000_000
+MAX_SIZE_PX = 4096
+MAX_HEAD_MM = 100_000.0
+ROTATION_TOLERANCE = 1e-3  # the files have six digits
+
+_LAYOUT_TEXT = (
+    "the layout is hpdb/01 .. hpdb/24 (or faces_0/01 ..) with frame_00003_rgb.png, frame_00003_depth.bin, "
+    "frame_00003_pose.txt, ..., rgb.cal and depth.cal in each; --raw is the folder that holds hpdb, or hpdb itself"
+)
+_DAMAGED = "depth file is truncated or damaged"
+_RUN = struct.Struct("<ii")
+
+
+class BiwiSource:
+    """The database as a `frames.Source` of registered pairs. All text files are checked at once, images when loaded.
+
+    The subject is the person (sequence 15 shows subject "03" again); `sequence` is 0, for Biwi's recordings are not
+    Pandora's S1..S5. Angles are those of the binary annotation: R = Rz Ry Rx, pitch = rx, yaw = ry, roll = rz.
+    """
+
+    name = "biwi"
+
+    def __init__(self, raw: str, *, register: str = "depth_to_gray", focal: float = 370.0, mask: bool = False):
+        """
+        Args:
+          raw: the directory that holds `hpdb` or `faces_0`, or one of those.
+          register: "depth_to_gray" carries the depth over to the colour camera and leaves the gray image as it was
+            taken; "gray_to_depth" samples gray where each depth pixel is seen and leaves the depth image.
+          focal: focal length in pixels for Eq. 6; the default is the paper's, 0 takes the calibration's of the camera
+            that the pair is registered to.
+          mask: take away the depth outside of the head masks that come with the database.
+
+        Raises:
+          FaceDepthError: an option makes no sense; there is no sequence, or one twice; masks are wanted but not there.
+        """
+        self._raw, self._register = Path(raw), register
+        focal, mask = float(focal), bool(mask)
+        if register not in REGISTER:
+            raise FaceDepthError(f"register is '{register}', not one of {', '.join(REGISTER)}")
+        if focal and not 1 <= focal <= MAX_FOCAL_PX:
+            raise FaceDepthError(f"focal is {focal}, not 1 to {MAX_FOCAL_PX} pixels or 0 (the calibration's)")
+        folders, self._notes = _find_sequences(self._raw)
+        self._masks = _find_masks(self._raw) if mask else None
+        self._index, self._numbers, self._rejects, self._cameras = [], [], {}, {}
+        poses, digest, first_with = [], hashlib.sha256(), {}
+        self._folders = {}
+        for number, folder in folders.items():
+            listing = _listing(folder)
+            frames = sorted(set().union(*(listing[kind] for kind in FILES)))
+            if not frames:
+                self._notes.append(f"{folder} holds no frame")
+                continue
+            self._folders[number] = folder
+            cameras, texts, reason, detail = _read_cameras(folder)
+            contents = {frame: _read_text(folder / f"frame_{frame}_pose.txt") for frame in listing["pose"]}
+            if cameras and not cameras[0].is_reference:
+                self._notes.append(f"{folder / 'depth.cal'} has an R or T of its own, which is not used")
+            known = b"".join(contents[frame] or b"" for frame in sorted(contents))
+            twin = first_with.setdefault(hashlib.sha256(known).digest(), number) if known else number
+            if twin != number:
+                reason, detail = f"copy of sequence {twin:02d}", f"the poses of {folder} are the same to the byte"
+            masks = _listing_masks(self._masks, number) if mask else None
+            for frame in frames:
+                info = _info(number, frame)
+                pose, lack = _parse_pose(contents.get(frame))
+                missing = [name for kind, name in FILES.items() if frame not in listing[kind]]
+                if reason:
+                    self._rejects[info.frame] = Reject(info, reason, detail)
+                elif missing:
+                    names = ", ".join(f"{folder.name}/frame_{frame}_{name}" for name in missing)
+                    self._rejects[info.frame] = Reject(info, f"{missing[0]} is missing", names)
+                elif lack:
+                    self._rejects[info.frame] = Reject(info, *lack)
+                elif mask and frame not in masks:
+                    self._rejects[info.frame] = Reject(info, "mask is missing", f"{MASKS}/{number:02d}")
+                self._index.append(info)
+                self._numbers.append((number, frame))
+                poses.append(pose)
+                digest.update(f"{info.frame} {missing} {mask and frame in masks}\n".encode())
+                digest.update(contents.get(frame) or b"")
+            digest.update(b"".join(texts))
+            self._cameras[number] = cameras
+        if not self._index:
+            raise FaceDepthError(f"{raw} holds no frame of Biwi; {_LAYOUT_TEXT}")
+        poses = np.array(poses)
+        self._head_mm = poses[:, 9:]
+        self._angles_deg = _angles_deg(poses[:, :9].reshape(-1, 3, 3))
+        for row in np.flatnonzero(~_is_rotation(poses[:, :9].reshape(-1, 3, 3))):
+            info = self._index[row]
+            self._rejects.setdefault(info.frame, Reject(info, "pose is no rotation", f"frame_{self._numbers[row][1]}"))
+        self._focal = focal
+        self._notes += _count_notes(self._folders, self._index)
+        self.settings = {"annotations_sha256": digest.hexdigest(), "register": register, "focal": focal, "mask": mask}
+
+    def index(self) -> list[FrameInfo]:
+        """All frames of which there is any file, by sequence and number."""
+        return list(self._index)
+
+    def known_rejects(self) -> list[Reject]:
+        """Files that are not there, poses and calibrations that cannot be used, copied sequences."""
+        return [self._rejects[info.frame] for info in self._index if info.frame in self._rejects]
+
+    def notes(self) -> list[str]:
+        """Missing and foreign sequences, mixed layouts, test sequences of another length than the paper's."""
+        return list(self._notes)
+
+    def load(self, start: int, stop: int) -> Iterator[Frame | Reject]:
+        """One item for each entry of `index()[start:stop]`; a Reject where a file cannot be used."""
+        for row, info in list(enumerate(self._index))[start:stop]:
+            try:
+                yield self._rejects.get(info.frame) or self._load(row)
+            except images.Unusable as error:
+                yield Reject(info, *error.args)
+
+    def _load(self, row: int) -> Frame:
+        number, frame = self._numbers[row]
+        depth_camera, gray_camera = self._cameras[number]
+        folder = self._folders[number]
+        depth_mm = _read_depth(folder / f"frame_{frame}_depth.bin", depth_camera.size)
+        gray = images.read_gray(folder, f"frame_{frame}_rgb.png")
+        _check_size("gray image", gray, gray_camera)
+        if self._masks:
+            depth_mm = np.where(_read_mask(self._masks, number, frame, depth_camera), depth_mm, np.uint16(0))
+        head_mm = self._head_mm[row]
+        if self._register == "depth_to_gray":
+            depth_mm = _depth_to_gray(depth_mm, depth_camera, gray_camera)
+            camera, head = gray_camera, gray_camera.from_depth_frame(head_mm)
+        else:
+            gray, depth_mm = _gray_to_depth(gray, depth_mm, depth_camera, gray_camera, head_mm[2])
+            camera, head = depth_camera, head_mm
+        if head[2] <= 0:
+            raise images.Unusable("head centre is behind the colour camera", f"frame_{frame}")
+        (x, y), (yaw, pitch, roll) = camera.project(head), self._angles_deg[row]
+        return Frame(
+            self._index[row],
+            gray,
+            depth_mm,
+            (float(x), float(y)),
+            (self._focal, self._focal) if self._focal else camera.focal_px,
+            yaw=float(yaw),
+            pitch=float(pitch),
+            roll=float(roll),
+            head_mm=tuple(head_mm.tolist()),
+        )
+
+
+def decode_depth(content: bytes, size: tuple[int, int]) -> np.ndarray:
+    """A depth.bin -> uint16 (H, W), millimetres, 0 = none.
+
+    Little-endian int32 width and height, then runs until all pixels are filled, row by row: int32 count of zeros, int32
+    count of values, that many int16.
+
+    Args:
+      content: the file.
+      size: (width, height) that it must have.
+
+    Raises:
+      images.Unusable: anything else.
+    """
+    if len(content) < 8:
+        raise images.Unusable(_DAMAGED, f"it has {len(content)} bytes")
+    if (there := _RUN.unpack_from(content)) != size:
+        raise images.Unusable("depth image has another size than depth.cal says", _sizes(there, size))
+    pixels, end = size[0] * size[1], len(content)
+    # Where a run begins is known from the run before alone, so this loop is Python's, a few hundred turns a frame; it
+    # does as little as possible.
+    starts, at, unpack = [], 8, _RUN.unpack_from
+    try:
+        while at < end:
+            starts.append(at)
+            count = unpack(content, at)[1]
+            if count < 0:
+                raise images.Unusable(_DAMAGED, "a count is negative")
+            at += 8 + 2 * count
+    except struct.error:
+        at = end + 1
+    if at > end:
+        raise images.Unusable(_DAMAGED, "it ends within a run, or a count is too large")
+    words = np.frombuffer(content, "<i2", count=(end - 8) // 2, offset=8)
+    sources = (np.array(starts, np.int64) - 8) // 2 + 4  # of a run's first value among the words
+    counts = words[sources[:, None] + np.arange(-4, 0)].view("<i4").astype(np.int64)
+    if len(counts) and counts.min() < 0:
+        raise images.Unusable(_DAMAGED, "a count is negative")
+    filled = np.cumsum(counts.sum(1))
+    if not len(filled) or filled[-1] != pixels or len(filled) > 1 and filled[-2] == pixels:
+        last = filled[-1] if len(filled) else 0
+        detail = f"its runs fill {last} of {pixels} pixels" if last != pixels else "runs behind the last pixel"
+        raise images.Unusable(_DAMAGED, detail)
+    depth_mm = np.zeros(pixels, "<i2")
+    target, source = memoryview(depth_mm.view(np.uint8)), memoryview(content)
+    values = 2 * counts[:, 1]  # in bytes, as all that follows
+    places = np.stack([2 * filled - values, 2 * filled, 8 + 2 * sources, 8 + 2 * sources + values], 1)
+    for begin, end, source_begin, source_end in places[values > 0].tolist():
+        target[begin:end] = source[source_begin:source_end]
+    if depth_mm.min() < 0:
+        raise images.Unusable(_DAMAGED, f"a depth is negative ({depth_mm.min()} mm)")
+    return depth_mm.astype(np.uint16, copy=False).reshape(size[1], size[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Camera:
+    """A .cal file. Distortion k1, k2, p1, p2 as OpenCV counts them; R and T (mm) from the depth camera's frame."""
+
+    focal_px: tuple[float, float]
+    centre_px: tuple[float, float]
+    distortion: tuple[float, float, float, float]
+    rotation: tuple[tuple[float, ...], ...]
+    translation_mm: tuple[float, ...]
+    size: tuple[int, int]
+
+    @property
+    def is_reference(self) -> bool:
+        return np.array_equal(self.rotation, np.eye(3)) and not any(self.translation_mm)
+
+    def from_depth_frame(self, points_mm: np.ndarray) -> np.ndarray:
+        """(3,) in the depth camera's frame -> in this camera's: R X + T."""
+        return np.array(self.rotation) @ points_mm + np.array(self.translation_mm)
+
+    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(3, ...) in this camera's frame, z > 0 -> x and y in pixels, (...) each."""
+        x, y = points[0] / points[2], points[1] / points[2]
+        if any(self.distortion):
+            k1, k2, p1, p2 = self.distortion
+            r2 = x**2 + y**2
+            radial = 1 + k1 * r2 + k2 * r2**2
+            x, y = (
+                x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x**2),
+                y * radial + 2 * p2 * x * y + p1 * (r2 + 2 * y**2),
+            )
+        return x * self.focal_px[0] + self.centre_px[0], y * self.focal_px[1] + self.centre_px[1]
+
+    def rays(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Pixels (...) each -> (3, ...), the points with z = 1 that `project` maps there."""
+        (fx, fy), (cx, cy) = self.focal_px, self.centre_px
+        if not any(self.distortion):
+            return np.stack([(x - cx) / fx, (y - cy) / fy, np.ones_like(x)])
+        how = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 40, 1e-9)
+        pixels = np.stack([x.ravel(), y.ravel()], 1)[:, None]
+        matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+        xy = cv2.undistortPoints(pixels, matrix, np.array(self.distortion), criteria=how)[:, 0].T
+        return np.concatenate([xy, np.ones((1, x.size))]).reshape(3, *x.shape)
+
+
+@functools.lru_cache(maxsize=2)  # a sequence at a time; most have one calibration in common
+def _half_pixel_rays(depth_camera: _Camera, gray_camera: _Camera) -> np.ndarray:
+    """Rays of the depth image's pixels and of the places half-way between them, turned into the colour camera's axes.
+
+    float32 (3, 2 H - 1, 2 W - 1); times the depth, plus T, they are points in the colour camera's frame.
+    """
+    width, height = depth_camera.size
+    rays = depth_camera.rays(*np.meshgrid(np.arange(2 * width - 1) / 2, np.arange(2 * height - 1) / 2))
+    return np.einsum("ij,jyx->iyx", np.array(gray_camera.rotation), rays).astype(np.float32)
+
+
+def _place(rays: np.ndarray, depth_mm: np.ndarray, gray_camera: _Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels (h, w) of the depth image -> x, y in the colour image, z there; float32 (h, w). Pixel (-9, -9): none."""
+    points = rays * depth_mm + np.array(gray_camera.translation_mm, np.float32)[:, None, None]
+    seen = points[2] > 0.5
+    x, y = gray_camera.project(np.where(seen, points, np.float32(1)))
+    return np.where(seen, x, np.float32(-9)), np.where(seen, y, np.float32(-9)), points[2]
+
+
+def _depth_to_gray(depth_mm: np.ndarray, depth_camera: _Camera, gray_camera: _Camera) -> np.ndarray:
+    """The depth image as the colour camera would have taken it: uint16, z in that camera's frame, 0 = none.
+
+    Surfaces are sampled twice as finely as the depth image is, so that a smooth one has no holes after it has moved;
+    where depth jumps there is nothing between two pixels. Of the samples in a target pixel those of the nearest surface
+    are averaged.
+    """
+    target = np.zeros(gray_camera.size[1] * gray_camera.size[0], np.uint16)
+    place, z, weight = _samples(depth_mm, depth_camera, gray_camera)
+    if len(place):
+        front = z <= _nearest_mm(place, z, target.size)[place] + geometry.EDGE_MM
+        place, z, weight = place[front], z[front], weight[front]
+        total = np.bincount(place, weight, target.size)
+        seen = total > 0
+        mean = np.bincount(place, weight * z, target.size)[seen] / total[seen]
+        target[seen] = np.clip(np.floor(mean + 0.5), 1, 65535)
+    return target.reshape(gray_camera.size[1], gray_camera.size[0])
+
+
+def _gray_to_depth(
+    gray: np.ndarray, depth_mm: np.ndarray, depth_camera: _Camera, gray_camera: _Camera, head_z_mm: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gray image as the depth camera would have taken it, uint8, 0 where the colour camera does not see; the depth.
+
+    A pixel without depth is taken at the head's distance, or the gray image would tell where the depth has holes. Where
+    a nearer surface hides a point from the colour camera, gray is that of the nearer surface, and the depth is taken
+    away: the two are not of one point.
+    """
+    none = depth_mm == 0
+    rays = _half_pixel_rays(depth_camera, gray_camera)[:, ::2, ::2]
+    x, y, z = _place(rays, np.where(none, np.float32(head_z_mm), depth_mm.astype(np.float32)), gray_camera)
+    far = 2 * MAX_SIZE_PX  # what is outside is outside, and OpenCV wants it within 16 bits
+    sampled = cv2.remap(gray, np.clip(x, -far, far), np.clip(y, -far, far), cv2.INTER_LINEAR)
+    there, inside = _pixel_numbers(x, y, gray.shape)
+    place, sample_z, _ = _samples(depth_mm, depth_camera, gray_camera)
+    nearest = _nearest_mm(place, sample_z, gray.size)
+    hidden = inside & ~none
+    hidden[hidden] = z[hidden] > nearest[there[hidden]] + geometry.EDGE_MM
+    return sampled, np.where(hidden, np.uint16(0), depth_mm)
+
+
+def _samples(
+    depth_mm: np.ndarray, depth_camera: _Camera, gray_camera: _Camera
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Samples of the surfaces in the colour image: number of the pixel, z in mm, nearness to its centre; (N,) each."""
+    rows, columns = (np.flatnonzero(depth_mm.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return np.zeros(0, np.int64), np.zeros(0), np.zeros(0)
+    (top, bottom), (left, right) = rows[[0, -1]], columns[[0, -1]]
+    fine = _between(depth_mm[top : bottom + 1, left : right + 1].astype(np.float32))
+    rays = _half_pixel_rays(depth_camera, gray_camera)[:, 2 * top : 2 * bottom + 1, 2 * left : 2 * right + 1]
+    x, y, z = _place(rays, fine, gray_camera)
+    place, inside = _pixel_numbers(x, y, gray_camera.size[::-1])
+    some = (fine > 0) & inside
+    x, y = x[some], y[some]
+    weight = (1 - np.abs(x - np.floor(x + 0.5))) * (1 - np.abs(y - np.floor(y + 0.5)))
+    return place[some], z[some], weight
+
+
+def _pixel_numbers(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Number of the pixel, row by row, in an image of `shape`, and whether it is inside; what is outside has any."""
+    inside = (x >= -0.5) & (x < shape[1] - 0.5) & (y >= -0.5) & (y < shape[0] - 0.5)
+    column, row = np.where(inside, np.floor(x + 0.5), 0), np.where(inside, np.floor(y + 0.5), 0)
+    return row.astype(np.int64) * shape[1] + column.astype(np.int64), inside
+
+
+def _between(depth_mm: np.ndarray) -> np.ndarray:
+    """(h, w) -> (2 h - 1, 2 w - 1) with means half-way between pixels of one surface, 0 where they are of two."""
+
+    def middle(a, b):
+        return np.where((a > 0) & (b > 0) & (np.abs(a - b) <= geometry.EDGE_MM), (a + b) / 2, 0)
+
+    fine = np.zeros((2 * depth_mm.shape[0] - 1, 2 * depth_mm.shape[1] - 1), np.float32)
+    fine[::2, ::2] = depth_mm
+    fine[::2, 1::2] = middle(depth_mm[:, :-1], depth_mm[:, 1:])
+    fine[1::2] = middle(fine[:-1:2], fine[2::2])
+    return fine
+
+
+def _nearest_mm(place: np.ndarray, z: np.ndarray, pixels: int) -> np.ndarray:
+    """The z-buffer: (pixels,) smallest z of each pixel, infinity where there is none."""
+    nearest = np.full(pixels, np.inf, np.float32)  # of one type with z, or minimum.at is ten times slower
+    np.minimum.at(nearest, place, z)
+    return nearest
+
+
+def _find_sequences(raw: Path) -> tuple[dict[int, Path], list[str]]:
+    """Sequence number -> folder, ascending; notes."""
+    if not raw.is_dir():
+        raise FaceDepthError(f"the raw directory {raw} does not exist")
+    found, notes, used = {}, [], []
+    for layout in LAYOUTS:
+        try:
+            names = sorted(entry.name for entry in os.scandir(raw / layout) if entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise FaceDepthError(f"{raw / layout} cannot be read ({error.strerror})") from None
+        names = [name for name in names if re.fullmatch("[0-9]{2}", name)]
+        if names:
+            used.append(str(raw / layout))
+        for name in names:
+            if not 1 <= int(name) <= splits.BIWI_SEQUENCES:
+                notes.append(f"{raw / layout / name} is none of Biwi's {splits.BIWI_SEQUENCES} sequences and not used")
+            elif int(name) in found:
+                raise FaceDepthError(
+                    f"sequence {name} is in {found[int(name)]} and in {raw / layout / name}; remove one of them, or "
+                    f"give --raw the folder to read"
+                )
+            else:
+                found[int(name)] = raw / layout / name
+    if not found:
+        raise FaceDepthError(f"{raw} holds no sequence of Biwi; {_LAYOUT_TEXT}")
+    if len(used) > 1:
+        notes.append(f"the sequences are taken from {' and '.join(used)} together")
+    return dict(sorted(found.items())), notes
+
+
+def _find_masks(raw: Path) -> Path:
+    for folder in (raw / MASKS, raw / ".." / MASKS):
+        if folder.is_dir():
+            return folder
+    raise FaceDepthError(f"there is no folder {MASKS} in or beside {raw}; get the masks, or leave mask off")
+
+
+def _listing(folder: Path) -> dict[str, set[str]]:
+    """Kind of FILES -> the numbers ("00003") of the frames that have such a file."""
+    found = {kind: set() for kind in FILES}
+    kinds = {name: kind for kind, name in FILES.items()}
+    for name in _file_names(folder):
+        if (match := re.fullmatch(r"frame_([0-9]{5})_(.*)", name)) and match[2] in kinds:
+            found[kinds[match[2]]].add(match[1])
+    return found
+
+
+def _listing_masks(masks: Path, number: int) -> set[str]:
+    names = _file_names(masks / f"{number:02d}")
+    return {m[1] for name in names if (m := re.fullmatch(r"frame_([0-9]{5})_depth_mask\.png", name))}
+
+
+def _file_names(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(folder) if entry.is_file()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise FaceDepthError(f"{folder} cannot be read ({error.strerror})") from None
+
+
+def _info(number: int, frame: str) -> FrameInfo:
+    person = splits.BIWI_SAME_PERSON.get(number, number)
+    return FrameInfo(f"{number:02d}_{frame}", f"{person:02d}", 0, splits.split_of(person, splits.BIWI_SPLITS))
+
+
+def _count_notes(folders: dict, index: list[FrameInfo]) -> list[str]:
+    notes = []
+    missing = [f"{number:02d}" for number in range(1, splits.BIWI_SEQUENCES + 1) if number not in folders]
+    if missing:
+        notes.append(f"{len(missing)} of {splits.BIWI_SEQUENCES} sequences are missing: {', '.join(missing)}")
+    for number, want in splits.BIWI_TEST_FRAMES.items():
+        count = sum(info.frame.startswith(f"{number:02d}_") for info in index)
+        if number in folders and count != want:
+            notes.append(f"test sequence {number:02d} has {count} frames, not {want} as published")
+    return notes
+
+
+def _read_text(path: Path) -> bytes | None:
+    """A small file, None where it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read(4096)
+    except OSError:
+        return None
+
+
+def _parse_pose(content: bytes | None) -> tuple[list[float], tuple[str, str] | None]:
+    """A pose.txt: rotation by rows and head centre in mm, 12 numbers; or zeros and (reason, detail)."""
+    useless = [1.0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]
+    if content is None:
+        return useless, ("pose cannot be read", "")
+    try:
+        numbers = [float(text) for text in content.split()]
+    except ValueError:
+        return useless, ("pose is damaged", "it holds something else than numbers")
+    if len(numbers) != 12:
+        return useless, ("pose is damaged", f"it has {len(numbers)} numbers, not 12")
+    if not all(map(math.isfinite, numbers)) or max(map(abs, numbers)) > MAX_HEAD_MM:
+        return useless, ("pose is damaged", "it holds a number that is not finite or far out")
+    if numbers[11] <= 0:
+        return useless, ("head centre is behind the depth camera", f"z = {numbers[11]:g} mm")
+    return numbers, None
+
+
+def _is_rotation(matrices: np.ndarray) -> np.ndarray:
+    """(..., 3, 3) -> bool (...)."""
+    off = np.abs(matrices @ np.swapaxes(matrices, -1, -2) - np.eye(3)).max((-1, -2))
+    return (off <= ROTATION_TOLERANCE) & (np.linalg.det(matrices) > 0)
+
+
+def _angles_deg(matrices: np.ndarray) -> np.ndarray:
+    """Rotations (N, 3, 3) -> yaw, pitch, roll in degrees (N, 3): ry, rx, rz of R = Rz Ry Rx."""
+    r = matrices
+    pitch = np.arctan2(r[:, 2, 1], r[:, 2, 2])
+    yaw = np.arctan2(-r[:, 2, 0], np.hypot(r[:, 2, 1], r[:, 2, 2]))
+    roll = np.arctan2(r[:, 1, 0], r[:, 0, 0])
+    return np.degrees(np.stack([yaw, pitch, roll], 1))
+
+
+def _read_cameras(folder: Path) -> tuple[tuple[_Camera, _Camera] | None, list[bytes], str, str]:
+    """(depth camera, colour camera), the texts, '', ''; or None, the texts, reason, detail."""
+    cameras, texts = [], []
+    for name in ("depth.cal", "rgb.cal"):
+        content = _read_text(folder / name)
+        texts.append(content or b"")
+        if content is None:
+            return None, texts, f"{name} is missing", f"{folder.name}/{name}"
+        try:
+            cameras.append(_parse_camera(content))
+        except ValueError as error:
+            return None, texts, f"{name} cannot be used", f"{folder.name}/{name}: {error}"
+    return tuple(cameras), texts, "", ""
+
+
+def _parse_camera(content: bytes) -> _Camera:
+    """A .cal: 3x3 intrinsics, four distortion coefficients, 3x3 R, T in mm, width and height. ValueError if not so."""
+    try:
+        numbers = [float(text) for text in content.split()]
+    except ValueError:
+        raise ValueError("it holds something else than numbers") from None
+    if len(numbers) != 27:
+        raise ValueError(f"it has {len(numbers)} numbers, not 27")
+    if not all(math.isfinite(number) and abs(number) <= MAX_FOCAL_PX for number in numbers):
+        raise ValueError("it holds a number that is not finite or far out")
+    fx, skew, cx, zero, fy, cy, *last = numbers[:9]
+    if not (fx >= 1 and fy >= 1) or skew or zero or last != [0, 0, 1]:
+        raise ValueError("its first three lines are no intrinsics (fx 0 cx, 0 fy cy, 0 0 1)")
+    rotation = np.array(numbers[13:22]).reshape(3, 3)
+    if not _is_rotation(rotation):
+        raise ValueError("its R is no rotation")
+    width, height = numbers[25:]
+    if not all(x == int(x) and 1 <= x <= MAX_SIZE_PX for x in (width, height)):
+        raise ValueError(f"its image size is {width:g}x{height:g}, not whole numbers from 1 to {MAX_SIZE_PX}")
+    camera = _Camera(
+        focal_px=(fx, fy),
+        centre_px=(cx, cy),
+        distortion=tuple(numbers[9:13]),
+        rotation=tuple(map(tuple, rotation.tolist())),
+        translation_mm=tuple(numbers[22:25]),
+        size=(int(width), int(height)),
+    )
+    x, y = np.meshgrid(np.linspace(0, width - 1, 9), np.linspace(0, height - 1, 9))
+    with np.errstate(all="ignore"):
+        undone = np.abs(np.subtract(camera.project(camera.rays(x, y)), (x, y))).max() < 0.05
+    if not undone:
+        raise ValueError("its distortion cannot be undone")
+    return camera
+
+
+def _read_depth(path: Path, size: tuple[int, int]) -> np.ndarray:
+    try:
+        with open(path, "rb") as file:
+            # No file that can be used is larger; a run a pixel is the most there can be, but for empty ones.
+            content = file.read(8 + 10 * (size[0] * size[1] + 1))
+            if file.read(1):
+                raise images.Unusable(_DAMAGED, "it is over-long")
+    except OSError as error:
+        raise images.Unusable("depth file cannot be read", f"{path.name}: {error.strerror}") from None
+    try:
+        return decode_depth(content, size)
+    except images.Unusable as error:
+        reason, detail = error.args
+        raise images.Unusable(reason, f"{path.name}: {detail}") from None
+
+
+def _read_mask(masks: Path, number: int, frame: str, camera: _Camera) -> np.ndarray:
+    try:
+        mask = images.read_gray(masks, f"{number:02d}/frame_{frame}_depth_mask.png")
+    except images.Unusable as error:
+        reason, detail = error.args
+        raise images.Unusable(reason.replace("gray image", "mask"), detail) from None
+    _check_size("mask", mask, camera)
+    return mask > 0
+
+
+def _check_size(kind: str, image: np.ndarray, camera: _Camera) -> None:
+    if image.shape != camera.size[::-1]:
+        raise images.Unusable(
+            f"{kind} has another size than the calibration says", _sizes(image.shape[::-1], camera.size)
+        )
+
+
+def _sizes(there: tuple[int, int], want: tuple[int, int]) -> str:
+    return f"{there[0]}x{there[1]}, not {want[0]}x{want[1]}"
