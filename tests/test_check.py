@@ -15,20 +15,18 @@ from facedepth_jax.errors import FaceDepthError
 SPLIT = ["train"] * 12 + ["validation"] * 6 + ["test"] * 6
 
 
-def write_folder(path, count=24, frames_of_one=6, missing=(), dark=()):
+def write_folder(path, frames_of_one=6, missing=(), dark=()):
     """People of six frames in two sequences, a dome at 800 mm; `missing` have no depth file, `dark` no depth."""
     path.mkdir(exist_ok=True)
     y, x = np.mgrid[:40, :40]
     dome = np.where(np.hypot(x - 20, y - 20) < 15, 800, 0).astype(np.uint16)
     lines = ["frame,subject,sequence,gray,depth,head_x,head_y,split"]
-    for i in range(count):
+    for i in range(24):
         person, k = divmod(i, frames_of_one)
         cv2.imwrite(str(path / f"{i}g.png"), np.full((40, 40), 99, np.uint8))
         if i not in missing:
             cv2.imwrite(str(path / f"{i}d.png"), dome * (i not in dark))
-        lines.append(
-            f"f{i:02d},p{person},{1 + 2 * k // frames_of_one},{i}g.png,{i}d.png,20,20,{SPLIT[i * 24 // count]}"
-        )
+        lines.append(f"f{i:02d},p{person},{1 + 2 * k // frames_of_one},{i}g.png,{i}d.png,20,20,{SPLIT[i]}")
     (path / "index.csv").write_text("\n".join(lines) + "\n")
     return path
 
@@ -46,7 +44,6 @@ def test_the_report_counts_what_is_there(tmp_path):
     assert report.splitlines()[0] == "folder: 24 frames of 4 people in 8 sequences"
     assert "train: 12 frames of 2 people in 4 sequences" in report and "test: 6 frames of 1 person in 2 seq" in report
     assert "3 frames: 3 x depth image is missing (f00: 0d.png, f01: 1d.png, f07: 7d.png)" in report
-    # Of the 21 others: 1 of the first sequence, 2 of the third, 3 of each other one.
     assert "sample: 21 of the other 21 were read" in report
     assert "3 frames: 3 x no depth at the head centre (f03: (20, 20), f04" in report
     assert "head distance 800 mm, crop 24 px wide" in report and report.endswith("preparing would work")
@@ -62,7 +59,7 @@ def test_the_report_says_what_prepare_does(tmp_path):
 
 
 def test_first_middle_and_last_of_each_sequence_and_never_more_than_the_sample(tmp_path, monkeypatch):
-    raw = write_folder(tmp_path / "raw", count=24, frames_of_one=24)
+    raw = write_folder(tmp_path / "raw", frames_of_one=24)
     (raw / "index.csv").write_text(
         (raw / "index.csv").read_text().replace("validation", "train").replace("test", "train")
     )

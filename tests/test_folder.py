@@ -144,6 +144,7 @@ def test_a_line_that_cannot_be_used_is_named(tmp_path, cells, message):
         ({"fx": ["inf"] * 6}, "line 2: 'fx' is 'inf'"),
         ({"fx": ["1e308"] * 6}, "line 2: the focal length 'fx' is 1e\\+308"),
         ({"yaw": ["up"] * 6}, "line 2: 'yaw' is 'up', not a number"),
+        ({"roll": ["nan", "", "-inf", "1", "1", "1"]}, "line 4: 'roll' is '-inf', not a finite number"),
     ],
 )
 def test_a_column_that_cannot_be_used_is_named(tmp_path, columns, message):
@@ -218,6 +219,51 @@ def test_a_truncated_png_or_jpeg_is_found(tmp_path, cut):
         "depth image is truncated or damaged",
         None,
     ]
+
+
+def with_thumbnail(content):
+    """A JPEG with another one, whole, in a segment of its own, as cameras write it."""
+    payload = b"Exif\0\0" + content
+    return content[:2] + b"\xff\xe1" + (len(payload) + 2).to_bytes(2) + payload + content[2:]
+
+
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_what_a_camera_writes_around_a_jpeg_is_no_harm_and_hides_no_damage(tmp_path, progressive):
+    path = make(tmp_path / "raw", {i: {"gray": f"{i}.jpg"} for i in range(6)})
+    gray = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)
+    flags = [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive, cv2.IMWRITE_JPEG_RST_INTERVAL, 2]
+    plain = cv2.imencode(".jpg", gray, flags)[1].tobytes()
+    for i, content in enumerate(
+        [
+            plain,
+            plain + b"\0" * 9,
+            plain + b"MPF" + plain,  # a second picture
+            with_thumbnail(plain) + b"trailer \xff\xd9",
+            with_thumbnail(plain)[:-2],  # the thumbnail's end is there
+            with_thumbnail(plain)[:-200],
+        ]
+    ):
+        (path / f"{i}.jpg").write_bytes(content)
+    items = load(path)
+    for frame in items[:4]:
+        np.testing.assert_array_equal(frame.gray, cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_UNCHANGED))
+    assert [item.reason for item in items[4:]] == ["gray image is truncated or damaged"] * 2
+
+
+def test_missing_files_are_known_before_they_are_read(tmp_path):
+    path = make(tmp_path / "raw", {0: {"depth": "."}, 1: {"gray": "x" * 300}})
+    (path / "g3.png").unlink()
+    (path / "d5.png").unlink()
+    source = FolderSource(str(path), focal=365)
+    known = source.known_rejects()
+    assert [(reject.info.frame, reject.detail) for reject in known] == [
+        ("f0", "."),
+        ("f1", "x" * 300),
+        ("f3", "g3.png"),
+        ("f5", "d5.png"),
+    ]
+    rejects = [item.info.frame for item in source.load(0, 6) if isinstance(item, Reject)]
+    assert rejects == [reject.info.frame for reject in known] and source.notes() == []
 
 
 def test_a_flipped_bit_in_a_png_is_found(tmp_path):

@@ -1,6 +1,7 @@
 """prepare: the same arrays whatever happens on the way, and one sentence where there can be none."""
 
 import csv
+import dataclasses
 import os
 import shutil
 import signal
@@ -284,6 +285,67 @@ def test_parts_of_several_machines_copied_together(raw, tmp_path, whole, capsys)
     run(raw, tmp_path / "out")
     assert capsys.readouterr().out.count("is made again") == 1
     assert contents(tmp_path / "out") == whole and not parts.exists()
+
+
+def test_external_lists_lose_the_pairs_of_rejected_frames(tmp_path, capsys):
+    raw = write_folder(tmp_path / "raw", count=24, bad=(5,), subjects=6)
+    lines = (raw / "index.csv").read_text().splitlines()
+    for i in range(24):
+        lines[i + 1] += ",test" if i % 6 > 2 else ",train"
+    (raw / "index.csv").write_text("\n".join([lines[0] + ",split", *lines[1:]]))
+    file = tmp_path / "theirs.tsv"
+    file.write_text("f003\tf009\t1\nf004\tf005\t0\nf011\tf005\t1\nf010\tf003\t0\nf003\tf009\t1\n")
+    made = run(raw, tmp_path / "out", pair_lists={"test": str(file), "validation": ""})
+    kept = [("f003", "f009", 1), ("f010", "f003", 0), ("f003", "f009", 1)]  # as they are, in their order
+    assert pairs.read(made.path / "pairs_test.tsv") == kept
+    found = made.meta["pairs_found"]["test"]
+    assert (found["pairs"], found["left_out"], found["rejected_frames"]) == (3, 2, ["f005"])
+    assert "2 pairs of the list left out for 1 rejected frames: f005\n" in capsys.readouterr().out
+    assert run(raw, tmp_path / "out", pair_lists={"test": str(file)}) is not None
+    file.write_text(file.read_text() + "f004\tf010\t1\n")
+    with pytest.raises(FaceDepthError, match="made with other settings .pairs.test.external_sha256 is"):
+        run(raw, tmp_path / "out", pair_lists={"test": str(file)})
+    file.write_text("f004\tf010\t0\n")
+    with pytest.raises(FaceDepthError, match="theirs.tsv, line 1: the label is 0, but the frames show s4 and s4"):
+        run(raw, tmp_path / "other", pair_lists={"test": str(file)})
+    with pytest.raises(FaceDepthError, match="none.tsv cannot be read"):
+        run(raw, tmp_path / "other", pair_lists={"test": str(tmp_path / "none.tsv")})
+    assert not list(tmp_path.glob("other*"))
+
+
+class TwoCameras(FolderSource):
+    """The gray image by a camera of twice the focal length; 30 degrees to the side after 60 frames."""
+
+    def load(self, start, stop):
+        for i, frame in enumerate(super().load(start, stop), start):
+            gray = np.kron(frame.gray, np.ones((2, 2), np.uint8))
+            x, y = (2 * v + 0.5 for v in frame.head_xy)
+            yield dataclasses.replace(
+                frame,
+                gray=gray,
+                gray_head_xy=(x, y),
+                gray_focal_px=(200.0, 200.0),
+                yaw=30.0 * (i > 60),
+                pitch=0,
+                roll=0,
+            )
+
+
+def test_the_report_says_both_focal_lengths_and_the_cells(tmp_path, capsys):
+    raw = write_folder(tmp_path / "raw", count=100, subjects=10)
+    made = prepare.prepare(TwoCameras(str(raw), focal=100, test_fraction=0.5), tmp_path / "out", size=24)
+    said = capsys.readouterr().out
+    assert "at a focal length of 100 (depth) and 200 (gray) px" in said
+    assert made.meta["gray_focal_px"] == {"fx": [200.0, 200.0], "fy": [200.0, 200.0]}
+    cells = made.meta["pairs_found"]["test"]["cells"]
+    rows = dict(zip(made.frames["frame"].tolist(), made.frames["yaw"].tolist(), strict=True))
+    found = pairs.read(made.path / "pairs_test.tsv")
+    for same in (0, 1):
+        frontal = sum(rows[a] == 0 and rows[b] == 0 for a, b, label in found if label == same)
+        assert cells["A1 S1-S3"]["same" if same else "different"] == frontal > 0
+    a1, a2 = cells["A1 S1-S3"], cells["A2 S1-S3"]
+    assert f"A1: S1-S3 {a1['same']}+{a1['different']}, S4-S5 0+0" in said and f"A2: S1-S3 {a2['same']}" in said
+    assert cells["A1+A2 S1-S5"]["same"] == cells["A1+A2 S1-S5"]["different"] == len(found) // 2
 
 
 def test_parts_of_other_settings_are_refused(raw, tmp_path):
