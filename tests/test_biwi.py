@@ -618,7 +618,7 @@ def test_gray_is_sampled_where_the_depth_is(tmp_path, distortion):
     sure = ~around(seen == 2) & ~around(hidden)
     assert (hidden & sure).sum() > 20 and not (hidden == kept)[sure].any()
     assert (seen[~kept] == 1).all()
-    inside = kept & ~around(seen == 2) & ~around(kept)
+    inside = kept & ~around(seen == 2, 2) & ~around(kept, 2)
     inside[:14], inside[-14:], inside[:, :14], inside[:, -14:] = False, False, False, False  # seen by both
     assert (frame.gray[inside] == np.where(seen == 2, 200, 100)[inside]).all()
 
