@@ -203,6 +203,18 @@ def test_the_map_of_the_joints_stands_some_bad_ones(tmp_path):
     np.testing.assert_allclose(frame.gray_head_xy, project(HEAD_MM, COLOUR_CAMERA), atol=1e-6)
     np.testing.assert_allclose(frame.gray_focal_px, [1081.37] * 2, rtol=1e-9)
     assert load(root)[0].gray_head_xy == (700.0, 300.0)
+    # The scale is the joints', for each axis; what was not tracked is at (0, 0), in either image.
+    wide = entry(0)
+    wide["jointsRGB"] = (np.array(wide["jointsRGB"]) * [1.1, 0.95]).tolist()
+    for joint in (0, 1, 4, 5, 6):
+        wide["jointsRGB"][joint] = [0, 0]
+    for joint in (8, 9, 10, 16):
+        wide["joints"][joint] = [0, 0]
+    root = tmp_path / "wide"
+    write_images(make(root, entries=[wide], count=1), 0, *plate_images())
+    frame = load(root, register="joints")[0]
+    np.testing.assert_allclose(frame.gray_focal_px, [1.1 * 1081.37, 0.95 * 1081.37], rtol=1e-9)
+    np.testing.assert_allclose(frame.gray_head_xy, project(HEAD_MM, COLOUR_CAMERA) * [1.1, 0.95], atol=1e-6)
     # Joints at many depths, shaken: near what least squares make of the same joints.
     rng = np.random.default_rng(0)
     joints_mm = HEAD_MM + np.concatenate([BODY_MM, rng.uniform(-80, 60, (17, 1))], 1)
@@ -436,7 +448,8 @@ def test_two_folders_of_one_sequence(tmp_path):
     source = PandoraSource(str(tmp_path))
     assert [i.frame for i in source.index() if "copy" not in i.frame] == ["001_000000", "001_000001", "017_000000"]
     assert len({info.frame for info in source.index()}) == len(source.index()) == 7
-    assert source.known_rejects()[0].detail == "01/BASE_1_ID01 beside 01/base_1_ID01"
+    details = [reject.detail for reject in source.known_rejects()]
+    assert details[1:3] == ["01/BASE_1_ID01 beside 01/base_1_ID01", "02/base_1_ID01 beside 01/base_1_ID01"]
     assert "unknown folders, not read: 23, 04/base_3_ID04" in source.notes()
 
 
@@ -499,10 +512,15 @@ def test_settings_say_what_decides_the_frames(tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.copytree(tmp_path / "01", moved / "01")
     assert PandoraSource(str(moved)).settings == before
-    (folder / "RGB" / "000003_RGB.png").unlink()
-    after = PandoraSource(str(tmp_path)).settings
+    found = [before]
+    for frame in (2, 3):
+        file = folder / "RGB" / f"{frame:06d}_RGB.png"
+        file.unlink()
+        found.append(PandoraSource(str(tmp_path)).settings)
+        file.touch()
     (folder / "data.json").write_text((folder / "data.json").read_text() + " ")
-    assert len({json.dumps(s) for s in (before, after, PandoraSource(str(tmp_path)).settings)}) == 3
+    found.append(PandoraSource(str(tmp_path)).settings)
+    assert len({json.dumps(each) for each in found}) == 4
 
 
 # --- the cropped release ---------------------------------------------------------------------------------------------
