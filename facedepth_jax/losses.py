@@ -1,4 +1,4 @@
-"""The losses of the paper, Eqs. 2 to 5, and of its baselines: one value an example, (B,); whoever trains takes the mean.
+"""The losses of the paper, Eqs. 2 to 5, and of its baselines: one value an example, (B,); steps take the mean.
 
 Labels are 1 = real, 0 = generated, as in Eqs. 1 and 5 (the text of section 3.1.1 says the opposite).
 """

@@ -42,8 +42,9 @@ def adam(learning_rate, b1, b2):
 
 
 def init_net(net: Net, key, image_size):
-    """A fresh NetState for inputs (B, image_size, image_size, 1)."""
-    variables = jax.jit(lambda key: net.module.init(key, jnp.zeros((1, image_size, image_size, 1)), train=False))(key)
+    """A fresh NetState for inputs (B, image_size, image_size, C); C is 1, or what the module gives as `channels`."""
+    x = jnp.zeros((1, image_size, image_size, getattr(net.module, "channels", 1)))
+    variables = jax.jit(lambda key: net.module.init(key, x, train=False))(key)
     params = variables["params"]
     return NetState(params, variables.get("batch_stats", {}), net.optimizer.init(params))
 
@@ -56,10 +57,11 @@ def init_state(nets: dict[str, Net], seed, image_size):
     return TrainState(jnp.zeros((), jnp.int32), states)
 
 
-def forward_train(net: Net, params, batch_stats, x):
-    """Output and new batch statistics, normalised by the batch's own."""
+def forward_train(net: Net, params, batch_stats, x, key=None):
+    """Output and new batch statistics, normalised by the batch's own; `key` draws the noise of nets with dropout."""
+    rngs = {} if key is None else {"dropout": key}
     output, new = net.module.apply(
-        {"params": params, "batch_stats": batch_stats}, x, train=True, mutable=["batch_stats"]
+        {"params": params, "batch_stats": batch_stats}, x, train=True, mutable=["batch_stats"], rngs=rngs
     )
     return output, new.get("batch_stats", {})
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from facedepth_jax import levels, losses
-from facedepth_jax.models import cgan, siamese
+from facedepth_jax.models import cgan, cui, pix2pix, siamese
 from facedepth_jax.state import Net, TrainState, apply_gradients, forward_train, gradient_norm
 
 
@@ -84,20 +84,118 @@ def supervised_step(state: TrainState, batch, *, nets: dict[str, Net], code: lev
     return TrainState(state.step + 1, {"generator": g}), metrics
 
 
+def conditional_adversarial_step(
+    state: TrainState, batch, *, nets: dict[str, Net], code: levels.DepthCode, seed: int, l1_weight: float
+):
+    """pix2pix's step (Isola et al., section 3): D sees gray and depth together, its loss is halved; then G by Eq. 4
+    there, through the D just updated.
+
+    As in `adversarial_step` the generator runs forward once, here with the noise of its dropout.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    batch = encode(batch, code)
+    g, d = state.nets["generator"], state.nets["discriminator"]
+
+    def generate(params):
+        return forward_train(nets["generator"], params, g.batch_stats, batch["gray"], key)
+
+    generated, pull_back, g_stats = jax.vjp(generate, g.params, has_aux=True)
+
+    def judge(params, stats, depth):
+        pair = jnp.concatenate([batch["gray"], depth], -1)
+        return forward_train(nets["discriminator"], params, stats, pair)
+
+    def d_loss(params):
+        real_logits, stats = judge(params, d.batch_stats, batch["depth"])
+        generated_logits, stats = judge(params, stats, generated)
+        loss = jnp.mean(losses.conditional_discriminator(real_logits, generated_logits))
+        return loss, (stats, real_logits, generated_logits)
+
+    (loss_d, (d_stats, real_logits, generated_logits)), d_grads = jax.value_and_grad(d_loss, has_aux=True)(d.params)
+    d = apply_gradients(nets["discriminator"], d, d_grads, d_stats)
+
+    def g_loss(image):
+        logits, _ = judge(d.params, d.batch_stats, image)
+        loss = jnp.mean(losses.conditional_generator(image, batch["depth"], logits, l1_weight))
+        return loss, jnp.mean(losses.adversarial(logits, 1.0))
+
+    (loss_g, loss_adv), image_grad = jax.value_and_grad(g_loss, has_aux=True)(generated)
+    (g_grads,) = pull_back(image_grad)
+    g = apply_gradients(nets["generator"], g, g_grads, g_stats)
+
+    metrics = {
+        "loss_g": loss_g,
+        "loss_l1": jnp.mean(losses.l1(generated, batch["depth"])),
+        "loss_mse": jnp.mean(losses.mse(generated, batch["depth"])),
+        "loss_adv": loss_adv,
+        "loss_d": loss_d,
+        "d_accuracy_real": jnp.mean(real_logits > 0),
+        "d_accuracy_generated": jnp.mean(generated_logits <= 0),
+        "grad_norm_g": gradient_norm(g_grads),
+        "grad_norm_d": gradient_norm(d_grads),
+    }
+    return TrainState(state.step + 1, {"generator": g, "discriminator": d}), metrics
+
+
+def discriminative_step(
+    state: TrainState, batch, *, nets: dict[str, Net], code: levels.DepthCode, seed: int, mse_weight: float
+):
+    """Cui et al.'s step: G on the MSE and on the cross entropy of who the identity net sees in its map, whose weights
+    stay fixed for it; then the identity net on the same cross entropy.
+
+    Both gradients of the cross entropy, by the map for G and by the identity net's weights, come of one pass.
+    """
+    batch = encode(batch, code) | {"subject": batch["subject"]}
+    g, i = state.nets["generator"], state.nets["identity"]
+
+    def generate(params):
+        return forward_train(nets["generator"], params, g.batch_stats, batch["gray"])
+
+    generated, pull_back, g_stats = jax.vjp(generate, g.params, has_aux=True)
+
+    def identity_loss(image, params):
+        logits, stats = forward_train(nets["identity"], params, i.batch_stats, image)
+        return jnp.mean(losses.identity(logits, batch["subject"])), (stats, logits)
+
+    (loss_identity, (i_stats, logits)), (identity_grad, i_grads) = jax.value_and_grad(
+        identity_loss, argnums=(0, 1), has_aux=True
+    )(generated, i.params)
+    i = apply_gradients(nets["identity"], i, i_grads, i_stats)
+
+    def mse_loss(image):
+        return jnp.mean(losses.mse(image, batch["depth"]))
+
+    loss_mse, mse_grad = jax.value_and_grad(mse_loss)(generated)
+    (g_grads,) = pull_back(mse_weight * mse_grad + identity_grad)
+    g = apply_gradients(nets["generator"], g, g_grads, g_stats)
+
+    metrics = {
+        "loss_g": mse_weight * loss_mse + loss_identity,
+        "loss_mse": loss_mse,
+        "loss_identity": loss_identity,
+        "identity_accuracy": jnp.mean(jnp.argmax(logits, -1) == batch["subject"]),
+        "grad_norm_g": gradient_norm(g_grads),
+        "grad_norm_identity": gradient_norm(i_grads),
+    }
+    return TrainState(state.step + 1, {"generator": g, "identity": i}), metrics
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """A row of Table 1.
 
     Attributes:
       modules: (width, dtype, subjects) -> modules by name, `subjects` the number of training people; "generator" is the
-        one that is evaluated.
+        one that is evaluated. What follows `subjects` is named in `net_args`.
       step: the pure step.
       loss_args: names of the config's loss values that the step takes.
+      net_args: names of the config's net values that `modules` takes.
     """
 
     modules: Callable
     step: Callable
     loss_args: tuple[str, ...] = ()
+    net_args: tuple[str, ...] = ()
 
 
 METHODS = {
@@ -110,6 +208,24 @@ METHODS = {
         ("lam",),
     ),
     "ae": Method(lambda width, dtype, subjects: {"generator": cgan.Generator(width, dtype)}, supervised_step),
+    # At the paper's width of 128: 64 maps in pix2pix's first layers, 32 and 64 in Cui et al.'s.
+    "pix2pix": Method(
+        lambda width, dtype, subjects, dropout_at_test: {
+            "generator": pix2pix.Generator(width // 2, dropout_at_test, dtype),
+            "discriminator": pix2pix.Discriminator(width // 2, dtype),
+        },
+        conditional_adversarial_step,
+        ("l1_weight",),
+        ("dropout_at_test",),
+    ),
+    "cui": Method(
+        lambda width, dtype, subjects: {
+            "generator": cui.Generator(max(1, width // 4), dtype),
+            "identity": cui.Identity(subjects, max(1, width // 4), dtype),
+        },
+        discriminative_step,
+        ("mse_weight",),
+    ),
 }
 
 

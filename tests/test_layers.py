@@ -11,22 +11,36 @@ from facedepth_jax.models import layers
 
 # (height, width) on the fine side of the networks' layers, with few channels; then what a user may bring.
 DOWN = [
-    ((96, 96), 1, 3),
-    ((48, 48), 2, 3),
-    ((24, 24), 2, 3),
-    ((12, 12), 3, 2),
-    ((32, 48), 2, 3),
-    ((4, 30), 2, 1),
-    ((2, 2), 2, 3),
+    (5, (96, 96), 1, 3),
+    (5, (48, 48), 2, 3),
+    (5, (24, 24), 2, 3),
+    (5, (12, 12), 3, 2),
+    (5, (32, 48), 2, 3),
+    (5, (4, 30), 2, 1),
+    (5, (2, 2), 2, 3),
+    (4, (64, 32), 2, 3),
+    (4, (2, 2), 2, 3),
+    (3, (16, 20), 2, 3),
+    (6, (4, 30), 2, 3),
 ]
 UP = [
-    ((6, 6), 3, 2),
-    ((12, 12), 3, 2),
-    ((24, 24), 2, 3),
-    ((48, 48), 2, 1),
-    ((5, 17), 2, 3),
-    ((17, 5), 3, 2),
-    ((1, 1), 2, 3),
+    (5, (6, 6), 3, 2),
+    (5, (12, 12), 3, 2),
+    (5, (24, 24), 2, 3),
+    (5, (48, 48), 2, 1),
+    (5, (5, 17), 2, 3),
+    (5, (17, 5), 3, 2),
+    (5, (1, 1), 2, 3),
+    (4, (32, 32), 2, 1),
+    (4, (8, 16), 3, 2),
+    (4, (1, 1), 2, 3),
+    (6, (12, 12), 3, 2),
+    (6, (48, 48), 2, 1),
+    (6, (1, 2), 2, 3),
+    (3, (8, 7), 3, 2),
+    (2, (7, 3), 2, 3),
+    (7, (8, 7), 3, 2),
+    (7, (3, 7), 3, 2),
 ]
 TO_ONE = [((96, 96), 3), ((6, 6), 2), ((16, 9), 2), ((1, 3), 2)]
 
@@ -46,26 +60,26 @@ def check(function, reference, x_shape, w_shape, y_shape):
             np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11, err_msg=name)
 
 
-@pytest.mark.parametrize("size, i, o", DOWN)
-def test_conv5s2_is_xlas(size, i, o):
+@pytest.mark.parametrize("k, size, i, o", DOWN)
+def test_conv_s2_is_xlas(k, size, i, o):
     (h, v), n = size, 2
     check(
-        layers.conv5s2,
+        layers.conv_s2,
         lambda x, w: lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=layers.DIMENSIONS),
         (n, h, v, i),
-        (5, 5, i, o),
+        (k, k, i, o),
         (n, h // 2, v // 2, o),
     )
 
 
-@pytest.mark.parametrize("size, i, o", UP)
-def test_conv_transpose5s2_is_xlas(size, i, o):
+@pytest.mark.parametrize("k, size, i, o", UP)
+def test_conv_transpose_s2_is_xlas(k, size, i, o):
     (h, v), n = size, 2
     check(
-        layers.conv_transpose5s2,
+        layers.conv_transpose_s2,
         lambda x, w: lax.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=layers.DIMENSIONS),
         (n, h, v, i),
-        (5, 5, i, o),
+        (k, k, i, o),
         (n, 2 * h, 2 * v, o),
     )
 
@@ -85,7 +99,7 @@ def test_conv5s1_to_one_is_xlas(size, i):
 def test_conv_transpose_of_one_pixel():
     """By hand, as the meaning of SAME has changed before: of the kernel turned half round, rows and columns 1 and 2."""
     w = np.arange(25, dtype=np.float32).reshape(5, 5, 1, 1)
-    y = layers.conv_transpose5s2(jnp.ones((1, 1, 1, 1)), w)
+    y = layers.conv_transpose_s2(jnp.ones((1, 1, 1, 1)), w)
     np.testing.assert_array_equal(y[0, :, :, 0], [[18, 17], [13, 12]])
 
 
@@ -103,6 +117,13 @@ def modules():
     yield layers.Conv(1, strides=2), nn.Conv(1, (5, 5), (2, 2), use_bias=False), (2, 8, 6, 2)
     yield layers.Conv(1, kernel_size=3), nn.Conv(1, (3, 3), use_bias=False), (2, 8, 7, 2)
     yield layers.Conv(2, 4, 2), nn.Conv(2, (4, 4), (2, 2), use_bias=False), (2, 8, 6, 2)
+    for strides, padding in ((1, (1, 1)), (2, (1, 2)), (2, "VALID")):
+        theirs = padding if isinstance(padding, str) else (padding, padding)
+        plain = nn.Conv(2, (4, 4), strides, padding=theirs, use_bias=False)
+        yield layers.Conv(2, 4, strides, padding), plain, (2, 8, 6, 2)
+    for k in (4, 6):
+        for bias in (False, True):
+            yield layers.ConvTranspose(2, k, bias), nn.ConvTranspose(2, (k, k), (2, 2), use_bias=bias), (2, 3, 7, 2)
 
 
 @pytest.mark.parametrize("ours, flaxs, shape", list(modules()), ids=lambda x: str(x) if isinstance(x, tuple) else "")
@@ -123,7 +144,9 @@ def test_kernels_start_as_in_the_paper():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere XLA's own are taken")
-@pytest.mark.parametrize("module", [layers.Conv(2, strides=2), layers.ConvTranspose(2), layers.Conv(1)])
+@pytest.mark.parametrize(
+    "module", [layers.Conv(2, strides=2), layers.ConvTranspose(2), layers.ConvTranspose(1, 6), layers.Conv(1)]
+)
 def test_cpu_sees_no_dilated_input(module):
     """Why layers.py is there: such convolutions are ten times slower on a CPU."""
     x = jnp.zeros((1, 16, 16, 2))

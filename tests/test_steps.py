@@ -185,7 +185,7 @@ def test_supervised_step_is_the_generator_on_equation_3():
 def test_methods():
     assert {"cgan", "ae"} <= steps.METHODS.keys()
     for method in steps.METHODS.values():
-        assert "generator" in method.modules(4, jnp.float32, SUBJECTS)
+        assert "generator" in method.modules(4, jnp.float32, SUBJECTS, **{name: True for name in method.net_args})
     assert {path.stem for path in GOLDEN.glob("*.json")} == steps.METHODS.keys()
 
 

@@ -18,18 +18,21 @@ from facedepth_jax.state import Net, NetState, TrainState, adam, init_state
 from facedepth_jax.steps import METHODS
 
 FOLDER = pathlib.Path(__file__).parents[1] / "tests" / "golden"
-LOSS_ARGS = {"lam": 100.0}
+LOSS_ARGS = {"lam": 100.0, "l1_weight": 100.0, "mse_weight": 9.216}
+NET_ARGS = {"dropout_at_test": True}
 WIDTH, SIZE_PX, BATCH = 4, 32, 4
 SUBJECTS, SEED = 3, 7
 
 
-def batch():
-    """Smooth random images with holes, as stored."""
+def batch(name="cgan"):
+    """Random images with holes, as stored: of one value in blocks, or with noise where rounding would break ties."""
     rng = np.random.default_rng(0)
     coarse = rng.uniform(size=(2, BATCH, 4, 4)).repeat(SIZE_PX // 4, 2).repeat(SIZE_PX // 4, 3)
     gray = (255 * coarse[0]).astype(np.uint8)
     depth_mm = (400 + 2300 * coarse[1]).astype(np.uint16)  # beyond level 0 and 255
     depth_mm[:, 5:9, 20:30] = 0
+    if name == "cui":  # its pools take the largest
+        gray = rng.integers(0, 256, gray.shape, np.uint8)
     return {"gray": gray, "depth_mm": depth_mm, "subject": np.arange(BATCH, dtype=np.int32) % SUBJECTS}
 
 
@@ -41,7 +44,7 @@ def start(nets):
         kind = path[-1].key
         if kind == "kernel":
             return (0.02 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
-        return np.full(leaf.shape, kind in ("scale", "var"), leaf.dtype)
+        return np.full(leaf.shape, {"scale": 1, "var": 1, "slope": 0.25}.get(kind, 0), leaf.dtype)
 
     def fill_net(net):
         params, batch_stats = (jax.tree_util.tree_map_with_path(fill, part) for part in (net.params, net.batch_stats))
@@ -54,7 +57,7 @@ def start(nets):
 def measure(name: str) -> list[dict[str, float]]:
     """The metrics of steps 1 and 2; the second sees what the first one did to the state."""
     method = METHODS[name]
-    modules = method.modules(WIDTH, jnp.dtype("float32"), SUBJECTS)
+    modules = method.modules(WIDTH, jnp.dtype("float32"), SUBJECTS, **{arg: NET_ARGS[arg] for arg in method.net_args})
     nets = {name: Net(module, adam(2e-4, 0.5, 0.999)) for name, module in modules.items()}
     loss_args = {arg: LOSS_ARGS[arg] for arg in method.loss_args}
     step = jax.jit(
@@ -63,7 +66,7 @@ def measure(name: str) -> list[dict[str, float]]:
     )
     state, measured = start(nets), []
     for _ in range(2):
-        state, metrics = step(state, batch())
+        state, metrics = step(state, batch(name))
         measured.append({name: float(value) for name, value in sorted(metrics.items())})
     return measured
 
