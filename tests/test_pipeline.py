@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from facedepth_jax.data import pipeline
+from facedepth_jax.errors import FaceDepthError
 
 ROWS = np.array([3, 19, 4, 11, 5, 12, 7, 0, 14, 2, 8])  # 11 of the 20, in no order
 ARRAYS = {
@@ -73,3 +74,60 @@ def test_memory_mapped_arrays(tmp_path):
     for batch, expected in zip(take(3, arrays=mapped), take(3), strict=True):
         assert type(batch["gray"]) is np.ndarray
         np.testing.assert_array_equal(batch["gray"], expected["gray"])
+
+
+SUBJECTS = np.array(list("aabbbcddddd"))  # of ROWS; c has one frame
+
+
+def take_pairs(count, rows=ROWS, subjects=SUBJECTS, arrays=ARRAYS, **options):
+    options = {"batch_size": 6, "seed": 0} | options
+    return list(itertools.islice(pipeline.pair_batches(arrays, rows, subjects, **options), count))
+
+
+def test_pairs_are_half_of_one_person_and_never_of_one_frame():
+    person = dict(zip(ROWS.tolist(), SUBJECTS, strict=True))
+    count = 2000
+    batches = take_pairs(count)
+    pairs = np.concatenate([batch["row"] for batch in batches])
+    same = np.concatenate([batch["same"] for batch in batches])
+    assert all(batch["same"].sum() == 3 and batch["same"].dtype == np.int32 for batch in batches)
+    who = np.array([[person[row] for row in pair] for pair in pairs.tolist()])
+    np.testing.assert_array_equal(who[:, 0] == who[:, 1], same == 1)
+    assert (pairs[:, 0] != pairs[:, 1]).all()
+    # Every person as often as any other, and within a person every frame.
+    for letter, share in zip("abd", [1 / 3] * 3, strict=True):
+        assert abs((who[same == 1, 0] == letter).mean() - share) < 0.03
+    for letter in "abcd":
+        assert abs((who[same == 0] == letter).mean() - 1 / 4) < 0.02
+    of_d = pairs[(same == 1) & (who[:, 0] == "d")].ravel()
+    for row in ROWS[SUBJECTS == "d"]:
+        assert abs((of_d == row).mean() - 1 / 5) < 0.03
+    in_order = (pairs[(same == 1) & (who[:, 0] == "a")] == ROWS[:2]).all(1).mean()
+    assert abs(in_order - 1 / 2) < 0.06  # both orders
+
+
+def test_a_batch_of_pairs_is_what_stands_in_its_rows():
+    for batch in take_pairs(3):
+        assert batch["depth_mm"].shape == (6, 2, 4, 4) and batch["depth_mm"].dtype == np.uint16
+        np.testing.assert_array_equal(batch["depth_mm"], ARRAYS["depth_mm"][batch["row"]])
+
+
+def test_pairs_are_a_function_of_seed_and_step():
+    whole = rows_of(take_pairs(9))
+    np.testing.assert_array_equal(rows_of(take_pairs(4, start_step=5)), whole[5 * 6 :])
+    assert not np.array_equal(rows_of(take_pairs(9, seed=1)), whole)
+    assert len({tuple(batch["row"].ravel()) for batch in take_pairs(9)}) == 9
+
+
+def test_processes_share_the_pairs_of_one_in_their_order():
+    one = take_pairs(4, start_step=2)
+    shares = [take_pairs(4, start_step=2, process=p, processes=3) for p in range(3)]
+    for whole, *parts in zip(one, *shares, strict=True):
+        for name in ("row", "same", "gray"):
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), whole[name])
+
+
+@pytest.mark.parametrize("subjects", ["aaaaaaaaaaa", "abcdefghijk"])
+def test_people_who_make_no_pairs(subjects):
+    with pytest.raises(FaceDepthError, match="make no verification pairs"):
+        take_pairs(1, subjects=np.array(list(subjects)))

@@ -5,10 +5,13 @@ endless list. So a run resumes anywhere, on another number of processes or threa
 iterator's state is saved.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import grain
 import numpy as np
+
+from facedepth_jax.errors import FaceDepthError
 
 
 def batches(
@@ -43,3 +46,58 @@ def _gather(arrays, rows):
     order = np.argsort(rows)
     back = np.argsort(order)
     return {name: np.asarray(array[rows[order]])[back] for name, array in arrays.items()}
+
+
+def pair_batches(
+    arrays: dict[str, np.ndarray],
+    rows: np.ndarray,
+    subjects: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches of pairs for the verifier, from step `start_step` on, drawn anew by seed and step.
+
+    Different people and the same person in turn. A person is drawn first, each as often as any other, then a frame.
+
+    Args:
+      arrays: by name, first axis N, memory-mapped or not; e.g. depth_mm uint16 (N, S, S).
+      rows: int (n,), the rows to train on.
+      subjects: (n,), who is in them.
+      batch_size, seed, start_step, process, processes: as for `batches`.
+
+    Yields:
+      The same names, (batch_size / processes, 2, ...), and "same", int32 (batch_size / processes,), 1 = one person, of
+      whom no frame is paired with itself.
+
+    Raises:
+      FaceDepthError: if there are not two people, or none of them has two frames.
+    """
+    rows, subjects = np.asarray(rows), np.asarray(subjects)
+    people = [rows[subjects == subject] for subject in np.unique(subjects)]
+    several = [person for person in people if len(person) > 1]
+    if len(people) < 2 or not several:
+        raise FaceDepthError(
+            f"{len(rows)} training frames of {len(people)} people make no verification pairs: "
+            "it takes two people, and one of them with two frames."
+        )
+    share = batch_size // processes
+    same = np.arange(batch_size) % 2
+    for step in itertools.count(start_step):
+        rng = np.random.default_rng((seed, step))
+        drawn = np.array([_draw_same(several, rng) if s else _draw_different(people, rng) for s in same])
+        mine = slice(process * share, (process + 1) * share)
+        batch = _gather(arrays, drawn[mine].ravel())
+        pairs = {name: array.reshape(share, 2, *array.shape[1:]) for name, array in batch.items()}
+        yield pairs | {"same": same[mine].astype(np.int32)}
+
+
+def _draw_same(several, rng):
+    return rng.choice(several[rng.integers(len(several))], 2, replace=False)
+
+
+def _draw_different(people, rng):
+    return [rng.choice(people[person]) for person in rng.choice(len(people), 2, replace=False)]

@@ -104,13 +104,14 @@ class Siamese(nn.Module):
 
     width: int = 64
     dtype: jnp.dtype = jnp.float32
+    channels = 2
 
     def setup(self):
         self.branch = _Branch(self.width, self.dtype)
         self.dense = [nn.Dense(features, dtype=self.dtype) for features in (128, 32, 1)]
 
     def __call__(self, pair, train):
-        a, b = pair[..., :1], pair[..., -1:]
+        a, b = pair[..., :1], pair[..., 1:]
         a, b = jnp.split(self.features(jnp.concatenate([a, b]), train), 2)
         return self.compare(a, b)
 

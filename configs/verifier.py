@@ -1,0 +1,29 @@
+"""The verifier of any data set: the paper's Siamese net on true depth, the judge of the generators' runs.
+
+python -m facedepth_jax.main --config=configs/verifier.py:synthetic --workdir=runs/verifier
+
+Behind the colon stands the config of the generators' runs: its data, levels and schedule of logs are taken from there.
+The net does not fit their width of an eighth: at a quarter of its own it takes one CPU core TODO.
+"""
+
+import importlib
+import pathlib
+
+# The demo's data, and whatever is as small: a quarter of the paper's net.
+SMALL = ("synthetic", "folder")
+
+
+def get_config(name="synthetic"):
+    if not (pathlib.Path(__file__).parent / f"{name}.py").is_file():
+        raise SystemExit(f"error: There is no configs/{name}.py: give the config of the runs that are to be judged.")
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.method = "verifier"
+    config.width = 16 if name in SMALL else 64
+    config.train.batch_size = 32  # pairs
+    config.train.steps = 2000 if name in SMALL else 20_000
+    config.train.learning_rate = 1e-3
+    config.train.b1 = 0.9
+    config.every.log = 50
+    config.every.save = 200
+    config.every.evaluate = 200
+    return config

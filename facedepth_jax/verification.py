@@ -1,0 +1,177 @@
+"""Face verification (section 4.2): fixed pairs of depth maps through the Siamese net, whole and by cell of Table 2.
+
+The net joins two features by concatenation, so the order of a pair matters to it; a pair's score is the mean of the
+probabilities of both orders. A frame goes through the branch once, however many pairs it is in. A pair counts as one
+person above a score of 0.5.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from facedepth_jax import levels
+from facedepth_jax.data import pairs
+from facedepth_jax.data.arrays import Arrays
+from facedepth_jax.data.splits import ANGLE_SUBSETS, SEQUENCE_SUBSETS, in_subset
+from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.levels import DepthCode
+from facedepth_jax.models import siamese
+from facedepth_jax.state import NetState
+
+BATCH = 64  # frames or pairs a call; the last one is padded, so that no figure depends on how many there are
+THRESHOLD = 0.5
+
+# int64 rows (n,) -> depth levels (n, S, S), whole numbers 0..255: the depth maps that are verified.
+DepthLevels = Callable[[np.ndarray], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verifier:
+    """A trained net.
+
+    Attributes:
+      module: siamese.Siamese.
+      net_state: its NetState.
+      code: the levels that it was trained on.
+      both_orders: whether a score is the mean of both orders of a pair; else the list's order alone.
+    """
+
+    module: siamese.Siamese
+    net_state: NetState
+    code: DepthCode
+    both_orders: bool = True
+
+
+def true_depth(data: Arrays, code: DepthCode) -> DepthLevels:
+    """The sensor's depth: "original" in Table 2."""
+    return lambda rows: levels.levels_from_mm(data.depth_mm[rows], code)
+
+
+def generated_depth(predict: Callable, data: Arrays, code: DepthCode) -> DepthLevels:
+    """What a generator makes of the gray images: "generated" in Table 2.
+
+    Args:
+      predict: gray uint8 (B, S, S) -> depth image (B, S, S, 1) in [-1, 1]; rounded to whole levels here.
+    """
+    return lambda rows: whole_levels(predict(data.gray[rows]), code)
+
+
+@functools.partial(jax.jit, static_argnames="code")
+def whole_levels(image, code: DepthCode):
+    """Depth image (B, S, S, 1) in [-1, 1] -> levels (B, S, S) as an 8-bit file has them: rounded, 0..255, float32."""
+    return jnp.clip(jnp.round(levels.levels_from_image(image[..., 0], code)), 0, 255)
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _features(module, variables, maps):
+    return module.apply(variables, siamese.normalize(maps), method="features")
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def _compare(module, variables, a, b):
+    return module.apply(variables, a, b, method="compare")
+
+
+def _in_batches(function, *arrays):
+    """`function` over equally long arrays (n, ...), BATCH at a time, padded with the last one."""
+    results = []
+    for start in range(0, len(arrays[0]), BATCH):
+        parts = [array[start : start + BATCH] for array in arrays]
+        fill = BATCH - len(parts[0])
+        padded = [np.pad(part, [(0, fill)] + [(0, 0)] * (part.ndim - 1), mode="edge") for part in parts]
+        results.append(np.asarray(function(*padded))[: len(parts[0])])
+    return np.concatenate(results)
+
+
+def scores(verifier: Verifier, depth_levels: DepthLevels, rows_a: np.ndarray, rows_b: np.ndarray) -> np.ndarray:
+    """Logits of the pairs (rows_a[i], rows_b[i]), float64 (orders, n): in the given order and, for a verifier of both
+    orders, in the other one."""
+    variables = {"params": verifier.net_state.params, "batch_stats": verifier.net_state.batch_stats}
+    rows, places = np.unique(np.concatenate([rows_a, rows_b]), return_inverse=True)
+    features = _in_batches(lambda rows: _features(verifier.module, variables, depth_levels(rows)), rows)
+    a, b = features[places[: len(rows_a)]], features[places[len(rows_a) :]]
+    orders = [(a, b), (b, a)] if verifier.both_orders else [(a, b)]
+    compare = functools.partial(_compare, verifier.module, variables)
+    return np.stack([_in_batches(compare, *order) for order in orders]).astype(np.float64)
+
+
+def verify(verifier: Verifier, depth_levels: DepthLevels, data: Arrays, split: str) -> dict:
+    """Accuracy on the fixed pairs of a split.
+
+    Args:
+      depth_levels: the depth maps: `true_depth`, `generated_depth`, or any map by row.
+      split: "validation" or "test".
+
+    Returns:
+      Plain JSON values:
+        "accuracy": share of the pairs that are told rightly; "n": pairs, "n_same": of one person, "n_frames": frames;
+        "auc": area under the ROC curve, which needs no threshold; None where all pairs are of one kind;
+        "loss": mean binary cross entropy, over the orders too;
+        "cells": {angle subset: {sequence subset: {"accuracy", "n"}}} of Table 2; a pair is in a cell when both of its
+          frames are. The accuracy is None in an empty one.
+
+    Raises:
+      FaceDepthError: no pairs, or one of a frame that the data do not have; an output that is not finite.
+    """
+    rows_a, rows_b, same = pair_rows(data, split)
+    logits = scores(verifier, depth_levels, rows_a, rows_b)
+    if not np.isfinite(logits).all():
+        raise FaceDepthError("The verifier's output is not finite: its weights, or the depth maps, are unusable.")
+    probability = (1 / (1 + np.exp(-np.clip(logits, -500, 500)))).mean(0)
+    right = (probability > THRESHOLD) == same
+    cells = {angles: {} for angles in ANGLE_SUBSETS}
+    for angles in ANGLE_SUBSETS:
+        for sequences in SEQUENCE_SUBSETS:
+            frames = in_subset(data.frames, angles, sequences)
+            chosen = right[frames[rows_a] & frames[rows_b]]
+            cells[angles][sequences] = {"accuracy": float(chosen.mean()) if chosen.size else None, "n": chosen.size}
+    return {
+        "accuracy": float(right.mean()),
+        "n": right.size,
+        "n_same": int(same.sum()),
+        "n_frames": np.unique(np.concatenate([rows_a, rows_b])).size,
+        "auc": _auc(probability, same),
+        "loss": float(np.logaddexp(0, np.where(same, -logits, logits)).mean()),
+        "cells": cells,
+    }
+
+
+def pair_rows(data: Arrays, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The fixed pairs of a split: rows of both frames, int64 (n,), and whether they show one person, bool (n,).
+
+    Raises:
+      FaceDepthError: no pairs, or one of a frame that the data do not have.
+    """
+    path = data.path / f"pairs_{split}.tsv"
+    found = pairs.read(path)
+    if not found:
+        raise FaceDepthError(f"{path} has no pairs: face verification needs two people in the split '{split}'.")
+    rows = {frame: row for row, frame in enumerate(data.frames["frame"])}
+    unknown = next((frame for pair in found for frame in pair[:2] if frame not in rows), None)
+    if unknown is not None:
+        raise FaceDepthError(f"{path} names the frame {unknown}, which is not in the data.")
+    a, b, same = zip(*found, strict=True)
+    return np.array([rows[frame] for frame in a]), np.array([rows[frame] for frame in b]), np.array(same) == 1
+
+
+def _auc(score, same):
+    """Chance that a pair of one person scores above a pair of two; half of one where they tie."""
+    if same.all() or not same.any():
+        return None
+    different = np.sort(score[~same])
+    below, not_above = (np.searchsorted(different, score[same], side) for side in ("left", "right"))
+    return float((below + not_above).mean() / 2 / different.size)
+
+
+def markdown_table(found: dict) -> str:
+    """What `verify` gives as markdown, in the shape of Table 2: rows by angle, columns by sequence, n in each cell."""
+    lines = [f"| accuracy (pairs) | {' | '.join(SEQUENCE_SUBSETS)} |", "|---" + "|---:" * len(SEQUENCE_SUBSETS) + "|"]
+    for angles, cells in found["cells"].items():
+        texts = [f"{c['accuracy']:.4f} ({c['n']})" if c["n"] else "- (0)" for c in cells.values()]
+        lines.append(f"| {angles} | {' | '.join(texts)} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,222 @@
+"""verification.py against a slow NumPy of the whole: pairs one by one, OpenCV's equalisation, scikit-free ROC."""
+
+import dataclasses
+import json
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facedepth_jax import verification
+from facedepth_jax.data import arrays, pairs
+from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.levels import DepthCode, image_from_levels, levels_from_mm
+from facedepth_jax.models import siamese
+from facedepth_jax.state import NetState
+from facedepth_jax.verification import Verifier, generated_depth, true_depth, verify
+
+CODE = DepthCode()
+PEOPLE, FRAMES = 4, 5  # one frame a sequence
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Bowls of four people in five sequences; the angles lie around 10 degrees, some of them are not known."""
+    path = tmp_path_factory.mktemp("data") / "arrays"
+    rng = np.random.default_rng(0)
+    count = PEOPLE * FRAMES
+    frames = {name: [kind(0)] * count for name, kind in arrays.COLUMNS.items()}
+    frames |= {
+        "frame": [f"f{i}" for i in range(count)],
+        "subject": [f"p{i // FRAMES}" for i in range(count)],
+        "sequence": [i % FRAMES + 1 for i in range(count)],
+        "split": ["test"] * count,
+        "yaw": rng.choice([-30.0, -10.0, 0.0, 9.0, np.nan], count, p=[0.4, 0.2, 0.2, 0.1, 0.1]).tolist(),
+    }
+    y, x = np.mgrid[:96, :96]
+    radius = np.hypot((x - 48) * rng.uniform(0.7, 1.3, (count, 1, 1)), (y - 48) * rng.uniform(0.7, 1.3, (count, 1, 1)))
+    depth = 700 + 10 * rng.normal(size=(count, 96, 96)) + radius * rng.uniform(1, 5, (count, 1, 1))
+    depth = np.where(radius < 45, depth, 0).astype(np.uint16)
+    gray = rng.integers(0, 256, (count, 96, 96)).astype(np.uint8)
+    names, subjects = frames["frame"], frames["subject"]
+    found = [
+        (a, b)
+        for a in range(count)
+        for b in range(count)
+        if a < b and (subjects[a] == subjects[b] or rng.random() < 0.6)
+    ]
+    lists = {"test": [(names[a], names[b], int(subjects[a] == subjects[b])) for a, b in found], "validation": []}
+    arrays.write(path, frames=frames, images=[(gray, depth)], size_px=96, pair_lists=lists, meta={})
+    return arrays.open(path)
+
+
+@pytest.fixture(scope="module")
+def verifier(data):
+    """Random weights, the last bias such that about half of the pairs are told to be one person."""
+    module = siamese.Siamese(width=2)
+    rng = np.random.default_rng(5)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 96, 96, 2)), train=False))
+    weights = jax.tree.map(lambda leaf: rng.uniform(0.2, 1, leaf.shape).astype(np.float32) - 0.45, shapes)
+    weights["batch_stats"] = jax.tree.map(lambda leaf: np.abs(leaf) + 0.1, weights["batch_stats"])
+    state = NetState(weights["params"], weights["batch_stats"], None)
+    rows_a, rows_b, _ = verification.pair_rows(data, "test")
+    logits = verification.scores(Verifier(module, state, CODE), true_depth(data, CODE), rows_a, rows_b)
+    last = weights["params"]["dense_2"]
+    spread = logits.std()
+    weights["params"]["dense_2"] = {
+        "kernel": last["kernel"] / spread,
+        "bias": (last["bias"] - np.float32(np.median(logits))) / spread,
+    }
+    return Verifier(module, NetState(weights["params"], weights["batch_stats"], None), CODE)
+
+
+def slow(verifier, maps_of_row, data, split="test"):
+    """Accuracy, AUC, loss and cells, pair by pair. `maps_of_row` row -> uint8 (96, 96)."""
+    variables = {"params": verifier.net_state.params, "batch_stats": verifier.net_state.batch_stats}
+    whole = jax.jit(lambda pair: verifier.module.apply(variables, pair, train=False))
+    rows = {str(frame): row for row, frame in enumerate(data.frames["frame"])}
+
+    def see(row):
+        image = cv2.equalizeHist(maps_of_row(row)).astype(np.float64)
+        return (image - image.mean()) / (image.std() or 1)
+
+    results, losses = [], []
+    for line in (data.path / f"pairs_{split}.tsv").read_text().splitlines():
+        a, b, same = line.split("\t")
+        a, b, same = rows[a], rows[b], same == "1"
+        pair = np.stack([see(a), see(b)], -1)[None].astype(np.float32)
+        orders = [pair, pair[..., ::-1]] if verifier.both_orders else [pair]
+        chances = [1 / (1 + np.exp(-float(whole(order)[0]))) for order in orders]
+        results.append((a, b, same, np.mean(chances)))
+        losses += [-np.log(chance if same else 1 - chance) for chance in chances]
+
+    def accuracy(chosen):
+        right = [(score > 0.5) == same for a, b, same, score in results if chosen(a) and chosen(b)]
+        return {"accuracy": sum(right) / len(right) if right else None, "n": len(right)}
+
+    def frontal(row):
+        angles = [data.frames[name][row] for name in ("yaw", "pitch", "roll")]
+        return None if np.isnan(angles).any() else bool(max(map(abs, angles)) <= 10)
+
+    angle = {"A1": lambda r: frontal(r) is True, "A2": lambda r: frontal(r) is False, "A1+A2": lambda r: True}
+    sequence = {
+        "S1-S3": lambda r: data.frames["sequence"][r] in (1, 2, 3),
+        "S4-S5": lambda r: data.frames["sequence"][r] in (4, 5),
+        "S1-S5": lambda r: True,
+    }
+    cells = {a: {s: accuracy(lambda r, a=a, s=s: angle[a](r) and sequence[s](r)) for s in sequence} for a in angle}
+    one, two = [x[3] for x in results if x[2]], [x[3] for x in results if not x[2]]
+    auc = np.mean([1.0 if p > q else 0.5 if p == q else 0.0 for p in one for q in two])
+    return accuracy(lambda r: True), auc, np.mean(losses), cells
+
+
+def original(data):
+    return lambda row: np.asarray(levels_from_mm(data.depth_mm[row], CODE)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("both_orders", [True, False])
+def test_the_figures_are_those_of_the_slow_one(verifier, data, both_orders):
+    verifier = dataclasses.replace(verifier, both_orders=both_orders)
+    found = verify(verifier, true_depth(data, CODE), data, "test")
+    whole, auc, loss, cells = slow(verifier, original(data), data)
+    assert 0.2 < whole["accuracy"] < 0.8 and 0.1 < auc < 0.9  # or nothing could be told apart
+    assert {"accuracy": found["accuracy"], "n": found["n"]} == whole == found["cells"]["A1+A2"]["S1-S5"]
+    assert found["auc"] == pytest.approx(auc, abs=1e-3)
+    assert found["loss"] == pytest.approx(loss, rel=1e-4)
+    assert found["cells"] == cells
+    assert found["n_same"] == PEOPLE * FRAMES * (FRAMES - 1) // 2 and found["n_frames"] == PEOPLE * FRAMES
+    counts = [cells[a][s]["n"] for a in ("A1", "A2") for s in ("S1-S3", "S4-S5")]
+    assert min(counts) > 0 and sum(counts) < found["n"]  # mixed pairs are in no elementary cell
+    json.dumps(found)
+
+
+def test_true_depth_in_place_of_generated_gives_the_original_figures(verifier, data):
+    """To the digit: a generator that paints the truth is judged as the truth is."""
+
+    def truth(gray):
+        rows = [int(np.flatnonzero((data.gray == image).all((1, 2)))[0]) for image in np.asarray(gray)]
+        return image_from_levels(levels_from_mm(data.depth_mm[np.array(rows)], CODE), CODE)[..., None]
+
+    assert verify(verifier, generated_depth(truth, data, CODE), data, "test") == verify(
+        verifier, true_depth(data, CODE), data, "test"
+    )
+
+
+def test_generated_depth_is_rounded_to_whole_levels_in_range(verifier, data):
+    image = np.linspace(-1.2, 1.2, 96 * 96, dtype=np.float32).reshape(1, 96, 96, 1)
+    levels = np.asarray(verification.whole_levels(image, CODE))
+    expected = np.clip(np.round((image[..., 0].astype(np.float64) + 1) * 127.5), 0, 255)
+    assert (levels != expected).mean() < 0.001 and np.abs(levels - expected).max() <= 1  # a tie may fall either way
+    assert levels.min() == 0 and levels.max() == 255 and (levels == levels.round()).all()
+
+
+def test_one_map_for_all_is_chance(verifier, data):
+    """Every pair scores the same there: the lower end of the range."""
+    found = verify(verifier, lambda rows: np.full((len(rows), 96, 96), 60, np.uint8), data, "test")
+    share = found["n_same"] / found["n"]
+    assert found["auc"] == 0.5
+    assert found["accuracy"] in (pytest.approx(share), pytest.approx(1 - share))
+
+
+def test_the_order_of_a_pair_does_not_matter(verifier, data):
+    rows_a, rows_b, _ = verification.pair_rows(data, "test")
+    maps = true_depth(data, CODE)
+    one = verification.scores(verifier, maps, rows_a, rows_b)
+    other = verification.scores(verifier, maps, rows_b, rows_a)
+    np.testing.assert_array_equal(one, other[::-1])
+    assert np.abs(one[0] - one[1]).max() > 0.01  # the net itself is not symmetric
+
+
+def test_every_frame_goes_through_the_net_once(verifier, data):
+    seen = []
+
+    def maps(rows):
+        seen.append(np.unique(rows))
+        return levels_from_mm(data.depth_mm[rows], CODE)
+
+    verify(verifier, maps, data, "test")
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(PEOPLE * FRAMES))
+
+
+def test_figures_do_not_depend_on_the_batch(verifier, data, monkeypatch):
+    whole = verify(verifier, true_depth(data, CODE), data, "test")
+    monkeypatch.setattr(verification, "BATCH", 7)
+    parts = verify(verifier, true_depth(data, CODE), data, "test")
+    assert parts["cells"] == whole["cells"]
+    assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+
+
+def copy_with(data, tmp_path, lines):
+    pairs.write(tmp_path / "pairs_test.tsv", lines)
+    return dataclasses.replace(data, path=tmp_path)
+
+
+def test_pairs_of_one_kind_have_no_curve(verifier, data, tmp_path):
+    found = verify(verifier, true_depth(data, CODE), copy_with(data, tmp_path, [("f0", "f1", 1)]), "test")
+    assert found["auc"] is None and found["n"] == 1 and found["accuracy"] in (0.0, 1.0)
+
+
+def test_lists_that_cannot_be_used(verifier, data, tmp_path):
+    with pytest.raises(FaceDepthError, match="has no pairs"):
+        verify(verifier, true_depth(data, CODE), data, "validation")
+    with pytest.raises(FaceDepthError, match="names the frame nobody, which is not in the data"):
+        verify(verifier, true_depth(data, CODE), copy_with(data, tmp_path, [("f0", "nobody", 1)]), "test")
+
+
+def test_weights_that_are_not_finite(verifier, data):
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, verifier.net_state.params)
+    state = NetState(broken, verifier.net_state.batch_stats, None)
+    with pytest.raises(FaceDepthError, match="not finite"):
+        verify(dataclasses.replace(verifier, net_state=state), true_depth(data, CODE), data, "test")
+
+
+def test_the_table_has_table_2s_shape(verifier, data):
+    found = verify(verifier, true_depth(data, CODE), data, "test")
+    found["cells"]["A1"]["S4-S5"] = {"accuracy": None, "n": 0}
+    header, _, *rows = verification.markdown_table(found).splitlines()
+    assert header == "| accuracy (pairs) | S1-S3 | S4-S5 | S1-S5 |"
+    assert [row.split(" | ")[0] for row in rows] == ["| A1", "| A2", "| A1+A2"]
+    assert rows[0].split(" | ")[2] == "- (0)"
+    assert f"{found['accuracy']:.4f} ({found['n']}) |" in rows[2]
