@@ -121,6 +121,17 @@ def test_a_cell_gives_what_it_has_and_the_rest_is_drawn_freely():
     assert all(n == 0 for name in ("A1 S4-S5", "A2 S4-S5") for n in counts[name].values())
 
 
+def test_without_sequences_the_angles_are_two_cells():
+    """As in Biwi: 5 of 100 frames are frontal."""
+    frames = data_set([100] * 4, lambda i: {"yaw": 30.0 * (i % 100 > 4), "pitch": 0.0, "roll": 0.0})
+    found = pairs.draw(frames, 400, 60, 0)
+    check(found, frames)
+    assert all(int(name[1:]) % 100 <= 4 for pair in found[:60] for name in pair[:2])
+    assert all(int(name[1:]) % 100 > 4 for pair in found[60:120] for name in pair[:2])
+    counts = pairs.count_cells(found, frames)
+    assert counts["A1 S1-S5"]["same"] >= 30 and counts["A1 S1-S3"] == {"same": 0, "different": 0}
+
+
 def test_forty_thousand_frames_of_four_people():
     """More pairs exist than memory holds; the draw must not list them."""
     frames = pandora_like([10_000] * 4)

@@ -24,9 +24,10 @@ Pair = tuple[str, str, int]
 def draw(frames: Mapping[str, Sequence], count: int, cell_count: int, seed: int) -> list[Pair]:
     """Draws up to `count` pairs, half of one person and half of two: first those of Table 2's cells, then freely.
 
-    Each of the four elementary cells (A1 and A2, S1-S3 and S4-S5) gives up to `cell_count` pairs; the rest are drawn
-    among all frames. In each draw the person who had the fewest turns is next, in random order among equals; a person
-    who has no pair left to give drops out. No pair comes twice, in either order, nor a frame with itself.
+    Each of the four elementary cells (A1 and A2, S1-S3 and S4-S5; two where angles or sequences are not known)
+    gives up to `cell_count` pairs; the rest are drawn among all frames. In each draw the person who had the fewest
+    turns is next, in random order among equals; a person who has no pair left to give drops out. No pair comes
+    twice, in either order, nor a frame with itself.
 
     Args:
       frames: columns (N,) frame, subject, sequence, and yaw, pitch, roll in degrees (NaN: not known).
@@ -42,8 +43,8 @@ def draw(frames: Mapping[str, Sequence], count: int, cell_count: int, seed: int)
     taken: list[tuple[int, int]] = []
     turns = {same: dict.fromkeys(np.unique(subjects).tolist(), 0) for same in (True, False)}
     columns = {name: np.asarray(frames[name], float) for name in ("yaw", "pitch", "roll", "sequence")}
-    elementary = [in_subset(columns, a, s) for a in ANGLE_SUBSETS[:2] for s in SEQUENCE_SUBSETS[:2]]
-    for rows, wanted in [(np.flatnonzero(cell), min(cell_count, count // 4)) for cell in elementary] + [
+    cells = _elementary_cells(columns)
+    for rows, wanted in [(np.flatnonzero(cell), min(cell_count, count // 4)) for cell in cells] + [
         (np.arange(len(names)), None)  # whatever the cells did not give
     ]:
         half = (count - len(taken) if wanted is None else wanted) // 2
@@ -54,6 +55,14 @@ def draw(frames: Mapping[str, Sequence], count: int, cell_count: int, seed: int)
         drawn = [_take_turns(rows_of, same, half, left[same], turns[same], known, rng) for same in (True, False)]
         taken += [pair for both in zip(*drawn, strict=True) for pair in both]
     return [(str(names[a]), str(names[b]), int(subjects[a] == subjects[b])) for a, b in taken]
+
+
+def _elementary_cells(columns: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Which frames are in each cell that no other is part of: bool (N,) each."""
+    by_angles = [in_subset(columns, angles, SEQUENCE_SUBSETS[-1]) for angles in ANGLE_SUBSETS]
+    by_sequences = [in_subset(columns, ANGLE_SUBSETS[-1], sequences) for sequences in SEQUENCE_SUBSETS]
+    parts = [subsets[:2] if np.any(subsets[:2]) else subsets[2:] for subsets in (by_angles, by_sequences)]
+    return [angles & sequences for angles in parts[0] for sequences in parts[1]]
 
 
 def _count_left(subjects: np.ndarray, rows: np.ndarray, taken: list[tuple[int, int]], same: bool) -> dict[str, int]:

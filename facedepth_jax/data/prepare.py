@@ -511,8 +511,9 @@ def _pairs_report(split: str, found: dict) -> list[str]:
     if any(sum(cell.values()) for name, cell in cells.items() if cell is not whole):
         for angles in ANGLE_SUBSETS:
             row = [(name, cells[f"{angles} {name}"]) for name in SEQUENCE_SUBSETS]
-            text = ", ".join(f"{name} {cell['same']}+{cell['different']}" for name, cell in row)
-            lines.append(f"    {angles}: {text} (same+different)")
+            texts = [f"{name} {cell['same']}+{cell['different']}" for name, cell in row if any(cell.values())]
+            if texts:
+                lines.append(f"    {angles}: {', '.join(texts)} (same+different)")
     return lines
 
 
