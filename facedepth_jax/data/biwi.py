@@ -192,40 +192,30 @@ def decode_depth(content: bytes, size: tuple[int, int]) -> np.ndarray:
         raise images.Unusable(_DAMAGED, f"it has {len(content)} bytes")
     if (there := _RUN.unpack_from(content)) != size:
         raise images.Unusable("depth image has another size than depth.cal says", _sizes(there, size))
-    pixels, end = size[0] * size[1], len(content)
-    # Where a run begins is known from the run before alone, so this loop is Python's, a few hundred turns a frame; it
-    # does as little as possible.
-    starts, at, unpack = [], 8, _RUN.unpack_from
+    depth_mm = np.zeros((size[1], size[0]), "<i2")
+    # Where a run begins is known from the run before alone, so the loop is Python's: a turn a run, about a thousand in
+    # a frame. Slices of unequal lengths, where a run leaves the file or the image, are an error of the memoryview.
+    target, source, unpack = memoryview(depth_mm.reshape(-1).view(np.uint8)), memoryview(content), _RUN.unpack_from
+    at, filled, whole = 8, 0, len(target)
     try:
-        while at < end:
-            starts.append(at)
-            count = unpack(content, at)[1]
-            if count < 0:
+        while filled < whole:
+            zeros, values = unpack(content, at)
+            if zeros < 0 or values < 0:
                 raise images.Unusable(_DAMAGED, "a count is negative")
-            at += 8 + 2 * count
-    except struct.error:
-        at = end + 1
-    if at > end:
-        raise images.Unusable(_DAMAGED, "it ends within a run, or a count is too large")
-    words = np.frombuffer(content, "<i2", count=(end - 8) // 2, offset=8)
-    sources = (np.array(starts, np.int64) - 8) // 2 + 4  # of a run's first value among the words
-    counts = words[sources[:, None] + np.arange(-4, 0)].view("<i4").astype(np.int64)
-    if len(counts) and counts.min() < 0:
-        raise images.Unusable(_DAMAGED, "a count is negative")
-    filled = np.cumsum(counts.sum(1))
-    if not len(filled) or filled[-1] != pixels or len(filled) > 1 and filled[-2] == pixels:
-        last = filled[-1] if len(filled) else 0
-        detail = f"its runs fill {last} of {pixels} pixels" if last != pixels else "runs behind the last pixel"
-        raise images.Unusable(_DAMAGED, detail)
-    depth_mm = np.zeros(pixels, "<i2")
-    target, source = memoryview(depth_mm.view(np.uint8)), memoryview(content)
-    values = 2 * counts[:, 1]  # in bytes, as all that follows
-    places = np.stack([2 * filled - values, 2 * filled, 8 + 2 * sources, 8 + 2 * sources + values], 1)
-    for begin, end, source_begin, source_end in places[values > 0].tolist():
-        target[begin:end] = source[source_begin:source_end]
+            at += 8
+            filled += 2 * zeros
+            end, filled_end = at + 2 * values, filled + 2 * values
+            target[filled:filled_end] = source[at:end]
+            at, filled = end, filled_end
+    except (struct.error, ValueError):
+        raise images.Unusable(_DAMAGED, "it ends within a run, or a run leaves the image") from None
+    if filled > whole:
+        raise images.Unusable(_DAMAGED, "a run leaves the image")
+    if at != len(content):
+        raise images.Unusable(_DAMAGED, f"{len(content) - at} bytes follow the last pixel")
     if depth_mm.min() < 0:
         raise images.Unusable(_DAMAGED, f"a depth is negative ({depth_mm.min()} mm)")
-    return depth_mm.astype(np.uint16, copy=False).reshape(size[1], size[0])
+    return depth_mm.view("<u2").astype(np.uint16, copy=False)
 
 
 @dataclasses.dataclass(frozen=True)
