@@ -203,13 +203,15 @@ def test_poses_come_back(tmp_path):
 
 
 def test_the_signs_of_the_angles(tmp_path):
-    """Looking down (nose to +y) is a positive pitch where the axes are x right, y down, z away from the camera."""
-    folder = write_sequence(tmp_path / "hpdb" / "03", numbers=[3])
-    (folder / "frame_00003_pose.txt").write_text(
-        "0.866025 0 0.5 \n0 1 0 \n-0.5 0 0.866025 \n\n0 0 900 \n"  # x of the third column positive: a turn about +y
-    )
-    (frame,) = load(tmp_path)
-    assert frame.yaw == pytest.approx(30, abs=1e-3) and frame.pitch == 0 and frame.roll == 0
+    """Typed by hand, for the axes x right, y down, z away from the camera: the nose, which points to -z in front."""
+    down = "1 0 0 \n0 0.866025 -0.5 \n0 0.5 0.866025 \n"  # nose to y = 0.5
+    left = "0.866025 0 0.5 \n0 1 0 \n-0.5 0 0.866025 \n"  # nose to x = -0.5
+    clockwise = "0.866025 -0.5 0 \n0.5 0.866025 0 \n0 0 1 \n"  # x, the face's side, turns towards y
+    folder = write_sequence(tmp_path / "hpdb" / "03", numbers=[3, 4, 5])
+    for number, text in zip((3, 4, 5), (down, left, clockwise), strict=True):
+        (folder / f"frame_{number:05d}_pose.txt").write_text(text + "\n0 0 900 \n")
+    angles = [(frame.yaw, frame.pitch, frame.roll) for frame in load(tmp_path)]
+    np.testing.assert_allclose(angles, [(0, 30, 0), (30, 0, 0), (0, 0, 30)], atol=1e-3)
 
 
 def test_names_people_and_splits(tmp_path):
