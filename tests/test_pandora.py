@@ -223,12 +223,21 @@ def test_the_map_of_the_joints_stands_some_bad_ones(tmp_path):
     root = tmp_path / "shaken"
     write_images(make(root, entries=[shaken], count=1), 0, *plate_images())
     frame = load(root, register="joints")[0]
-    seen = np.array(shaken["joints"])[:, 1] < 423.5
     for axis in (0, 1):
-        a, b = (np.array(shaken[name])[seen, axis] for name in ("joints", "jointsRGB"))
+        a, b = (np.array(shaken[name])[:, axis] for name in ("joints", "jointsRGB"))
         slope, shift = np.polyfit(a, b, 1)
         assert frame.gray_focal_px[axis] == pytest.approx(365 * slope, rel=0.03)
         assert frame.gray_head_xy[axis] == pytest.approx(slope * shaken["joints"][3][axis] + shift, abs=8)
+
+
+def test_joints_out_of_view_count(tmp_path):
+    joints_mm = HEAD_MM + np.concatenate([3 * BODY_MM, np.zeros((17, 1))], 1)
+    close = entry(0, joints_mm)
+    assert (np.array(close["joints"])[:, 1] > 424).sum() == 12
+    close["joints"][5] = [1e7, 1e7]
+    write_images(make(tmp_path, entries=[close], count=1), 0, *plate_images())
+    frame = load(tmp_path, register="joints")[0]
+    np.testing.assert_allclose(frame.gray_head_xy, project(HEAD_MM, COLOUR_CAMERA), atol=1e-6)
 
 
 def test_joints_that_give_no_map(tmp_path):

@@ -29,7 +29,7 @@ REGISTER = ("head", "joints")
 SEQUENCES = ("base_1", "base_2", "free_1", "free_2", "free_3")  # S1..S5 (A)
 DEPTH_SIZE, COLOUR_SIZE = (424, 512), (1080, 1920)  # Kinect v2's, (H, W)
 JOINTS, HEAD = 17, 3
-# The map of `register="joints"` (A): joints seen in both images, and slopes between joints at least so far apart.
+# The map of `register="joints"` (A): joints at least, and slopes between joints at least so far apart.
 MIN_JOINTS, MIN_SLOPES, MIN_SPAN_PX = 6, 6, 10.0
 MAX_SCALE_ERROR = 1.25  # of the map's scale against the ratio of the focal lengths
 MAX_FOCAL_PX = 1_000_000
@@ -514,9 +514,10 @@ def _maps(joints: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarra
     """
     good = np.ones(joints.shape[:2], bool)
     for points, (height, width) in ((joints, DEPTH_SIZE), (colour, COLOUR_SIZE)):
-        x, y = points[..., 0], points[..., 1]
+        # Kinect projects a point in space into both images, so one that is out of view is as good; not any distance.
         # NaN compares false. (0, 0) is a joint that was not tracked.
-        good &= (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5) & ((x != 0) | (y != 0))
+        beyond = np.abs(points - [width / 2, height / 2]) > [1.5 * width, 1.5 * height]
+        good &= np.isfinite(points).all(-1) & ~beyond.any(-1) & points.any(-1)
     usable = good.sum(1)
     a, b = np.triu_indices(JOINTS, 1)
     joints, colour = np.where(good[..., None], joints, 0), np.where(good[..., None], colour, 0)
