@@ -93,7 +93,7 @@ class Source(Protocol):
     def load(self, start: int, stop: int) -> Iterator[Frame | Reject]:
         """One item for each entry of `index()[start:stop]`, in order.
 
-        `start` is a multiple of `prepare.CHUNK_FRAMES`; the items do not depend on how the index is cut.
+        The items do not depend on how the index is cut; chunk by chunk is fastest.
         """
         ...
 
