@@ -5,7 +5,7 @@ padding is cut off before anything is summed.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -129,36 +129,3 @@ def mean_map_baseline(depth_mm: np.ndarray, rows: Sequence[int], code: DepthCode
         total += np.asarray(true_levels).sum(axis=0, dtype=np.float64)
     mean_image = levels.image_from_levels(total / rows.size, code)[None, :, :, None]
     return lambda gray: jnp.broadcast_to(mean_image, (*gray.shape, 1))
-
-
-def markdown_table(
-    columns: Mapping[str, Mapping[str, float | Sequence[float]]], caption: str, baseline: str | None = None
-) -> str:
-    """Table 1 as markdown: a row a metric with its arrow, the best column in bold.
-
-    Args:
-      columns: title -> {metric key: value, or one value a seed}. Several values become mean ± standard deviation
-        (n - 1). Rows are the metrics of METRICS and MM_METRICS that every column has.
-      caption: the first header cell; say there what was measured and n.
-      baseline: title of the column that the others' relative change is given to, in per cent.
-    """
-    lines = ["| " + " | ".join([caption, *columns]) + " |", "|---" + "|---:" * len(columns) + "|"]
-    for metric in (*metrics.METRICS, *metrics.MM_METRICS):
-        if not all(metric.key in values for values in columns.values()):
-            continue
-        values = {title: np.atleast_1d(column[metric.key]) for title, column in columns.items()}
-        means = {title: value.mean() for title, value in values.items()}
-        best = min(means.values()) if metric.better == "lower" else max(means.values())
-        cells = []
-        for title, value in values.items():
-            cell = f"{means[title]:.{metric.decimals}f}"
-            if value.size > 1:
-                cell += f" ± {value.std(ddof=1):.{metric.decimals}f}"
-            if means[title] == best and len(columns) > 1:
-                cell = f"**{cell}**"
-            if baseline not in (None, title) and means[baseline] > 0:
-                cell += f" ({means[title] / means[baseline] - 1:+.0%})"
-            cells.append(cell)
-        arrow = "↓" if metric.better == "lower" else "↑"
-        lines.append("| " + " | ".join([f"{metric.label} {arrow}", *cells]) + " |")
-    return "\n".join(lines) + "\n"

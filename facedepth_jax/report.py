@@ -1,10 +1,13 @@
-"""Program: training runs -> Table 1, the curve over lambda, the grid of Figure 4.
+"""Program: training runs -> Tables 1 and 2, the curve over lambda, the grid of Figure 4.
 
-    python -m facedepth_jax.report --out=DIR RUN [RUN ...]
+    python -m facedepth_jax.report --out=DIR [--verifier=RUN] [--errors] RUN [RUN ...]
 
 Reads nothing but the runs' own config.json, results.json and samples/test.npz. Runs that differ in their seed alone
 share a column, as mean ± standard deviation. Runs on different data never share a table. Writes report.md, report.json
 and the pictures that report.md shows.
+
+With a verifier the row of face verification and Table 2 come too. That of a run needs its data once; what was found
+stays in the run, as verification.json.
 """
 
 import argparse
@@ -17,22 +20,26 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from facedepth_jax import files, pictures
+from facedepth_jax import files, pictures, tables, train
+from facedepth_jax.data import arrays
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.evaluate import MEAN_MAP, markdown_table
+from facedepth_jax.evaluate import MEAN_MAP
 from facedepth_jax.metrics import METRICS
+from facedepth_jax.tables import markdown_table
 
 CURVE_METRICS = ("l1", "rmse_lin", "delta_1.25^(1/4)")
 GRID_FACES = 8
+ORDER = ("cgan", "ae", "pix2pix", "cui")  # of the columns, as in the paper
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A finished run: its directory, resolved config and results.json."""
+    """A finished run: its directory, resolved config, results.json, and what a verifier says of its depth maps."""
 
     path: Path
     config: dict
     results: dict
+    verification: dict | None = None
 
     @property
     def method(self) -> str:
@@ -62,7 +69,10 @@ def read_run(path: Path) -> Run:
                 f"{path} has no {name}: it is no run, or one that has not ended; continue it with `main`."
             )
     run = Run(path, files.read_json(path / "config.json"), files.read_json(path / "results.json"))
+    if isinstance(run.results, dict) and run.results.get("method") == "verifier":
+        raise FaceDepthError(f"{path} is a verifier's run: give it as --verifier.")
     try:
+        ORDER.index(run.method)
         (
             run.method,
             run.seed,
@@ -86,6 +96,50 @@ def read_run(path: Path) -> Run:
     return run
 
 
+def verify_run(run: Run, verifier_path: Path) -> dict:
+    """`verification.verify` of a run's test pairs, from its verification.json or, the first time, from its data.
+
+    Raises:
+      FaceDepthError: a run on other data than the verifier's, or its data are not where its config says.
+    """
+    judge = _read_verifier(verifier_path)
+    if judge["fingerprint"] != run.results["fingerprint"]:
+        raise FaceDepthError(
+            f"{verifier_path} and {run.path} are of different data: give the verifier of the runs' data."
+        )
+    weights = {
+        "verifier": files.sha256(verifier_path / "verifier.safetensors"),
+        "generator": files.sha256(run.path / "generator.safetensors"),
+    }
+    file = run.path / "verification.json"
+    if file.is_file() and (known := files.read_json(file)).get("weights") == weights:
+        return known["test"]
+    data = arrays.open(run.config["data"]["dir"])
+    if data.fingerprint != run.results["fingerprint"]:
+        raise FaceDepthError(
+            f"{data.path} is not the data that {run.path} was trained on: prepare it as it was, with the run's config."
+        )
+    found = train.verify_run(train.load_verifier(verifier_path), run.path, data)
+    files.write_json(file, {"weights": weights, "test": found})
+    return found
+
+
+def _read_verifier(path: Path) -> dict:
+    """results.json of a verifier's run."""
+    if not (path / "results.json").is_file():
+        raise FaceDepthError(f"{path} is no finished run: give the --workdir of a verifier's training.")
+    results = files.read_json(path / "results.json")
+    try:
+        if results["method"] != "verifier":
+            raise FaceDepthError(f"{path} is a run of '{results['method']}': --verifier wants a verifier's.")
+        results["test"]["cells"], results["baseline_mean_map"]["accuracy"], results["fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise FaceDepthError(
+            f"{path / 'results.json'} is damaged or of another version: train the verifier again."
+        ) from error
+    return results
+
+
 def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs on the same data -> title -> runs that differ in their seed alone, by seed.
 
@@ -102,7 +156,7 @@ def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
                 "their metrics cannot stand in one table; report them apart."
             )
     columns, first = {}, {}
-    for run in sorted(runs, key=lambda run: (run.method, run.lam or 0.0, run.seed)):
+    for run in sorted(runs, key=lambda run: (ORDER.index(run.method), run.lam or 0.0, run.seed)):
         other = first.setdefault(run.method, run)
         if keys := _differing_keys(_settings(other), _settings(run)):
             raise FaceDepthError(
@@ -141,7 +195,10 @@ def _differing_keys(a: dict, b: dict, prefix: str = "") -> list[str]:
 def column_values(runs: Sequence[Run], pixels: str, split: str = "test") -> dict[str, list[float]]:
     """metric -> one value a run, over "all" pixels, or over the "valid" ones with the errors in mm."""
     results = [run.results[split] for run in runs]
-    return _stack([r["valid"] | r["mm"] if pixels == "valid" else r["all"] for r in results])
+    values = _stack([r["valid"] | r["mm"] if pixels == "valid" else r["all"] for r in results])
+    if pixels == "all" and split == "test" and all(run.verification for run in runs):
+        values[tables.FACE_VERIFICATION.key] = [run.verification["accuracy"] for run in runs]
+    return values
 
 
 def baseline_values(run: Run, pixels: str) -> dict[str, list[float]]:
@@ -192,8 +249,8 @@ def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
     return content.getvalue()
 
 
-def sample_grid(columns: dict[str, list[Run]]) -> np.ndarray | None:
-    """The grid of Figure 4 from samples/test.npz of each column's first run.
+def sample_grid(columns: dict[str, list[Run]], errors: bool = False) -> np.ndarray | None:
+    """The grid of Figure 4 from samples/test.npz of each column's first run, on request with maps of the error.
 
     Returns:
       uint8 (H, W, 3), None where a run kept no samples or the runs have no frame in common.
@@ -222,11 +279,33 @@ def sample_grid(columns: dict[str, list[Run]]) -> np.ndarray | None:
 
     rows = {"truth": pick(first, "truth_mm")}
     rows |= {title.replace("λ", "lambda"): pick(sample, "estimate_mm") for title, sample in samples.items()}
-    return pictures.grid(pick(first, "gray"), rows)
+    return pictures.grid(pick(first, "gray"), rows, errors)
 
 
-def make_section(runs: Sequence[Run]) -> tuple[str, dict, dict[str, bytes]]:
-    """Tables and pictures of the runs on one data set -> markdown, JSON values, file name -> PNG."""
+def table_2(columns: dict[str, list[Run]], judge: dict, dataset: str) -> str:
+    """Table 2 of every column, with what bounds it: the verifier on true depth and on the mean map."""
+    original, mean_map = judge["test"], judge["baseline_mean_map"]
+    parts = [
+        "### Table 2, face verification\n",
+        "Original / generated depth (pairs); a pair is in a cell when both of its frames are. On true depth the "
+        f"verifier is right in {original['accuracy']:.4f} of {original['n']} pairs (area under the ROC curve "
+        f"{original['auc']:.4f}), on the mean training map, where all look alike, in {mean_map['accuracy']:.4f}.\n",
+    ]
+    for title, runs in columns.items():
+        parts.append(tables.verification_table(original["cells"], [run.verification["cells"] for run in runs], title))
+    if dataset == "pandora":
+        parts.append(tables.paper_verification_table())
+    return "\n".join(parts)
+
+
+def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple[str, dict, dict[str, bytes]]:
+    """Tables and pictures of the runs on one data set -> markdown, JSON values, file name -> PNG.
+
+    Args:
+      runs: with their verification where there is a judge.
+      judge: results.json of the verifier.
+      errors: whether the grid of faces has maps of the error.
+    """
     columns = group_columns(runs)
     test, dataset, fingerprint = runs[0].results["test"], runs[0].results["dataset"], runs[0].results["fingerprint"]
     name = f"{dataset}-{fingerprint[:8]}"
@@ -245,8 +324,14 @@ def make_section(runs: Sequence[Run]) -> tuple[str, dict, dict[str, bytes]]:
     for pixels, words, n in (("all", "all pixels", test["n_frames"]), ("valid", "pixels with true depth", with_depth)):
         table = {title: column_values(members, pixels) for title, members in columns.items()}
         table[MEAN_MAP] = baseline_values(runs[0], pixels)
+        beside = {}
+        if pixels == "all":
+            if judge:
+                table[MEAN_MAP][tables.FACE_VERIFICATION.key] = [judge["baseline_mean_map"]["accuracy"]]
+            theirs = tables.paper()["table1"].get(dataset, {})
+            beside = {f"paper: {method}": theirs[method] for method in theirs if method in {r.method for r in runs}}
         caption = f"{words}, n = {n}"
-        parts.append(f"\n### Table 1 over {words}\n\n{markdown_table(table, caption, baseline=MEAN_MAP)}")
+        parts.append(f"\n### Table 1 over {words}\n\n{markdown_table(table, caption, MEAN_MAP, beside)}")
         for title, column in table.items():
             values["columns"].setdefault(title, {})[pixels] = column
     for title, members in columns.items():
@@ -255,7 +340,12 @@ def make_section(runs: Sequence[Run]) -> tuple[str, dict, dict[str, bytes]]:
             "lam": members[0].lam,
             "seeds": [run.seed for run in members],
             "steps": [run.results["step"] for run in members],
+            "verification": [run.verification for run in members],
         }
+    if judge:
+        parts.append(table_2(columns, judge, dataset))
+        values["verification_of_true_depth"] = judge["test"]
+        values["verification_of_mean_map"] = judge["baseline_mean_map"]
     images = {}
     if (curve := lambda_curve(columns)) is not None:
         images[f"lambda-{name}.png"] = curve
@@ -269,24 +359,31 @@ def make_section(runs: Sequence[Run]) -> tuple[str, dict, dict[str, bytes]]:
             f"![curve over lambda](lambda-{name}.png)\n",
             markdown_table(table, caption),
         ]
-    if (image := sample_grid(columns)) is not None:
+    if (image := sample_grid(columns, errors)) is not None:
         images[f"faces-{name}.png"] = pictures.encode_png(image)
         parts.append(f"### Faces of the test split\n\n![gray, truth and estimates](faces-{name}.png)\n")
     return "\n".join(parts), values, images
 
 
-def write_report(paths: Sequence[Path], out: Path) -> str:
+def write_report(paths: Sequence[Path], out: Path, verifier: Path | None = None, errors: bool = False) -> str:
     """Reads the runs, writes the report into the directory `out`, returns its markdown.
+
+    Args:
+      verifier: a verifier's run on the same data.
+      errors: whether the grid of faces has maps of the error.
 
     Raises:
       FaceDepthError: a run cannot be used or the report cannot be written.
     """
     runs = [read_run(path) for path in paths]
+    judge = _read_verifier(verifier) if verifier else None
+    if verifier:
+        runs = [dataclasses.replace(run, verification=verify_run(run, verifier)) for run in runs]
     by_data = {}
     for run in runs:
         by_data.setdefault(run.results["fingerprint"], []).append(run)
     # Everything is made before anything is written.
-    sections, values, images = zip(*(make_section(group) for group in by_data.values()), strict=True)
+    sections, values, images = zip(*(make_section(group, judge, errors) for group in by_data.values()), strict=True)
     markdown = "# Report\n\n" + "\n".join(sections)
     for section_images in images:
         for name, content in section_images.items():
@@ -302,9 +399,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a finished run")
     parser.add_argument("--out", required=True, type=Path, help="directory to write to; files there are replaced")
+    parser.add_argument("--verifier", type=Path, metavar="RUN", help="a verifier's run on the same data: for Table 2")
+    parser.add_argument("--errors", action="store_true", help="maps of the error in the grid of faces")
     args = parser.parse_args(argv)
     try:
-        print(write_report(args.runs, args.out))
+        print(write_report(args.runs, args.out, args.verifier, args.errors))
     except FaceDepthError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -34,7 +34,7 @@ def markdown_table(
 
     Args:
       columns: title -> {metric key: value, or one value a seed}. Several values become mean ± standard deviation
-        (n - 1). Rows are the metrics of METRICS, MM_METRICS and FACE_VERIFICATION that one column at least has; "-"
+        (n - 1). Rows are the metrics of METRICS, MM_METRICS and FACE_VERIFICATION that a column has; "-"
         stands where another has none.
       caption: the first header cell; say there what was measured and n.
       baseline: title of the column that the others' relative change is given to, in per cent.
@@ -47,10 +47,10 @@ def markdown_table(
     ]
     for metric in (*METRICS, *MM_METRICS, FACE_VERIFICATION):
         values = {title: np.atleast_1d(column[metric.key]) for title, column in columns.items() if metric.key in column}
-        if not values:
+        if not values and not any(metric.key in column for column in beside.values()):
             continue
         means = {title: value.mean() for title, value in values.items()}
-        best = min(means.values()) if metric.better == "lower" else max(means.values())
+        best = (min if metric.better == "lower" else max)(means.values(), default=None)
         cells = []
         for title in columns:
             if title not in values:
@@ -78,11 +78,11 @@ def mean_and_deviation(values: Sequence[float], decimals: int) -> str:
 
 
 def verification_table(original: Mapping, generated: Sequence[Mapping], caption: str) -> str:
-    """Table 2 as markdown: face verification by angle and sequence subset, "original / generated (n)".
+    """Table 2 as markdown: face verification by angle and sequence subset, "original / generated (pairs)".
 
     Args:
       original, generated: cells as `verification.verify` gives them, {angles: {sequences: {"accuracy", "n"}}}; one
-        mapping for each seed of the generated. "-" stands where a cell has no pair.
+        mapping for each seed of the generated, or none at all. "-" stands where a cell has no pair.
       caption: the first header cell.
     """
     lines = ["| " + " | ".join([caption, *SEQUENCE_SUBSETS]) + " |", "|---" + "|---:" * len(SEQUENCE_SUBSETS) + "|"]
@@ -93,8 +93,10 @@ def verification_table(original: Mapping, generated: Sequence[Mapping], caption:
             if not n:
                 cells.append("-")
                 continue
-            ours = mean_and_deviation([cells_[angles][sequences]["accuracy"] for cells_ in generated], 4)
-            cells.append(f"{original[angles][sequences]['accuracy']:.4f} / {ours} ({n})")
+            texts = [f"{original[angles][sequences]['accuracy']:.4f}"]
+            if generated:
+                texts.append(mean_and_deviation([found[angles][sequences]["accuracy"] for found in generated], 4))
+            cells.append(f"{' / '.join(texts)} ({n})")
         lines.append("| " + " | ".join([angles, *cells]) + " |")
     return "\n".join(lines) + "\n"
 

@@ -22,11 +22,12 @@ from facedepth_jax.data.frames import SPLITS
 from facedepth_jax.data.prepare import prepare
 from facedepth_jax.data.sources import make_source
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.evaluate import MEAN_MAP, evaluate, markdown_table, mean_map_baseline
+from facedepth_jax.evaluate import MEAN_MAP, evaluate, mean_map_baseline
 from facedepth_jax.levels import DepthCode, image_from_gray, levels_from_image, mm_from_levels
 from facedepth_jax.logs import Clock, Logs, check_finite
 from facedepth_jax.state import Net, NetState, TrainState, adam, forward, init_net, init_state
 from facedepth_jax.stopping import stop_event
+from facedepth_jax.tables import markdown_table, verification_table
 from facedepth_jax.verification import Verifier, verify
 
 METHODS = steps.METHODS | {"verifier": steps.VERIFIER}
@@ -293,7 +294,7 @@ class _Verification:
         if jax.process_index():
             return
         files.write_json(workdir / "results.json", results)
-        table = verification.markdown_table(test)
+        table = verification_table(test["cells"], [], "accuracy on true depth (pairs)")
         files.write_bytes(workdir / "results.md", table.encode())
         print(f"\n{table}\nFigures: {workdir}/results.md, results.json")
 

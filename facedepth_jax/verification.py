@@ -166,12 +166,3 @@ def _auc(score, same):
     different = np.sort(score[~same])
     below, not_above = (np.searchsorted(different, score[same], side) for side in ("left", "right"))
     return float((below + not_above).mean() / 2 / different.size)
-
-
-def markdown_table(found: dict) -> str:
-    """What `verify` gives as markdown, in the shape of Table 2: rows by angle, columns by sequence, n in each cell."""
-    lines = [f"| accuracy (pairs) | {' | '.join(SEQUENCE_SUBSETS)} |", "|---" + "|---:" * len(SEQUENCE_SUBSETS) + "|"]
-    for angles, cells in found["cells"].items():
-        texts = [f"{c['accuracy']:.4f} ({c['n']})" if c["n"] else "- (0)" for c in cells.values()]
-        lines.append(f"| {angles} | {' | '.join(texts)} |")
-    return "\n".join(lines) + "\n"

@@ -15,7 +15,6 @@ from test_metrics import reference
 from facedepth_jax import evaluate as ev
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.levels import DepthCode
-from facedepth_jax.metrics import METRICS
 
 CODE = DepthCode()
 N, SIZE = 65, 12
@@ -173,30 +172,3 @@ def test_mean_map_over_more_rows_than_one_chunk():
     mean = ev.mean_map_baseline(depth_mm, range(600), CODE)(jnp.zeros((3, 2, 2), jnp.uint8))
     assert mean.shape == (3, 2, 2, 1)
     np.testing.assert_allclose((np.asarray(mean) + 1) * 127.5, 50, rtol=1e-6)
-
-
-def test_markdown_table():
-    better = {m.key: 0.5 for m in METRICS} | {"mae_mm": 9.0}
-    worse = {m.key: [0.9, 0.7] if m.better == "lower" else [0.1, 0.3] for m in METRICS} | {"mae_mm": [11.0, 12.0]}
-    lines = ev.markdown_table({"cgan": better, "mean map": worse}, "valid pixels, n = 12").splitlines()
-    assert lines[0] == "| valid pixels, n = 12 | cgan | mean map |"
-    assert lines[1].count("|") == 4
-    assert len(lines) == 2 + 13 + 1  # rmse_mm is in no column
-    assert lines[2] == "| L1 norm ↓ | **0.500** | 0.800 ± 0.141 |"
-    assert "| δ < 1.25 ↑ | **0.5000** | 0.2000 ± 0.1414 |" in lines
-    assert lines[-1] == "| Mean absolute error, mm ↓ | **9.00** | 11.50 ± 0.71 |"
-
-
-def test_markdown_table_marks_ties_and_no_lone_winner():
-    table = ev.markdown_table({"a": {"l1": 1.0}, "b": {"l1": 1.0}}, "n = 1")
-    assert table.count("**1.000**") == 2
-    assert "**" not in ev.markdown_table({"a": {"l1": 1.0}}, "n = 1")
-
-
-def test_markdown_table_says_how_far_the_baseline_is():
-    columns = {"cgan": {"l1": [3.0, 5.0], "delta_1.25": 0.75}, "mean map": {"l1": 16.0, "delta_1.25": 0.5}}
-    lines = ev.markdown_table(columns, "n = 1", baseline="mean map").splitlines()
-    assert lines[2] == "| L1 norm ↓ | **4.000 ± 1.414** (-75%) | 16.000 |"
-    assert lines[3] == "| δ < 1.25 ↑ | **0.7500** (+50%) | 0.5000 |"
-    columns["mean map"]["delta_1.25"] = 0.0
-    assert "%" not in ev.markdown_table(columns, "n = 1", baseline="mean map").splitlines()[3]

@@ -1,5 +1,6 @@
 """The report from run directories made by hand: its figures are read back from the text."""
 
+import hashlib
 import json
 import re
 
@@ -39,7 +40,7 @@ def make_run(path, method="cgan", seed=0, lam=100.0, quality=0.5, samples=("a", 
     results = {
         "method": method,
         "seed": seed,
-        "dataset": "synthetic" if fingerprint[0] == "f" else "folder",
+        "dataset": {"f": "synthetic", "b": "pandora"}.get(fingerprint[0], "folder"),
         "fingerprint": fingerprint,
         "step": 800,
         "n_frames": 1234,
@@ -86,13 +87,13 @@ def test_table_1_over_seeds(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == markdown.strip()
 
     rows = table(markdown, "all pixels")
-    assert rows["all pixels, n = 1234"] == ["ae", "cgan", "mean training map"]
+    assert rows["all pixels, n = 1234"] == ["cgan", "ae", "mean training map"]
     assert len(rows) == 2 + 13
-    assert rows["L1 norm ↓"] == ["4.000 (-47%)", "**2.000 ± 1.000** (-73%)", "7.500"]
-    assert rows["δ < 1.25 ↑"] == ["0.6000 (+140%)", "**0.8000 ± 0.1000** (+220%)", "0.2500"]
+    assert rows["L1 norm ↓"] == ["**2.000 ± 1.000** (-73%)", "4.000 (-47%)", "7.500"]
+    assert rows["δ < 1.25 ↑"] == ["**0.8000 ± 0.1000** (+220%)", "0.6000 (+140%)", "0.2500"]
     rows = table(markdown, "pixels with true depth")
-    assert rows["L1 norm ↓"][1].startswith("**1.000 ± 0.500**")
-    assert rows["Mean absolute error, mm ↓"][1].startswith("**20.00 ± 10.00**")
+    assert rows["L1 norm ↓"][0].startswith("**1.000 ± 0.500**")
+    assert rows["Mean absolute error, mm ↓"][0].startswith("**20.00 ± 10.00**")
     assert "| cgan | 0, 1, 2 | 800 | cgan0, cgan1, cgan2 |" in markdown
 
     (section,) = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -112,11 +113,11 @@ def test_the_grid_shows_truth_and_every_column(tmp_path):
     (name,) = [n for n in names(tmp_path / "out") if n.startswith("faces")]
     assert f"]({name})" in (tmp_path / "out" / "report.md").read_text()
     image = iio.imread(tmp_path / "out" / name)
-    assert image.shape[0] == 4 * 98 + 40  # gray, truth, ae, cgan and the scale
+    assert image.shape[0] == 4 * 98 + 40  # gray, truth, cgan, ae and the scale
     with np.load(runs[0] / "samples" / "test.npz") as cgan, np.load(runs[2] / "samples" / "test.npz") as ae:
-        np.testing.assert_array_equal(image[1:97, -97:-1, 0], ae["gray"][1])  # the frames b and c, which both have
-        near_far = pictures.depth_range_mm(ae["truth_mm"][1])
-        for row, estimate_mm in ((2, ae["estimate_mm"][1]), (3, cgan["estimate_mm"][2])):
+        np.testing.assert_array_equal(image[1:97, -97:-1, 0], cgan["gray"][2])  # the frames b and c, which both have
+        near_far = pictures.depth_range_mm(cgan["truth_mm"][2])
+        for row, estimate_mm in ((2, cgan["estimate_mm"][2]), (3, ae["estimate_mm"][1])):
             want = pictures.color_depth(estimate_mm, *near_far)
             np.testing.assert_array_equal(image[row * 98 + 1 :, -97:-1][:96], want)
 
@@ -147,7 +148,7 @@ def test_the_curve_over_lambda(tmp_path, monkeypatch):
     markdown = (tmp_path / "out" / "report.md").read_text()
     assert f"]({name})" in markdown
     title = next(iter(table(markdown, "all pixels").values()))
-    assert title == ["ae", "cgan λ=1", "cgan λ=10", "cgan λ=100", "mean training map"]
+    assert title == ["cgan λ=1", "cgan λ=10", "cgan λ=100", "ae", "mean training map"]
 
 
 def test_a_sweep_that_begins_at_zero(tmp_path):
@@ -248,3 +249,92 @@ def test_data_paths_and_an_autoencoders_lambda_do_not_part_a_column(tmp_path):
     ]
     assert run(tmp_path / "out", *runs) == 0
     assert "| ae | 0, 1 |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def verification(accuracy):
+    """As verification.verify gives it; every cell has its own accuracy, of A2 x S4-S5 there is no pair."""
+    cells = {
+        angles: {
+            sequences: {"accuracy": accuracy + 0.01 * (3 * i + j), "n": 10 + 3 * i + j}
+            for j, sequences in enumerate(("S1-S3", "S4-S5", "S1-S5"))
+        }
+        for i, angles in enumerate(("A1", "A2", "A1+A2"))
+    }
+    cells["A2"]["S4-S5"] = {"accuracy": None, "n": 0}
+    return {"accuracy": accuracy, "n": 18, "n_same": 9, "n_frames": 7, "auc": 0.75, "loss": 0.7, "cells": cells}
+
+
+def make_verifier(path, fingerprint="f" * 64, method="verifier"):
+    path.mkdir()
+    results = {"method": method, "fingerprint": fingerprint, "test": verification(0.8)}
+    (path / "results.json").write_text(json.dumps(results | {"baseline_mean_map": verification(0.5)}))
+    (path / "verifier.safetensors").write_bytes(b"weights of the verifier")
+    return path
+
+
+def judged(path, accuracy, verifier):
+    """A run that has its verification.json already."""
+    (path / "generator.safetensors").write_bytes(b"weights of the generator")
+    weights = {
+        name: hashlib.sha256((where / f"{name}.safetensors").read_bytes()).hexdigest()
+        for name, where in (("verifier", verifier), ("generator", path))
+    }
+    (path / "verification.json").write_text(json.dumps({"weights": weights, "test": verification(accuracy)}))
+    return path
+
+
+def test_face_verification(tmp_path):
+    verifier = make_verifier(tmp_path / "verifier")
+    runs = [judged(make_run(tmp_path / f"{i}", seed=i), a, verifier) for i, a in enumerate((0.6, 0.7))]
+    runs.append(judged(make_run(tmp_path / "ae", "ae"), 0.55, verifier))
+    assert run(tmp_path / "out", f"--verifier={verifier}", *runs) == 0
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    rows = table(markdown, "all pixels")
+    assert rows["Face verification ↑"] == ["**0.6500 ± 0.0707** (+30%)", "0.5500 (+10%)", "0.5000"]
+    assert "Face verification" not in str(table(markdown, "pixels with true depth"))
+    text = markdown.split("### Table 2")[1]
+    assert "right in 0.8000 of 18 pairs" in text and "in 0.5000." in text
+    assert "| A1 | 0.8000 / 0.6500 ± 0.0707 (10) | 0.8100 / 0.6600 ± 0.0707 (11) |" in text
+    assert "| A2 | 0.8300 / 0.5800 (13) | - | 0.8500 / 0.6000 (15) |" in text  # of the autoencoder
+    (section,) = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [found["accuracy"] for found in section["columns"]["cgan"]["verification"]] == [0.6, 0.7]
+    assert section["verification_of_true_depth"]["accuracy"] == 0.8
+
+
+def test_the_papers_figures_stand_beside_those_on_its_data(tmp_path):
+    runs = [make_run(tmp_path / "cgan", fingerprint="b" * 64), make_run(tmp_path / "ae", "ae", fingerprint="b" * 64)]
+    assert run(tmp_path / "out", *runs) == 0
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    rows = table(markdown, "all pixels")
+    assert rows["all pixels, n = 1234"] == ["cgan", "ae", "mean training map", "paper: cgan", "paper: ae"]
+    assert rows["L1 norm ↓"][-2:] == ["11.792", "16.185"]  # the paper's Table 1
+    assert rows["Face verification ↑"][-2:] == ["0.7247", "0.6570"]
+    assert "paper" not in str(table(markdown, "pixels with true depth"))
+
+
+@pytest.mark.parametrize(
+    "spoil,sentence",
+    [
+        (lambda v, r: drop(v, "results.json"), "verifier is no finished run"),
+        (lambda v, r: rewrite(v, "results.json", lambda x: x.update(method="ae")), "is a run of 'ae'"),
+        (lambda v, r: rewrite(v, "results.json", lambda x: x.update(fingerprint="0")), "are of different data"),
+        (lambda v, r: rewrite(v, "results.json", lambda x: x.pop("test")), "damaged or of another version"),
+        # Other weights than those that were judged: the data are asked for, which are not there.
+        (lambda v, r: (v / "verifier.safetensors").write_bytes(b"other"), "d does not exist"),
+        (lambda v, r: (r / "generator.safetensors").write_bytes(b"other"), "d does not exist"),
+    ],
+)
+def test_a_verifier_that_cannot_be_used_is_one_sentence(tmp_path, capsys, spoil, sentence):
+    verifier = make_verifier(tmp_path / "verifier")
+    judged_run = judged(make_run(tmp_path / "cgan"), 0.6, verifier)
+    spoil(verifier, judged_run)
+    assert run(tmp_path / "out", f"--verifier={verifier}", judged_run) == 1
+    assert re.fullmatch(f"error: .*{sentence}.*\n", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_verifiers_run_is_no_column(tmp_path, capsys):
+    path = make_run(tmp_path / "verifier")
+    rewrite(path, "results.json", lambda r: r.update(method="verifier"))
+    assert run(tmp_path / "out", path) == 1
+    assert "give it as --verifier" in capsys.readouterr().err

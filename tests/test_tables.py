@@ -58,6 +58,7 @@ def test_verification_table():
     assert found["cgan"] == ["S1-S3", "S4-S5", "S1-S5"]
     assert found["A1"] == ["0.8000 / 0.6500 ± 0.0707 (100)"] * 3
     assert found["A2"][1] == "-"
+    assert rows(tables.verification_table(original, [], "alone"))["A1+A2"] == ["0.8000 (100)"] * 3
 
 
 def test_the_papers_figures_fit_together():

@@ -210,13 +210,3 @@ def test_weights_that_are_not_finite(verifier, data):
     state = NetState(broken, verifier.net_state.batch_stats, None)
     with pytest.raises(FaceDepthError, match="not finite"):
         verify(dataclasses.replace(verifier, net_state=state), true_depth(data, CODE), data, "test")
-
-
-def test_the_table_has_table_2s_shape(verifier, data):
-    found = verify(verifier, true_depth(data, CODE), data, "test")
-    found["cells"]["A1"]["S4-S5"] = {"accuracy": None, "n": 0}
-    header, _, *rows = verification.markdown_table(found).splitlines()
-    assert header == "| accuracy (pairs) | S1-S3 | S4-S5 | S1-S5 |"
-    assert [row.split(" | ")[0] for row in rows] == ["| A1", "| A2", "| A1+A2"]
-    assert rows[0].split(" | ")[2] == "- (0)"
-    assert f"{found['accuracy']:.4f} ({found['n']}) |" in rows[2]
