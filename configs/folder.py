@@ -21,6 +21,7 @@ def get_config(method="cgan"):
     config.data.options.focal = 365.456  # Kinect v2
     config.data.options.validation_fraction = 0.1
     config.data.options.test_fraction = 0.2
+    config.data.options.fold = 0  # 0 to 4: a cross-validation in which everyone is tested once
     config.data.options.seed = 0
     config.every.log = 50
     config.every.save = 200

@@ -1,5 +1,6 @@
 """folder.py: what is read, and one sentence for each thing that can be wrong with an index or an image."""
 
+import collections
 import csv
 import math
 import pickle
@@ -102,6 +103,24 @@ def test_splits_are_by_subject_seeded_and_of_the_fractions(tmp_path):
     assert set(splits(validation_fraction=0.0, test_fraction=0.0).values()) == {"train"}
     assert list(splits(validation_fraction=0.001).values()).count("validation") == 1
     assert FolderSource(str(path), focal=1, seed=0).settings != FolderSource(str(path), focal=1, seed=1).settings
+
+
+@pytest.mark.parametrize("people, test_fraction", [(20, 0.2), (31, 0.2), (7, 1 / 3)])
+def test_over_all_folds_everyone_is_tested_once(tmp_path, people, test_fraction):
+    path = make(tmp_path / "raw", count=2 * people)
+    folds = [
+        {info.subject: info.split for info in FolderSource(str(path), fold=fold, test_fraction=test_fraction).index()}
+        for fold in range(round(1 / test_fraction))
+    ]
+    tested = [subject for split in folds for subject in split if split[subject] == "test"]
+    assert sorted(tested) == sorted(folds[0]) and len(tested) == people
+    for split in folds:
+        counts = collections.Counter(split.values())
+        assert abs(counts["test"] - people * test_fraction) <= 1
+        assert counts["validation"] == max(1, round(0.1 * people)) and counts["train"] > people / 3
+    for fold in (-1, len(folds)):
+        with pytest.raises(FaceDepthError, match=f"there is no fold {fold}"):
+            FolderSource(str(path), fold=fold, test_fraction=test_fraction)
 
 
 def outside(path):

@@ -41,6 +41,7 @@ class FolderSource:
         focal: float = 365.456,
         validation_fraction: float = 0.1,
         test_fraction: float = 0.2,
+        fold: int = 0,
         seed: int = 0,
     ):
         """
@@ -48,6 +49,7 @@ class FolderSource:
           raw: the folder.
           focal: focal length in pixels of frames without fx and fy; the default is a Kinect v2's.
           validation_fraction, test_fraction: of the subjects, where the index has no column `split`.
+          fold: of a cross-validation, 0 to 1 / test_fraction - 1: over all of them everyone is tested once.
           seed: of that split.
 
         Raises:
@@ -84,13 +86,16 @@ class FolderSource:
                 raise FaceDepthError(f"{index}, line {number}: {error}") from None
         by_column = "split" in header
         if not by_column:
-            split_of = _draw_splits({row["subject"] for row in self._rows}, validation_fraction, test_fraction, seed)
+            split_of = _draw_splits(
+                {row["subject"] for row in self._rows}, validation_fraction, test_fraction, fold, seed
+            )
             for row in self._rows:
                 row["split"] = split_of[row["subject"]]
         _check_rows(index, self._rows)
         self.settings = {"index_sha256": hashlib.sha256(content).hexdigest(), "focal": focal}
         if not by_column:
-            self.settings |= {"validation_fraction": validation_fraction, "test_fraction": test_fraction, "seed": seed}
+            self.settings |= {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+            self.settings |= {"fold": fold, "seed": seed}
 
     def index(self) -> list[FrameInfo]:
         """All frames in the order of index.csv."""
@@ -197,17 +202,27 @@ def _check_rows(index: Path, rows: list[dict]) -> None:
             )
 
 
-def _draw_splits(subjects: set[str], validation: float, test: float, seed: int) -> dict[str, str]:
-    """Subject -> split; at least one subject for each split whose fraction is above 0."""
+def _draw_splits(subjects: set[str], validation: float, test: float, fold: int, seed: int) -> dict[str, str]:
+    """Subject -> split; at least one subject for each split whose fraction is above 0.
+
+    Everyone is put into one order by the seed. The test people of a fold are its piece of that order, the validation
+    people those that follow, from the front again where it ends.
+    """
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise FaceDepthError(
             f"the fractions of validation ({validation}) and test ({test}) must be >= 0 and below 1 together"
         )
     names = np.random.default_rng(seed).permutation(sorted(subjects)).tolist()
-    counts = [max(round(fraction * len(names)), int(fraction > 0)) for fraction in (test, validation)]
+    first, last = (round(k * test * len(names)) for k in (fold, fold + 1))
+    if fold < 0 or (fold and (fold + 1) * test > 1 + 1e-6):
+        raise FaceDepthError(
+            f"there is no fold {fold}; with a test_fraction of {test} they are numbered 0 to 1/{test} - 1"
+        )
+    counts = [max(last - first, int(test > 0)), max(round(validation * len(names)), int(validation > 0))]
     if sum(counts) >= len(names):
         raise FaceDepthError(
             f"{len(names)} subjects are too few for the splits; set a fraction to 0, or give the index a column 'split'"
         )
+    names = names[first:] + names[:first]
     bounds = [counts[0], sum(counts)]
     return {s: "test" if i < bounds[0] else "validation" if i < bounds[1] else "train" for i, s in enumerate(names)}
