@@ -1,0 +1,176 @@
+"""The whole study on one data set: the verifier and four methods, one after another, then Tables 1 and 2.
+
+python launch/study.py --config=configs/synthetic.py --runs=runs/study --seeds=1821,1822,1823 [--config.KEY=VALUE ...]
+
+Every run is `python -m facedepth_jax.main` in its own directory, RUNS/METHOD-SEED; the verifier has the first seed.
+Prints first what it will cost. The same command again continues: what is finished is not touched, what was broken off
+goes on from its last checkpoint. `--plan` prints costs and commands, for a scheduler, and stops there. Further
+`--config.KEY=VALUE` go to all methods, `--verifier.KEY=VALUE` to the verifier; `--config.data...` to both.
+"""
+
+import argparse
+import ast
+import functools
+import importlib.util
+import json
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from facedepth_jax.levels import DepthCode
+from facedepth_jax.state import Net, adam, init_state
+from facedepth_jax.steps import METHODS, VERIFIER
+
+SUBJECTS = 100  # for the size of Cui et al.'s identity net, before the data are there
+SHARE_OF_PEAK = (0.2, 0.8)  # of a matrix product's speed that training reaches, by net and machine
+
+
+def load_config(path: pathlib.Path, argument: str, overrides: list[str]):
+    """The config as `main` will see it."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(argument)
+    for override in overrides:
+        key, text = override.removeprefix("--config.").split("=", 1)
+        *parents, name = key.split(".")
+        node = functools.reduce(lambda node, parent: node[parent], parents, config)
+        node[name] = text if isinstance(node[name], str) else type(node[name])(ast.literal_eval(text))
+    return config
+
+
+def training_flops(config) -> float:
+    """Of the whole training, as XLA counts a step before it compiles."""
+    method = VERIFIER if config.method == "verifier" else METHODS[config.method]
+    size, batch_size, train = config.data.size, config.train.batch_size, config.train
+    net_args = {name: config.net[name] for name in method.net_args}
+    modules = method.modules(config.width, jnp.dtype(config.dtype), SUBJECTS, **net_args)
+    nets = {name: Net(module, adam(train.learning_rate, train.b1, train.b2)) for name, module in modules.items()}
+    state = jax.eval_shape(lambda: init_state(nets, 0, size))
+    images = jax.ShapeDtypeStruct((batch_size, size, size), np.uint16)
+    people = jax.ShapeDtypeStruct((batch_size,), np.int32)
+    batch = {"gray": images.update(dtype=np.uint8), "depth_mm": images, "subject": people}
+    if config.method == "verifier":
+        batch = {"depth_mm": images.update(shape=(batch_size, 2, size, size)), "same": people}
+    loss_args = {name: config.loss[name] for name in method.loss_args}
+    step = functools.partial(method.step, nets=nets, code=DepthCode(**config.code.to_dict()), seed=0, **loss_args)
+    return jax.jit(step).lower(state, batch).cost_analysis()["flops"] * train.steps
+
+
+def peak_flops_per_sec() -> float:
+    """Of a float32 matrix product on this machine's first device, the best of three."""
+    size = 2048
+    product = jax.jit(lambda a: a @ a)
+    a = jnp.ones((size, size))
+    product(a).block_until_ready()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--config", required=True, type=pathlib.Path, help="configs/NAME.py")
+    parser.add_argument("--runs", required=True, type=pathlib.Path, help="directory of the runs and of the report")
+    parser.add_argument("--seeds", default="1821", help="comma between them (1821)")
+    parser.add_argument("--methods", default=",".join(METHODS), help=f"comma between them ({','.join(METHODS)})")
+    parser.add_argument("--plan", action="store_true", help="print costs and commands, run nothing")
+    given, overrides = parser.parse_known_args()
+    for override in overrides:
+        if not override.startswith(("--config.", "--verifier.")) or "=" not in override:
+            parser.error(f"{override} is no --config.KEY=VALUE")
+    if not given.config.is_file():
+        parser.error(f"there is no config file {given.config}")
+    seeds, methods = given.seeds.split(","), given.methods.split(",")
+    for_methods = [text for text in overrides if text.startswith("--config.")]
+    for_verifier = [text for text in for_methods if text.startswith("--config.data.")]
+    for_verifier += [
+        text.replace("--verifier.", "--config.", 1) for text in overrides if text.startswith("--verifier.")
+    ]
+
+    runs = [("verifier", seeds[0], given.config.with_name("verifier.py"), given.config.stem, for_verifier)]
+    runs += [(method, seed, given.config, method, for_methods) for method in methods for seed in seeds]
+    commands, costs, steps = {}, {}, {}
+    sys.path.insert(0, str(given.config.resolve().parents[1]))  # configs import each other
+    for method, seed, file, argument, options in runs:
+        workdir = given.runs / f"{method}-{seed}"
+        commands[workdir] = [
+            *(sys.executable, "-m", "facedepth_jax.main", f"--config={file}:{argument}", f"--workdir={workdir}"),
+            *(f"--config.seed={seed}", *options),
+        ]
+        if method not in costs:
+            config = load_config(file, argument, options)
+            costs[method] = config.train.steps, config.train.batch_size, training_flops(config)
+        steps[workdir] = costs[method][0]
+    peak = peak_flops_per_sec()
+    print("| method | runs | steps | examples a step | PFLOP a run |\n|---|---:|---:|---:|---:|")
+    total = 0.0
+    for method, (count, batch_size, flops) in costs.items():
+        times = sum(run[0] == method for run in runs)
+        total += times * flops
+        print(f"| {method} | {times} | {count:,} | {batch_size} | {flops / 1e15:.3g} |")
+    fast, slow = (hours(total / peak / share) for share in reversed(SHARE_OF_PEAK))
+    print(
+        f"\n{len(runs)} runs, {total / 1e15:.3g} PFLOP of training: {fast} to {slow} on this machine, whose matrix "
+        f"product makes {peak / 1e9:.0f} GFLOP/s; compiling, evaluation and preparing the data not counted.\n"
+    )
+    report = [sys.executable, "-m", "facedepth_jax.report", f"--out={given.runs / 'report'}", "--errors"]
+    report += [f"--verifier={next(iter(commands))}", *map(str, list(commands)[1:])]
+    if given.plan:
+        print("\n".join(shlex.join(["python", *command[1:]]) for command in [*commands.values(), report]))
+        return 0
+    sys.stdout.flush()
+    started = time.monotonic()
+    for number, (workdir, command) in enumerate(commands.items(), 1):
+        said = f"[{number}/{len(commands)}, {hours(time.monotonic() - started)}] {workdir}"
+        if finished(workdir, steps[workdir]):
+            print(f"{said} is done already", flush=True)
+            continue
+        print(said, flush=True)
+        if code := run(command):
+            return code
+        if not finished(workdir, steps[workdir]):  # a signal: saved, but not at its end
+            print("stopped; the same command continues")
+            return 0
+    return run(report)
+
+
+def finished(workdir: pathlib.Path, steps: int) -> bool:
+    """Whether a run has come to its end, so many steps."""
+    try:
+        return json.loads((workdir / "results.json").read_text())["steps"] == steps
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def run(command: list[str]) -> int:
+    """The exit code; SIGTERM and Ctrl-C are the child's to answer: it saves first."""
+    child = subprocess.Popen(command)
+    handlers = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        handlers[number] = signal.signal(number, lambda number, frame: child.send_signal(signal.SIGTERM))
+    try:
+        return child.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
