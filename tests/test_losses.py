@@ -59,3 +59,32 @@ def test_huge_logits_stay_finite():
         value, slope = jax.vmap(jax.value_and_grad(lambda x, label=label: losses.adversarial(x, label)))(x)
         assert np.isfinite(value).all() and np.isfinite(slope).all()
         np.testing.assert_allclose(value, np.maximum(x * (1 - 2 * label), 0) + np.log(2) * (x == 0), rtol=1e-6)
+
+
+def test_patches_count_by_their_mean():
+    patches = jnp.array(np.random.default_rng(2).normal(size=(B, 3, 3)))
+    for label in (0.0, 1.0):
+        expected = [np.mean(losses.adversarial(row.reshape(-1), label)) for row in patches]
+        np.testing.assert_allclose(losses.adversarial(patches, label), expected, rtol=1e-6)
+
+
+def test_pix2pix(images, logits):
+    image, target = images
+    real, generated = logits
+    error = np.abs(np.asarray(image) - np.asarray(target)).mean((1, 2, 3))
+    np.testing.assert_allclose(losses.l1(image, target), error, rtol=1e-5)
+    expected = 100 * error - np.log(sigmoid(real))
+    np.testing.assert_allclose(losses.conditional_generator(image, target, real, 100.0), expected, rtol=1e-5)
+    expected = (-np.log(sigmoid(real)) - np.log(1 - sigmoid(generated))) / 2
+    np.testing.assert_allclose(losses.conditional_discriminator(real, generated), expected, rtol=1e-5)
+
+
+def test_identity_is_the_cross_entropy_of_a_softmax():
+    rng = np.random.default_rng(3)
+    logits, subject = rng.normal(size=(B, 5)), rng.integers(0, 5, B)
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    got = losses.identity(jnp.array(logits), subject)
+    np.testing.assert_allclose(
+        got, [-np.log(share[who]) for share, who in zip(shares, subject, strict=True)], rtol=1e-5
+    )
+    assert np.isfinite(losses.identity(jnp.full((1, 3), -1e30), np.array([1]))).all()

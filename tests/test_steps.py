@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import runpy
+import sys
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,9 @@ import pytest
 from facedepth_jax import steps
 from facedepth_jax.levels import DepthCode
 from facedepth_jax.state import Net, TrainState, adam, init_net
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from configs.base import METHODS
 
 CODE = DepthCode()
 SEED, SUBJECTS = 7, 3
@@ -112,20 +116,20 @@ def two_passes(g, d, moments_g, moments_d, t, batch):
     return (params_g, stats_g), (params_d, stats_d), moments_g, moments_d, metrics
 
 
-def fresh_state():
+def fresh_state(nets=NETS):
     """Random everywhere, float64."""
     rng = np.random.default_rng(0)
-    shapes = {name: jax.eval_shape(lambda net=net: init_net(net, jax.random.key(0), 8)) for name, net in NETS.items()}
+    shapes = {name: jax.eval_shape(lambda net=net: init_net(net, jax.random.key(0), 8)) for name, net in nets.items()}
 
     def fill(leaf, low, high):
         return jnp.asarray(rng.uniform(low, high, leaf.shape))
 
-    nets = {}
+    states = {}
     for name, net in shapes.items():
         params = jax.tree.map(lambda leaf: fill(leaf, -0.3, 0.3), net.params)
         stats = jax.tree.map(lambda leaf: fill(leaf, 0.5, 1.5), net.batch_stats)
-        nets[name] = type(net)(params, stats, NETS[name].optimizer.init(params))
-    return TrainState(jnp.zeros((), jnp.int32), nets)
+        states[name] = type(net)(params, stats, nets[name].optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), states)
 
 
 def close(got, expected, what, tolerance=1e-10):
@@ -182,8 +186,140 @@ def test_supervised_step_is_the_generator_on_equation_3():
         np.testing.assert_allclose(metrics["loss_g"], value, rtol=1e-10)
 
 
+# ---- the baselines' steps, in the same way ----
+
+
+class _Noisy(nn.Module):
+    """As `_Net` for images, with dropout."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(3, (3, 3), use_bias=False, dtype=jnp.float64)(x)
+        x = nn.leaky_relu(nn.BatchNorm(not train, momentum=0.9, dtype=jnp.float64)(x), 0.2)
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return jnp.tanh(nn.Conv(1, (3, 3), dtype=jnp.float64)(x))
+
+
+class _Logits(nn.Module):
+    """Logits of patches (B, 4, 4) of two images, or of people (B, SUBJECTS) in one."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(3, (3, 3), (2, 2), use_bias=False, dtype=jnp.float64)(x)
+        x = nn.leaky_relu(nn.BatchNorm(not train, momentum=0.9, dtype=jnp.float64)(x), 0.2)
+        if self.channels == 2:
+            return nn.Conv(1, (3, 3), dtype=jnp.float64)(x)[..., 0]
+        return nn.Dense(SUBJECTS, dtype=jnp.float64)(x.reshape(len(x), -1))
+
+
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
+BASELINES = {
+    "pix2pix": {"generator": Net(_Noisy(), adam(LR, B1, B2)), "discriminator": Net(_Logits(2), adam(LR, B1, B2))},
+    "cui": {"generator": NETS["generator"], "identity": Net(_Logits(1), adam(LR, B1, B2))},
+}
+
+
+def run_net(net, params, stats, x, key=None):
+    rngs = {} if key is None else {"dropout": key}
+    y, new = net.module.apply({"params": params, "batch_stats": stats}, x, train=True, mutable="batch_stats", rngs=rngs)
+    return y, new["batch_stats"]
+
+
+def norm(tree):
+    return jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree)))
+
+
+def plain_pix2pix(nets, g, d, t, batch):
+    """Gradients of D's loss and, through the D it gives, of G's; `g` and `d` are (params, stats, moments)."""
+    key = jax.random.fold_in(jax.random.key(SEED), t - 1)
+    gray, depth = batch["gray"], batch["depth"]
+
+    def judge(params, image):
+        return run_net(nets["discriminator"], params, d[1], jnp.concatenate([gray, image], -1))
+
+    def loss_d(params):
+        generated = jax.lax.stop_gradient(run_net(nets["generator"], g[0], g[1], gray, key)[0])
+        real_logits, stats = judge(params, depth)
+        pair = jnp.concatenate([gray, generated], -1)
+        generated_logits, stats = run_net(nets["discriminator"], params, stats, pair)
+        accuracy = jnp.mean(real_logits > 0), jnp.mean(generated_logits < 0)
+        return (bce(real_logits, 1) + bce(generated_logits, 0)) / 2, (stats, accuracy)
+
+    (value_d, (stats_d, accuracy)), grads_d = jax.value_and_grad(loss_d, has_aux=True)(d[0])
+    params_d, moments_d = plain_adam(d[0], grads_d, d[2], t)
+
+    def loss_g(params):
+        generated, stats = run_net(nets["generator"], params, g[1], gray, key)
+        l1, adv = jnp.mean(jnp.abs(generated - depth)), bce(judge(params_d, generated)[0], 1)
+        return 50 * l1 + adv, (stats, l1, adv, jnp.mean((generated - depth) ** 2))
+
+    (value_g, (stats_g, l1, adv, mse)), grads_g = jax.value_and_grad(loss_g, has_aux=True)(g[0])
+    params_g, moments_g = plain_adam(g[0], grads_g, g[2], t)
+    metrics = {"loss_g": value_g, "loss_l1": l1, "loss_mse": mse, "loss_adv": adv, "loss_d": value_d}
+    metrics |= {"d_accuracy_real": accuracy[0], "d_accuracy_generated": accuracy[1]}
+    metrics |= {"grad_norm_g": norm(grads_g), "grad_norm_d": norm(grads_d)}
+    return (params_g, stats_g, moments_g), (params_d, stats_d, moments_d), metrics
+
+
+def plain_cui(nets, g, i, t, batch):
+    """G through the identity net as it is, then the identity net on the maps of the G before; two passes."""
+
+    def entropy(params, image):
+        logits, stats = run_net(nets["identity"], params, i[1], image)
+        shares = jnp.exp(logits) / jnp.exp(logits).sum(1, keepdims=True)
+        right = shares[jnp.arange(len(image)), batch["subject"]]
+        return -jnp.mean(jnp.log(right)), (stats, jnp.mean(right == shares.max(1)))
+
+    def loss_g(params):
+        generated, stats = run_net(nets["generator"], params, g[1], batch["gray"])
+        mse = jnp.mean((generated - batch["depth"]) ** 2)
+        return 3 * mse + entropy(i[0], generated)[0], (stats, mse)
+
+    (value_g, (stats_g, mse)), grads_g = jax.value_and_grad(loss_g, has_aux=True)(g[0])
+    params_g, moments_g = plain_adam(g[0], grads_g, g[2], t)
+    generated = run_net(nets["generator"], g[0], g[1], batch["gray"])[0]
+    (value_i, (stats_i, accuracy)), grads_i = jax.value_and_grad(entropy, has_aux=True)(i[0], generated)
+    params_i, moments_i = plain_adam(i[0], grads_i, i[2], t)
+    metrics = {"loss_g": value_g, "loss_mse": mse, "loss_identity": value_i, "identity_accuracy": accuracy}
+    metrics |= {"grad_norm_g": norm(grads_g), "grad_norm_identity": norm(grads_i)}
+    return (params_g, stats_g, moments_g), (params_i, stats_i, moments_i), metrics
+
+
+@pytest.mark.parametrize(
+    "name, step, plain, weight",
+    [
+        ("pix2pix", steps.conditional_adversarial_step, plain_pix2pix, {"l1_weight": 50.0}),
+        ("cui", steps.discriminative_step, plain_cui, {"mse_weight": 3.0}),
+    ],
+)
+def test_baseline_steps_are_the_plain_ones(name, step, plain, weight):
+    nets = BASELINES[name]
+    second = "discriminator" if name == "pix2pix" else "identity"
+    with jax.enable_x64(True):
+        step = jit(functools.partial(step, nets=nets, code=CODE, seed=SEED, **weight))
+        reference = jit(
+            lambda a, b, t, batch: plain(nets, a, b, t, steps.encode(batch, CODE) | {"subject": batch["subject"]})
+        )
+        state = fresh_state(nets)
+        two = []
+        for net in (state.nets["generator"], state.nets[second]):
+            zeros = jax.tree.map(jnp.zeros_like, net.params)
+            two.append((net.params, net.batch_stats, (zeros, zeros)))
+        for t in (1, 2, 3):
+            state, metrics = step(state, stored(t))
+            *two, expected = reference(*two, t, stored(t))
+            assert state.step == t and metrics.keys() == expected.keys()
+            for key, (params, stats, _) in zip(("generator", second), two, strict=True):
+                close(state.nets[key].params, params, f"step {t} {key} params", 1e-11)
+                close(state.nets[key].batch_stats, stats, f"step {t} {key} batch_stats")
+            for key, value in expected.items():
+                np.testing.assert_allclose(metrics[key], value, rtol=1e-10, err_msg=f"step {t} {key}")
+
+
 def test_methods():
-    assert {"cgan", "ae"} <= steps.METHODS.keys()
+    assert tuple(steps.METHODS) == METHODS
     for method in steps.METHODS.values():
         assert "generator" in method.modules(4, jnp.float32, SUBJECTS, **{name: True for name in method.net_args})
     assert {path.stem for path in GOLDEN.glob("*.json")} == steps.METHODS.keys()
