@@ -1,8 +1,9 @@
 """Cui et al., "Improving 2D Face Recognition via Discriminative Face Depth Estimation", ICB 2018: a generator and a net
-that tells the people of the training set by its maps; as rebuilt for Table 1 (see the README's list of assumptions).
+that tells the people of the training set by its maps, in the sizes to which an author rebuilt them for Table 1.
 
 `width` is the number of feature maps of the generator's first layer, 32 there; all others follow from it. Kernels start
-from N(0, 0.02); PReLU has a slope a feature map, 0.25 at the start (He et al. 2015); pools take the largest of 2 x 2.
+from N(0, 0.02). As there, the hidden dense layers end in sigmoids; otherwise than there the last one gives logits.
+Assumed: pools take the largest of 2 x 2; PReLU has a slope a feature map, 0.25 at the start (He et al. 2015).
 """
 
 import flax.linen as nn
