@@ -10,7 +10,7 @@ def base(method: str) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.method = method or "cgan"
     config.seed = 1821
-    config.width = 128  # feature maps of the first layer; the others follow
+    config.width = 128  # feature maps of the first layer, the others follow; pix2pix takes half of it, cui a quarter
     config.dtype = "float32"  # of the computation; "bfloat16" on GPUs and TPUs. Parameters and losses stay float32
 
     config.loss = ml_collections.ConfigDict()
