@@ -1,4 +1,6 @@
-"""models/siamese.py: the net against the paper's shapes and a slow NumPy one; what it sees against OpenCV."""
+"""models/siamese.py and its step: the net against a slow NumPy one, what it sees against OpenCV."""
+
+import functools
 
 import cv2
 import jax
@@ -6,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from facedepth_jax import steps
 from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.levels import DepthCode
 from facedepth_jax.models import siamese
-from facedepth_jax.state import Net, adam, init_net
+from facedepth_jax.state import Net, NetState, TrainState, adam, init_net
 
 equalize = jax.jit(siamese.equalize)
 
@@ -160,3 +164,54 @@ def test_augmentation_takes_the_edge_where_nothing_is():
     turned = siamese.augment(stack, jax.random.key(1))
     assert turned.dtype == np.uint8
     np.testing.assert_array_equal(turned, stack)
+
+
+NET = Net(siamese.Siamese(width=2), adam(1e-3, 0.9, 0.999))
+run_step = jax.jit(functools.partial(steps.pairwise_step, nets={"verifier": NET}, code=DepthCode(), seed=7))
+
+
+def start(step=0):
+    """A state that has done `step` steps, and a batch of four pairs."""
+    variables = variables_of(NET.module)
+    verifier = NetState(variables["params"], variables["batch_stats"], NET.optimizer.init(variables["params"]))
+    rng = np.random.default_rng(4)
+    coarse = rng.uniform(400, 2700, (4, 2, 8, 8)).repeat(12, 2).repeat(12, 3)
+    depth_mm = np.where(rng.random((4, 2, 96, 96)) < 0.05, 0, coarse).astype(np.uint16)
+    batch = {"depth_mm": depth_mm, "same": np.array([0, 1, 0, 1], np.int32)}
+    return TrainState(jnp.int32(step), {"best": {"step": jnp.int32(9)}, "verifier": verifier}), batch
+
+
+def test_the_step_is_the_plain_one():
+    state, batch = start()
+    v = state.nets["verifier"]
+    maps = np.clip(np.round((batch["depth_mm"].astype(float) - 500) / 8), 0, 255)
+    maps = np.where(batch["depth_mm"] > 0, maps, 194)
+    key = jax.random.fold_in(jax.random.key(7), 0)
+    seen = siamese.normalize(siamese.augment(maps.reshape(8, 96, 96), key))
+    pair = np.concatenate([seen[0::2], seen[1::2]], -1)  # each map beside its partner
+
+    def loss_of(params):
+        variables = {"params": params, "batch_stats": v.batch_stats}
+        logits, new = NET.module.apply(variables, pair, train=True, mutable=["batch_stats"])
+        chance = 1 / (1 + jnp.exp(-logits))
+        return -jnp.log(jnp.where(batch["same"] == 1, chance, 1 - chance)).mean(), (chance, new["batch_stats"])
+
+    (loss, (chance, stats)), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(v.params)
+    new, metrics = run_step(state, batch)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-4)
+    assert float(metrics["accuracy"]) == np.mean((np.asarray(chance) > 0.5) == batch["same"])
+    moved = jax.tree.map(lambda old, grad: old - 1e-3 * np.sign(grad), v.params, gradient)  # Adam's first update
+    compared = 0
+    for got, want, grad in zip(*map(jax.tree.leaves, (new.nets["verifier"].params, moved, gradient)), strict=True):
+        clear = np.abs(grad) > 1e-4
+        compared += clear.sum()
+        np.testing.assert_allclose(got[clear], want[clear], atol=2e-6)
+    assert compared > 500
+    for got, want in zip(*map(jax.tree.leaves, (new.nets["verifier"].batch_stats, stats)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    assert new.step == 1 and new.nets["best"] == {"step": 9}
+
+
+def test_every_step_augments_anew():
+    losses = [float(run_step(*start(step))[1]["loss"]) for step in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
