@@ -26,7 +26,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from facedepth_jax import files, levels, pictures, train
+from facedepth_jax import files, levels, pictures, runs
 from facedepth_jax.data import geometry
 from facedepth_jax.errors import FaceDepthError
 
@@ -198,7 +198,7 @@ def predict_files(loaded, paths: Sequence[Path], out: Path, box_of, mm_per_pixel
     """Runs the network over files and writes the maps, a batch at a time; goes on after a file that cannot be used.
 
     Args:
-      loaded: what `train.load_generator` gives.
+      loaded: what `runs.load_generator` gives.
       paths: images and videos.
       out: directory to write to.
       box_of: shape (H, W) of an image -> its geometry.Box.
@@ -262,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise FaceDepthError(f"--out={args.out} holds the inputs; give another directory.")
         if args.box is not None and min(args.box[2:]) < 1:
             raise FaceDepthError("The box is empty; give a width and a height of at least 1 pixel.")
-        loaded = train.load_generator(args.run)
+        loaded = runs.load_generator(args.run)
         box, mm_per_pixel = None, None
         if args.box is not None:
             box = geometry.Box(*args.box)

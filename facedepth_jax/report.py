@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from facedepth_jax import files, pictures, tables, train
+from facedepth_jax import files, pictures, tables
 from facedepth_jax.data import arrays
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.evaluate import MEAN_MAP
 from facedepth_jax.metrics import METRICS
+from facedepth_jax.runs import load_verifier, verify_generated
 from facedepth_jax.tables import markdown_table
 
 CURVE_METRICS = ("l1", "rmse_lin", "delta_1.25^(1/4)")
@@ -81,6 +82,7 @@ def read_run(path: Path) -> Run:
             run.results["dataset"],
             run.results["fingerprint"],
             run.results["step"],
+            run.results["steps"],
         )
         for result in (run.results["test"], run.results["validation"], run.results["baseline_mean_map"]):
             result["n_frames"] - result["n_frames_without_depth"]
@@ -119,7 +121,7 @@ def verify_run(run: Run, verifier_path: Path) -> dict:
         raise FaceDepthError(
             f"{data.path} is not the data that {run.path} was trained on: prepare it as it was, with the run's config."
         )
-    found = train.verify_run(train.load_verifier(verifier_path), run.path, data)
+    found = verify_generated(load_verifier(verifier_path), run.path, data)
     files.write_json(file, {"weights": weights, "test": found})
     return found
 
@@ -317,7 +319,7 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
     ]
     for title, members in columns.items():
         seeds = ", ".join(str(run.seed) for run in members)
-        steps = ", ".join(sorted({str(run.results["step"]) for run in members}))
+        steps = ", ".join(f"{run.results['step']} of {run.results['steps']}" for run in members)
         parts.append(f"| {title} | {seeds} | {steps} | {', '.join(run.path.name for run in members)} |")
     values = {"dataset": dataset, "fingerprint": fingerprint, "n_frames": test["n_frames"], "columns": {}}
     with_depth = test["n_frames"] - test["n_frames_without_depth"]

@@ -28,6 +28,23 @@ class TrainState:
     nets: dict[str, NetState]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The weights of one net that did best on the validation split so far.
+
+    Attributes:
+      step: int32 (), after which they were measured; 0 when nothing was.
+      rank: float32 (2,), lower is better: by the first number, then by the second.
+      params, batch_stats: as in NetState.
+    """
+
+    step: jax.Array
+    rank: jax.Array
+    params: Any
+    batch_stats: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class Net:
     """What is closed over by a step: a module with `(x, train)` and its optimiser."""
@@ -55,6 +72,20 @@ def init_state(nets: dict[str, Net], seed, image_size):
     keys = jax.random.split(jax.random.key(seed, impl="rbg"), len(nets))
     states = {name: init_net(nets[name], key, image_size) for name, key in zip(sorted(nets), keys, strict=True)}
     return TrainState(jnp.zeros((), jnp.int32), states)
+
+
+def no_best(net_state: NetState) -> Best:
+    """A place for the best weights, worse than any."""
+    params, batch_stats = jax.tree.map(jnp.zeros_like, (net_state.params, net_state.batch_stats))
+    return Best(jnp.zeros((), jnp.int32), jnp.full((2,), jnp.inf), params, batch_stats)
+
+
+@jax.jit
+def keep_better(best: Best, net_state: NetState, step, rank) -> Best:
+    """The better of the two by rank, `best` where they are equal."""
+    better = (rank[0] < best.rank[0]) | ((rank[0] == best.rank[0]) & (rank[1] < best.rank[1]))
+    new = Best(step, rank, net_state.params, net_state.batch_stats)
+    return jax.tree.map(lambda new, old: jnp.where(better, new, old), new, best)
 
 
 def forward_train(net: Net, params, batch_stats, x, key=None):

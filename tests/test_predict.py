@@ -26,7 +26,7 @@ def net(monkeypatch):
 
     loaded = types.SimpleNamespace(predict=estimate, size=SIZE, code=DepthCode(), face_mm=320.0)
     loaded.batches = batches
-    monkeypatch.setattr(predict.train, "load_generator", lambda run: loaded)
+    monkeypatch.setattr(predict.runs, "load_generator", lambda run: loaded)
     return loaded
 
 
@@ -237,7 +237,7 @@ def test_a_run_without_checkpoint(tmp_path, out, capsys, monkeypatch):
     def no_checkpoint(run_dir):
         raise FaceDepthError(f"{run_dir} holds no checkpoint.")
 
-    monkeypatch.setattr(predict.train, "load_generator", no_checkpoint)
+    monkeypatch.setattr(predict.runs, "load_generator", no_checkpoint)
     assert run("--run=nowhere", f"--out={out}", good) == 1
     assert capsys.readouterr().err == "error: nowhere holds no checkpoint.\n"
     assert not out.exists()

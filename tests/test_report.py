@@ -42,7 +42,8 @@ def make_run(path, method="cgan", seed=0, lam=100.0, quality=0.5, samples=("a", 
         "seed": seed,
         "dataset": {"f": "synthetic", "b": "pandora"}.get(fingerprint[0], "folder"),
         "fingerprint": fingerprint,
-        "step": 800,
+        "step": 700 + seed,
+        "steps": 800,
         "n_frames": 1234,
         "test": figures(quality),
         "validation": figures(quality),
@@ -94,7 +95,7 @@ def test_table_1_over_seeds(tmp_path, capsys):
     rows = table(markdown, "pixels with true depth")
     assert rows["L1 norm ↓"][0].startswith("**1.000 ± 0.500**")
     assert rows["Mean absolute error, mm ↓"][0].startswith("**20.00 ± 10.00**")
-    assert "| cgan | 0, 1, 2 | 800 | cgan0, cgan1, cgan2 |" in markdown
+    assert "| cgan | 0, 1, 2 | 700 of 800, 701 of 800, 702 of 800 | cgan0, cgan1, cgan2 |" in markdown
 
     (section,) = json.loads((tmp_path / "out" / "report.json").read_text())
     assert section["n_frames"] == 1234

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facedepth_jax import train, verification
+from facedepth_jax import runs, train, verification
 from facedepth_jax.checkpoint import Checkpoints, save_weights
 from facedepth_jax.data import arrays
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.state import NetState, TrainState, init_state
+from facedepth_jax.state import Best, NetState, TrainState, init_state, keep_better, no_best
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from configs import folder, synthetic, verifier
@@ -46,11 +46,12 @@ def config_of(data_dir, **changes):
 
 def save(config, workdir, step, identity=None):
     """A checkpoint of a fresh state that says it has done `step` steps."""
-    _, nets = train._build(config, subjects=1)
+    _, nets = runs.build(config, subjects=1)
     state = init_state(nets, config.seed, SIZE)
     identity = identity or train._identity(config, arrays.open(config.data.dir))
     checkpoints = Checkpoints(workdir / "checkpoints", identity)
-    checkpoints.save(step, TrainState(state.step + step, state.nets))
+    saved = {"state": TrainState(state.step + step, state.nets), "best": no_best(state.nets["generator"])}
+    checkpoints.save(step, saved)
     checkpoints.finish()
 
 
@@ -111,7 +112,7 @@ def test_a_config_that_cannot_be_used(tmp_path, text):
         assert text != whole
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(FaceDepthError, match="config.json is damaged or of another version"):
-        train.load_generator(tmp_path)
+        runs.load_generator(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_the_validation_pairs_choose_the_verifiers_weights(verifier_run, people_
     for name in ("accuracy", "loss", "auc"):
         assert results["validation"][name] == best[f"validation/{name}"]
     data = arrays.open(people_dir)
-    loaded = train.load_verifier(verifier_run)
+    loaded = runs.load_verifier(verifier_run)
     for split in ("validation", "test"):  # the file holds these weights
         found = verification.verify(loaded, verification.true_depth(data, loaded.code), data, split)
         assert json.loads(json.dumps(found)) == results[split]
@@ -188,48 +189,44 @@ def test_a_verifier_that_was_stopped_ends_with_the_same_bits(verifier_run, peopl
 
 
 @pytest.mark.parametrize(
-    "accuracy, loss, kept",
-    [(0.7, 0.9, True), (0.6, 0.4, True), (0.6, 0.5, False), (0.6, 0.6, False), (0.5, 0.1, False)],
+    "rank, kept",
+    [((0.3, 0.9), True), ((0.4, 0.4), True), ((0.4, 0.5), False), ((0.4, 0.6), False), ((0.5, 0.1), False)],
 )
-def test_the_better_is_kept(accuracy, loss, kept):
-    """Against the best so far with accuracy 0.6 and loss 0.5."""
-    best = {
-        "params": jnp.zeros(3),
-        "batch_stats": {},
-        "step": 2,
-        "accuracy": jnp.float32(0.6),
-        "loss": jnp.float32(0.5),
-    }
-    new = train._keep_better(best, NetState(jnp.ones(3), {}, None), 4, np.float32(accuracy), np.float32(loss))
-    assert new["params"].tolist() == [float(kept)] * 3 and new["step"] == (4 if kept else 2)
+def test_the_better_is_kept(rank, kept):
+    """Against a best so far of rank (0.4, 0.5), and against none."""
+    net_state = NetState(jnp.ones(3), {}, None)
+    best = Best(jnp.int32(2), jnp.float32([0.4, 0.5]), jnp.zeros(3), {})
+    new = keep_better(best, net_state, np.int32(4), np.float32(rank))
+    assert new.params.tolist() == [float(kept)] * 3 and new.step == (4 if kept else 2)
+    assert keep_better(no_best(net_state), net_state, np.int32(1), np.float32(rank)).step == 1
 
 
 def test_a_verifier_is_no_generator(verifier_run, people_dir, tmp_path):
     with pytest.raises(FaceDepthError, match="is a run of 'verifier', which has no generator"):
-        train.load_generator(verifier_run)
+        runs.load_generator(verifier_run)
     with pytest.raises(FaceDepthError, match="which has no generator"):
-        train.verify_run(train.load_verifier(verifier_run), verifier_run, arrays.open(people_dir))
+        runs.verify_generated(runs.load_verifier(verifier_run), verifier_run, arrays.open(people_dir))
     (tmp_path / "config.json").write_text(json.dumps(config_of(people_dir).to_dict()))
     with pytest.raises(FaceDepthError, match="is a run of 'cgan', which has no verifier"):
-        train.load_verifier(tmp_path)
+        runs.load_verifier(tmp_path)
 
 
 def test_generated_depth_of_a_run_is_verified(verifier_run, people_dir, tmp_path):
     """By the weights that the run left, against the same by hand."""
     config = config_of(people_dir, **{"data.size": 96})
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    generator = init_state(train._build(config, subjects=1)[1], 3, 96).nets["generator"]
+    generator = init_state(runs.build(config, subjects=1)[1], 3, 96).nets["generator"]
     save_weights(tmp_path / "generator.safetensors", {"params": generator.params, "batch_stats": generator.batch_stats})
-    data, loaded = arrays.open(people_dir), train.load_verifier(verifier_run)
-    image = train.load_generator(tmp_path).predict(data.gray[16:20])[..., 0]
+    data, loaded = arrays.open(people_dir), runs.load_verifier(verifier_run)
+    image = runs.load_generator(tmp_path).predict(data.gray[16:20])[..., 0]
     maps = dict(zip(range(16, 20), np.clip(np.round((np.asarray(image) + 1) * 127.5), 0, 255), strict=True))
     by_hand = verification.verify(loaded, lambda rows: np.stack([maps[row] for row in rows]), data, "test")
-    found = train.verify_run(loaded, tmp_path, data)
+    found = runs.verify_generated(loaded, tmp_path, data)
     assert found["cells"] == by_hand["cells"] and found["loss"] == pytest.approx(by_hand["loss"], rel=1e-3)
     config.code.step_mm = 4.0
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     with pytest.raises(FaceDepthError, match="differ in what a level of depth stands for"):
-        train.verify_run(loaded, tmp_path, data)
+        runs.verify_generated(loaded, tmp_path, data)
 
 
 def test_a_verifier_without_pairs_to_be_chosen_by(data_dir, tmp_path):
