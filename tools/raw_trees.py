@@ -93,13 +93,13 @@ DICTIONARIES = (10, 14, 20)  # subjects whose data.json is an object of strings
 FOUR_CHANNELS = "base_2"
 NOT_IN_JSON, NOT_ON_DISK = 4, 6  # of each ten frames
 
-# Kinect's seventeen joints above the hips, mm from the head centre in the depth camera's axes.
+# Kinect's seventeen joints above the hips, mm from the head centre in the depth camera's axes: one who sits, with the
+# hands raised.
 JOINTS_MM = np.array([
-    [0, 700, 60], [0, 450, 50], [0, 170, 30], [0, 0, 0], [-190, 260, 40], [-240, 500, 20], [-200, 620, -120],
-    [-180, 640, -190], [190, 260, 40], [240, 500, 20], [200, 620, -120], [180, 640, -190], [0, 230, 40],
-    [-170, 640, -270], [-140, 620, -200], [170, 640, -270], [140, 620, -200],
+    [0, 620, 60], [0, 360, 50], [0, 170, 30], [0, 0, 0], [-190, 250, 40], [-230, 350, -60], [-170, 280, -180],
+    [-150, 240, -200], [190, 250, 40], [230, 350, -60], [170, 280, -180], [150, 240, -200], [0, 220, 40],
+    [-140, 190, -210], [-120, 230, -220], [140, 190, -210], [120, 230, -220],
 ])  # fmt: skip
-HEAD = 3
 
 
 # --- rendering -------------------------------------------------------------------------------------------------------
