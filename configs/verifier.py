@@ -2,8 +2,11 @@
 
 python -m facedepth_jax.main --config=configs/verifier.py:synthetic --workdir=runs/verifier
 
-Behind the colon stands the config of the generators' runs: its data, levels and schedule of logs are taken from there.
-The net does not fit their width of an eighth: at a quarter of its own it takes one CPU core TODO.
+Behind the colon stands the config of the generators' runs, for its data and levels. The width is this net's own: 64 in
+the paper, a quarter of that for the demo's data, where 3000 steps take one busy CPU core 15 minutes.
+
+Expect on 12 people it has never seen, 4000 pairs: accuracy 0.736, area under the curve 0.820 (one seed); 0.5 on the
+training mean map, where all pairs look the same. Validation: 0.741. The paper's width has not been run yet.
 """
 
 import importlib
@@ -20,7 +23,7 @@ def get_config(name="synthetic"):
     config.method = "verifier"
     config.width = 16 if name in SMALL else 64
     config.train.batch_size = 32  # pairs
-    config.train.steps = 2000 if name in SMALL else 20_000
+    config.train.steps = 3000 if name in SMALL else 20_000
     config.train.learning_rate = 1e-3
     config.train.b1 = 0.9
     config.every.log = 50
