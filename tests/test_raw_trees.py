@@ -235,15 +235,15 @@ def run(program, *args):
 
 
 @pytest.fixture(scope="module")
-def prepared(faces, discs, tmp_path_factory):
+def prepared(request, tmp_path_factory):
     """(trees' kind, data set, *flags) -> arrays, by the program."""
-    out, trees = tmp_path_factory.mktemp("prepared"), {"faces": faces, "discs": discs}
+    out = tmp_path_factory.mktemp("prepared")
 
     @functools.cache
     def make(kind, dataset, *flags):
         path = out / "_".join([kind, dataset, *flags])
-        run(prepare_program, f"--dataset={dataset}", f"--raw={trees[kind][dataset][0]}", f"--out={path}",
-            "--workers=0", *flags)  # fmt: skip
+        raw, _ = request.getfixturevalue(kind)[dataset]
+        run(prepare_program, f"--dataset={dataset}", f"--raw={raw}", f"--out={path}", "--workers=0", *flags)
         return arrays.open(path)
 
     return make
@@ -262,8 +262,8 @@ def truth(dataset, shots, frame):
 
 @pytest.mark.parametrize("kind", ("faces", "discs"))
 @pytest.mark.parametrize("dataset", RIGS)
-def test_angles_and_head_centres_come_back(prepared, faces, discs, dataset, kind):
-    made, shots = prepared(kind, dataset), {"faces": faces, "discs": discs}[kind][dataset][1]
+def test_angles_and_head_centres_come_back(request, prepared, dataset, kind):
+    made, shots = prepared(kind, dataset), request.getfixturevalue(kind)[dataset][1]
     f = made.frames
     scenes = [truth(dataset, shots, frame).scene for frame in f["frame"]]
     angles = np.stack([f["yaw"], f["pitch"], f["roll"]], 1)
