@@ -24,9 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facedepth_jax.levels import DepthCode
-from facedepth_jax.state import Net, adam, init_state
-from facedepth_jax.steps import METHODS, VERIFIER
+from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.runs import build, check_values, code_of
+from facedepth_jax.state import init_state
+from facedepth_jax.steps import METHODS
 
 SUBJECTS = 100  # for the size of Cui et al.'s identity net, before the data are there
 SHARE_OF_PEAK = (0.2, 0.8)  # of a matrix product's speed that training reaches, by net and machine
@@ -41,18 +42,19 @@ def load_config(path: pathlib.Path, argument: str, overrides: list[str]):
     for override in overrides:
         key, text = override.removeprefix("--config.").split("=", 1)
         *parents, name = key.split(".")
-        node = functools.reduce(lambda node, parent: node[parent], parents, config)
-        node[name] = text if isinstance(node[name], str) else type(node[name])(ast.literal_eval(text))
+        try:
+            node = functools.reduce(lambda node, parent: node[parent], parents, config)
+            node[name] = text if isinstance(node[name], str) else type(node[name])(ast.literal_eval(text))
+        except (KeyError, TypeError, ValueError, SyntaxError):
+            raise FaceDepthError(f"the config {path} has no {key} that can be {text!r}") from None
     return config
 
 
 def training_flops(config) -> float:
     """Of the whole training, as XLA counts a step before it compiles."""
-    method = VERIFIER if config.method == "verifier" else METHODS[config.method]
-    size, batch_size, train = config.data.size, config.train.batch_size, config.train
-    net_args = {name: config.net[name] for name in method.net_args}
-    modules = method.modules(config.width, jnp.dtype(config.dtype), SUBJECTS, **net_args)
-    nets = {name: Net(module, adam(train.learning_rate, train.b1, train.b2)) for name, module in modules.items()}
+    check_values(config)
+    method, nets = build(config, SUBJECTS)
+    size, batch_size = config.data.size, config.train.batch_size
     state = jax.eval_shape(lambda: init_state(nets, 0, size))
     images = jax.ShapeDtypeStruct((batch_size, size, size), np.uint16)
     people = jax.ShapeDtypeStruct((batch_size,), np.int32)
@@ -60,8 +62,8 @@ def training_flops(config) -> float:
     if config.method == "verifier":
         batch = {"depth_mm": images.update(shape=(batch_size, 2, size, size)), "same": people}
     loss_args = {name: config.loss[name] for name in method.loss_args}
-    step = functools.partial(method.step, nets=nets, code=DepthCode(**config.code.to_dict()), seed=0, **loss_args)
-    return jax.jit(step).lower(state, batch).cost_analysis()["flops"] * train.steps
+    step = functools.partial(method.step, nets=nets, code=code_of(config), seed=0, **loss_args)
+    return jax.jit(step).lower(state, batch).cost_analysis()["flops"] * config.train.steps
 
 
 def peak_flops_per_sec() -> float:
@@ -115,8 +117,11 @@ def main() -> int:
             *(f"--config.seed={seed}", *options),
         ]
         if method not in costs:
-            config = load_config(file, argument, options)
-            costs[method] = config.train.steps, config.train.batch_size, training_flops(config)
+            try:
+                config = load_config(file, argument, options)
+                costs[method] = config.train.steps, config.train.batch_size, training_flops(config)
+            except FaceDepthError as error:
+                sys.exit(f"error: {method}: {error}")
         steps[workdir] = costs[method][0]
     peak = peak_flops_per_sec()
     print("| method | runs | steps | examples a step | PFLOP a run |\n|---|---:|---:|---:|---:|")
@@ -135,20 +140,38 @@ def main() -> int:
     if given.plan:
         print("\n".join(shlex.join(["python", *command[1:]]) for command in [*commands.values(), report]))
         return 0
-    sys.stdout.flush()
+    return run_all(commands, steps, report)
+
+
+def run_all(commands: dict[pathlib.Path, list[str]], steps: dict[pathlib.Path, int], report: list[str]) -> int:
+    """Runs what is not finished, then the report; the exit code. SIGTERM and Ctrl-C go to the run: it saves first."""
+    child, stopped = None, False
+
+    def stop(number, frame):
+        nonlocal stopped
+        stopped = True
+        if child is not None:
+            child.send_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     started = time.monotonic()
-    for number, (workdir, command) in enumerate(commands.items(), 1):
-        said = f"[{number}/{len(commands)}, {hours(time.monotonic() - started)}] {workdir}"
-        if finished(workdir, steps[workdir]):
+    for number, (workdir, command) in enumerate([*commands.items(), (None, report)], 1):
+        where = workdir or "report"
+        said = f"[{number}/{len(commands) + 1}, {hours(time.monotonic() - started)}] {where}"
+        if workdir and finished(workdir, steps[workdir]):
             print(f"{said} is done already", flush=True)
             continue
         print(said, flush=True)
-        if code := run(command):
-            return code
-        if not finished(workdir, steps[workdir]):  # a signal: saved, but not at its end
-            print("stopped; the same command continues")
+        if not stopped:
+            child = subprocess.Popen(command, start_new_session=True)  # else Ctrl-C reaches it twice
+            code = child.wait()
+        if stopped:
+            print("Stopped: the same command continues.")
             return 0
-    return run(report)
+        if code:
+            return code
+    return 0
 
 
 def finished(workdir: pathlib.Path, steps: int) -> bool:
@@ -157,19 +180,6 @@ def finished(workdir: pathlib.Path, steps: int) -> bool:
         return json.loads((workdir / "results.json").read_text())["steps"] == steps
     except (OSError, ValueError, KeyError):
         return False
-
-
-def run(command: list[str]) -> int:
-    """The exit code; SIGTERM and Ctrl-C are the child's to answer: it saves first."""
-    child = subprocess.Popen(command)
-    handlers = {}
-    for number in (signal.SIGTERM, signal.SIGINT):
-        handlers[number] = signal.signal(number, lambda number, frame: child.send_signal(signal.SIGTERM))
-    try:
-        return child.wait()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":
