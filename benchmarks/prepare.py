@@ -48,7 +48,7 @@ def memory_mib(pid):
 
 
 def preparation(dataset, raw, workers):
-    """Frames that went in, seconds, peak memory in MiB (resident, proportional)."""
+    """Frames there, frames made of them, seconds, peak memory in MiB (resident, proportional)."""
     with tempfile.TemporaryDirectory() as place:
         command = [sys.executable, "-m", "facedepth_jax.prepare", f"--dataset={dataset}", f"--raw={raw}",
                    f"--out={place}/out", f"--workers={workers}"]  # fmt: skip
@@ -63,7 +63,7 @@ def preparation(dataset, raw, workers):
                 raise SystemExit(process.stdout.read())
         meta = json.loads(Path(place, "out", "meta.json").read_text())
     made = sum(split["frames"] for split in meta["counts"].values())
-    return made + meta["rejects"]["count"], seconds, peak
+    return made + meta["rejects"]["count"], made, seconds, peak
 
 
 def decoder(raw, files, turns):
@@ -96,16 +96,14 @@ def main():
     parser.add_argument("--workers", default="0,1,2", help="as 0,1,2")
     parser.add_argument("--turns", type=int, default=20, help="of the decoder, each file")
     args = parser.parse_args()
-    print("| data set | frames | workers | frames a second | peak memory, resident | proportional |")
-    print("|---|---|---|---|---|---|")
+    print("| data set | frames | made | workers | made a second | peak memory, resident | proportional |")
+    print("|---|---|---|---|---|---|---|")
     for dataset in ("biwi", "pandora"):
         if raw := getattr(args, dataset):
             for workers in map(int, args.workers.split(",")):
-                frames, seconds, (rss, pss) = preparation(dataset, raw, workers)
-                print(
-                    f"| {dataset} | {frames} | {workers} | {frames / seconds:.0f} | {rss:.0f} MiB | {pss:.0f} MiB |",
-                    flush=True,
-                )
+                frames, made, seconds, (rss, pss) = preparation(dataset, raw, workers)
+                row = [dataset, frames, made, workers, f"{made / seconds:.0f}", f"{rss:.0f} MiB", f"{pss:.0f} MiB"]
+                print(f"| {' | '.join(map(str, row))} |", flush=True)
     if args.biwi:
         (ours, same, plain), files = decoder(args.biwi, 50, args.turns)
         print(
