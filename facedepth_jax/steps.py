@@ -232,8 +232,7 @@ METHODS = {
 def pairwise_step(state: TrainState, batch, *, nets: dict[str, Net], code: levels.DepthCode, seed: int):
     """The verifier's step (section 4.2): binary cross entropy of pairs of real depth maps, augmented.
 
-    The batch is the pairs': depth_mm uint16 (B, 2, S, S), same int32 (B,), 1 = one person. What else the state holds
-    stays as it is.
+    The batch is the pairs': depth_mm uint16 (B, 2, S, S), same int32 (B,), 1 = one person.
     """
     size = batch["depth_mm"].shape[-1]
     maps = levels.levels_from_mm(batch["depth_mm"].reshape(-1, size, size), code)
@@ -249,7 +248,7 @@ def pairwise_step(state: TrainState, batch, *, nets: dict[str, Net], code: level
     (loss, (stats, logits)), grads = jax.value_and_grad(loss_of, has_aux=True)(v.params)
     v = apply_gradients(nets["verifier"], v, grads, stats)
     metrics = {"loss": loss, "accuracy": jnp.mean((logits > 0) == (same > 0)), "grad_norm": gradient_norm(grads)}
-    return TrainState(state.step + 1, state.nets | {"verifier": v}), metrics
+    return TrainState(state.step + 1, {"verifier": v}), metrics
 
 
 # No row of Table 1: the judge of its last row. Its batches are pairs.

@@ -326,7 +326,7 @@ def test_methods():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the golden numbers are a CPU's")
-@pytest.mark.parametrize("name", steps.METHODS)
+@pytest.mark.parametrize("name", TOOL["METHODS"])
 def test_golden(name):
     expected = json.loads((GOLDEN / f"{name}.json").read_text())
     for k, (got, golden) in enumerate(zip(TOOL["measure"](name), expected, strict=True), 1):

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from facedepth_jax.levels import DepthCode
+from facedepth_jax.runs import METHODS
 from facedepth_jax.state import Net, NetState, TrainState, adam, init_state
-from facedepth_jax.steps import METHODS
 
 FOLDER = pathlib.Path(__file__).parents[1] / "tests" / "golden"
 LOSS_ARGS = {"lam": 100.0, "l1_weight": 100.0, "mse_weight": 9.216}
@@ -33,11 +33,14 @@ def batch(name="cgan"):
     depth_mm[:, 5:9, 20:30] = 0
     if name == "cui":  # its pools take the largest
         gray = rng.integers(0, 256, gray.shape, np.uint8)
+    if name == "verifier":  # pairs, of the one size that it takes
+        depth_mm = rng.integers(400, 2700, (BATCH, 2, 96, 96)).astype(np.uint16)
+        return {"depth_mm": depth_mm, "same": np.arange(BATCH, dtype=np.int32) % 2}
     return {"gray": gray, "depth_mm": depth_mm, "subject": np.arange(BATCH, dtype=np.int32) % SUBJECTS}
 
 
-def start(nets):
-    """A TrainState for images of SIZE_PX: kernels N(0, 0.02) by NumPy, so that no generator of JAX's is pinned too."""
+def start(nets, size_px=SIZE_PX):
+    """A TrainState for images of size_px: kernels N(0, 0.02) by NumPy, so that no generator of JAX's is pinned too."""
     rng = np.random.default_rng(1)
 
     def fill(path, leaf):
@@ -50,7 +53,7 @@ def start(nets):
         params, batch_stats = (jax.tree_util.tree_map_with_path(fill, part) for part in (net.params, net.batch_stats))
         return NetState(params, batch_stats, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), net.opt_state))
 
-    shapes = jax.eval_shape(lambda: init_state(nets, 0, SIZE_PX))
+    shapes = jax.eval_shape(lambda: init_state(nets, 0, size_px))
     return TrainState(np.int32(0), {name: fill_net(net) for name, net in sorted(shapes.nets.items())})
 
 
@@ -64,9 +67,10 @@ def measure(name: str) -> list[dict[str, float]]:
         functools.partial(method.step, nets=nets, code=DepthCode(), seed=SEED, **loss_args),
         compiler_options={"xla_backend_optimization_level": 0},  # compiles in half the time
     )
-    state, measured = start(nets), []
+    first = batch(name)
+    state, measured = start(nets, first["depth_mm"].shape[-1]), []
     for _ in range(2):
-        state, metrics = step(state, batch(name))
+        state, metrics = step(state, first)
         measured.append({name: float(value) for name, value in sorted(metrics.items())})
     return measured
 
