@@ -288,11 +288,25 @@ def test_both_layouts_together(tmp_path):
 
 
 def test_a_copy_under_another_number_is_counted(tmp_path):
-    folder = write_sequence(tmp_path / "hpdb" / "01")
-    shutil.copytree(folder, tmp_path / "hpdb" / "12")
-    items = load(tmp_path)
-    assert [type(item) for item in items] == [Frame] * 3 + [Reject] * 3
-    assert {item.reason for item in items[3:]} == {"copy of sequence 01"}
+    folder = write_sequence(tmp_path / "hpdb" / "03")
+    write_sequence(tmp_path / "hpdb" / "04")
+    shutil.copytree(folder, tmp_path / "hpdb" / "15")
+    # 15 is the person of 03: the first stays, the copy is left out.
+    found = [(item.info.frame[:2], getattr(item, "reason", None)) for item in load(tmp_path)]
+    assert found == [("03", None)] * 3 + [("04", None)] * 3 + [("15", "copy of sequence 03")] * 3
+
+
+def test_neither_of_two_copies_under_two_people_stays(tmp_path):
+    # Sequence 01 tests and 03 trains; if either stayed, the person of the other might be on both sides.
+    folder = write_sequence(tmp_path / "hpdb" / "03", numbers=(3, 4, 7, 8))
+    copy = shutil.copytree(folder, tmp_path / "hpdb" / "01")
+    for file in copy.glob("frame_0000[48]_*"):  # copied in part
+        file.unlink()
+    with open(copy / "frame_00003_pose.txt", "a") as file:
+        file.write("\n")
+    write_sequence(tmp_path / "hpdb" / "12")
+    found = [(item.info.frame[:2], getattr(item, "reason", None)) for item in load(tmp_path)]
+    assert found == [("01", "copy of sequence 03")] * 2 + [("03", "copy of sequence 01")] * 4 + [("12", None)] * 3
 
 
 def test_no_data_is_one_sentence(tmp_path):

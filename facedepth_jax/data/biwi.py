@@ -11,6 +11,7 @@ head_pose_masks/01 ..     beside it, optional: frame_00003_depth_mask.png, not 0
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -73,23 +74,22 @@ class BiwiSource:
         folders, self._notes = _find_sequences(self._raw)
         self._masks = _find_masks(self._raw) if mask else None
         self._index, self._numbers, self._rejects, self._cameras = [], [], {}, {}
-        poses, digest, first_with = [], hashlib.sha256(), {}
-        self._folders = {}
+        poses, digest, self._folders = [], hashlib.sha256(), {}
+        listings = {number: _listing(folder) for number, folder in folders.items()}
+        pose_texts = {n: _read_poses(folder, listings[n]["pose"]) for n, folder in folders.items()}
+        copies = _find_copies(pose_texts)
         for number, folder in folders.items():
-            listing = _listing(folder)
+            listing, contents = listings[number], pose_texts[number]
             frames = sorted(set().union(*(listing[kind] for kind in FILES)))
             if not frames:
                 self._notes.append(f"{folder} holds no frame")
                 continue
             self._folders[number] = folder
             cameras, texts, reason, detail = _read_cameras(folder)
-            contents = {frame: _read_text(folder / f"frame_{frame}_pose.txt") for frame in listing["pose"]}
             if cameras and not cameras[0].is_reference:
                 self._notes.append(f"{folder / 'depth.cal'} has an R or T of its own, which is not used")
-            known = b"".join(contents[frame] or b"" for frame in sorted(contents))
-            twin = first_with.setdefault(hashlib.sha256(known).digest(), number) if known else number
-            if twin != number:
-                reason, detail = f"copy of sequence {twin:02d}", f"the poses of {folder} are the same to the byte"
+            if number in copies:
+                reason, detail = copies[number]
             masks = _listing_masks(self._masks, number) if mask else None
             for frame in frames:
                 info = _info(number, frame)
@@ -430,9 +430,34 @@ def _file_names(folder: Path) -> list[str]:
         raise FaceDepthError(f"{folder} cannot be read ({error.strerror})") from None
 
 
+def _person(number: int) -> int:
+    return splits.BIWI_SAME_PERSON.get(number, number)
+
+
 def _info(number: int, frame: str) -> FrameInfo:
-    person = splits.BIWI_SAME_PERSON.get(number, number)
+    person = _person(number)
     return FrameInfo(f"{number:02d}_{frame}", f"{person:02d}", 0, splits.split_of(person, splits.BIWI_SPLITS))
+
+
+def _read_poses(folder: Path, frames: set[str]) -> dict[str, bytes | None]:
+    return {frame: _read_text(folder / f"frame_{frame}_pose.txt") for frame in frames}
+
+
+def _find_copies(pose_texts: dict[int, dict[str, bytes | None]]) -> dict[int, tuple[str, str]]:
+    """Sequence -> (reason, detail), where two have half of the poses of the shorter one in common, to the byte.
+
+    Of one person the first stays; of two people none does, as it cannot be told whom they show.
+    """
+    poses = {number: {text for text in texts.values() if text} for number, texts in pose_texts.items()}
+    copies = {}
+    for one, other in itertools.combinations(poses, 2):
+        common = len(poses[one] & poses[other])
+        if common and 2 * common >= min(len(poses[one]), len(poses[other])):
+            detail = f"{common} poses are the same to the byte"
+            copies.setdefault(other, (f"copy of sequence {one:02d}", detail))
+            if _person(one) != _person(other):
+                copies.setdefault(one, (f"copy of sequence {other:02d}", detail))
+    return copies
 
 
 def _count_notes(folders: dict, index: list[FrameInfo]) -> list[str]:
