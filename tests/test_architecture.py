@@ -32,6 +32,7 @@ FLOORS = [
         "data/folder.py",
         "data/biwi.py",
         "data/pandora.py",
+        "data/pandora_annotations.py",
         "data/synthetic/",
         "data/arrays.py",
         "data/pairs.py",

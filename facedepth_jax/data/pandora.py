@@ -21,22 +21,28 @@ from pathlib import Path
 
 import numpy as np
 
-from facedepth_jax.data import geometry, images, splits
+from facedepth_jax.data import images, splits
 from facedepth_jax.data.frames import Frame, FrameInfo, Reject
+from facedepth_jax.data.pandora_annotations import (
+    COLOUR_SIZE,
+    COLUMNS,
+    DEPTH_SIZE,
+    JOINTS,
+    TWICE,
+    fit_maps,
+    read_angles,
+    read_annotations,
+    read_entry,
+)
 from facedepth_jax.errors import FaceDepthError
 
 REGISTER = ("head", "joints")
 SEQUENCES = ("base_1", "base_2", "free_1", "free_2", "free_3")  # S1..S5 (A)
-DEPTH_SIZE, COLOUR_SIZE = (424, 512), (1080, 1920)  # Kinect v2's, (H, W)
-JOINTS, HEAD = 17, 3
-# The map of `register="joints"` (A): joints at least, and slopes between joints at least so far apart.
-MIN_JOINTS, MIN_SLOPES, MIN_SPAN_PX = 6, 6, 10.0
-MAX_SCALE_ERROR = 1.25  # of the map's scale against the ratio of the focal lengths
+MAX_SCALE_ERROR = 1.25  # of the joints' map against the ratio of the focal lengths (A)
 MAX_FOCAL_PX = 1_000_000
 # The cropped release's levels (C): (mm - 500) / 8, cut to a whole number of 8 bits, so that 0 mm is 194.
 LEVEL_OFFSET_MM, LEVEL_STEP_MM, LEVEL_NONE = 500, 8, 194
 
-_COLUMNS = ("yaw", "pitch", "roll", "x", "y", "gray_x", "gray_y", "gray_fx", "gray_fy", "x_mm", "y_mm", "z_mm")
 _COPY = "copy of another sequence"
 
 
@@ -49,7 +55,7 @@ class _Sequence:
       number: NNN, 1..110.
       copy: 0, or counts further folders of the same number, all of whose frames are rejected.
       frames: int32 (F,), ascending: all that an image or the annotation names.
-      values: float64 (F, len(_COLUMNS)), NaN where unknown or rejected.
+      values: float64 (F, len(COLUMNS)), NaN where unknown or rejected.
       fault: (reason, detail) that rejects all frames, or None.
       faults: the same of single rows.
       unread: annotations without a frame's number.
@@ -95,7 +101,7 @@ class PandoraSource:
           max_angle: frames with an angle beyond, in degrees, are extreme poses (A; the paper gives no limit).
 
         Raises:
-          FaceDepthError: an option out of its range, a directory that is no Pandora.
+          FaceDepthError: an option out of its range or not for this release, a directory that is no Pandora.
         """
         if register not in REGISTER:
             raise FaceDepthError(f"register is '{register}', not one of {', '.join(REGISTER)}")
@@ -107,6 +113,8 @@ class PandoraSource:
             raise FaceDepthError(f"max_angle is {max_angle}, not above 0 and up to 180 degrees")
         self._raw, self._focal = Path(raw), focal
         self._cropped, folders, self._unknown = _find(self._raw)
+        if self._cropped and register != "head":
+            raise FaceDepthError(f"register={register} needs joints, which the cropped release in {raw} does not have")
         found = []
         for path, number, copy, fault in folders:
             if self._cropped:
@@ -201,7 +209,7 @@ class PandoraSource:
     def _load(self, info: FrameInfo, sequence: _Sequence, row: int) -> Frame:
         """Raises images.Unusable."""
         number, folder = int(sequence.frames[row]), sequence.path
-        known = dict(zip(_COLUMNS, sequence.values[row].tolist(), strict=True))
+        known = dict(zip(COLUMNS, sequence.values[row].tolist(), strict=True))
         angles = {name: known[name] for name in ("yaw", "pitch", "roll")}
         if self._cropped:
             gray = images.read_gray(self._raw, f"{folder}/frame_{number:06d}_face_rgb.png")
@@ -364,7 +372,7 @@ def _read_whole(folder: Path, ratio: float | None):
         if listing is None:
             fault = fault or (f"folder {name} is missing", "")
     frames = sorted({*entries, *(gray or ()), *(depth or ())})
-    values, faults = np.full((len(frames), len(_COLUMNS)), np.nan), {}
+    values, faults = np.full((len(frames), len(COLUMNS)), np.nan), {}
     joints = np.full((len(frames), 2, JOINTS, 2), np.nan)
     for row, frame in enumerate(frames if not fault else ()):
         try:
@@ -374,13 +382,13 @@ def _read_whole(folder: Path, ratio: float | None):
                 raise images.Unusable(_NO_GRAY)
             if frame not in depth:
                 raise images.Unusable(_NO_DEPTH)
-            values[row], pairs = _annotation(entries[frame], frame, all_joints=ratio is not None)
+            values[row], pairs = read_entry(entries[frame], frame, all_joints=ratio is not None)
             if pairs is not None:
                 joints[row] = pairs
         except images.Unusable as error:
             faults[row] = (*error.args, "")[:2]
     if ratio is not None:
-        scale, shift, usable = _maps(joints[:, 0], joints[:, 1])
+        scale, shift, usable = fit_maps(joints[:, 0], joints[:, 1])
         likely = ((scale > ratio / MAX_SCALE_ERROR) & (scale < ratio * MAX_SCALE_ERROR)).all(1)
         for row in range(len(frames)):
             if row in faults or fault:
@@ -392,151 +400,6 @@ def _read_whole(folder: Path, ratio: float | None):
         values[:, 5:7] = values[:, 3:5] * scale + shift
         values[:, 7:9] = scale
     return np.array(frames, np.int32), values, fault, faults, unread, annotation if entries else ""
-
-
-_TWICE = object()
-
-
-def _object(pairs: list[tuple]) -> dict:
-    """A JSON object in which a key that comes twice has no value that could be used."""
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        for key, count in collections.Counter(key for key, _ in pairs).items():
-            if count > 1:
-                result[key] = _TWICE
-    return result
-
-
-def _parse(content: bytes | str):
-    """JSON. Raises ValueError, also where it is nested too deep."""
-    try:
-        return json.loads(content, object_pairs_hook=_object)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-
-
-def read_annotations(content: bytes) -> tuple[dict[int, object], int]:
-    """A data.json of either shape.
-
-    Args:
-      content: a list of objects with `frame_num`, or an object of JSON strings by "%06d".
-
-    Returns:
-      {frame: its annotation, not yet looked at}, and the count of what has no frame's number.
-
-    Raises:
-      ValueError: no JSON, or of another shape.
-    """
-    parsed = _parse(content)
-    if isinstance(parsed, dict):
-        entries = {int(key): value for key, value in parsed.items() if re.fullmatch("[0-9]{6}", key)}
-        return entries, len(parsed) - len(entries)
-    if not isinstance(parsed, list):
-        raise ValueError("it is neither a list nor an object")
-    entries, unread = {}, 0
-    for entry in parsed:
-        frame = entry.get("frame_num") if isinstance(entry, dict) else None
-        if type(frame) is not int or not 0 <= frame <= 999_999:
-            unread += 1
-        else:
-            entries[frame] = _TWICE if frame in entries else entry
-    return entries, unread
-
-
-def _annotation(entry, frame: int, all_joints: bool) -> tuple[list[float], np.ndarray | None]:
-    """One frame's annotation -> its _COLUMNS, and where wanted its joints, float64 (2, JOINTS, 2), of depth and colour.
-
-    Raises images.Unusable.
-    """
-    if entry is _TWICE:
-        raise images.Unusable("frame is annotated twice")
-    if isinstance(entry, str):
-        try:
-            entry = _parse(entry)
-        except ValueError as error:
-            raise images.Unusable("annotation is damaged", f"{error}") from None
-    if not isinstance(entry, dict):
-        raise images.Unusable("annotation is no object")
-    if entry.get("frame_num", frame) != frame:
-        raise images.Unusable("annotation is of another frame", "frame_num and key differ")
-    euler = entry.get("orientation")
-    euler = euler.get("euler") if isinstance(euler, dict) else None
-    angles = [_number(euler.get(name)) if isinstance(euler, dict) else math.nan for name in ("yaw", "pitch", "roll")]
-    if not all(map(math.isfinite, angles)):
-        raise images.Unusable("angles are missing or no numbers")
-    heads, both = [], [entry.get("joints"), entry.get("jointsRGB")]
-    for name, joints, size in zip(("joints", "jointsRGB"), both, (DEPTH_SIZE, COLOUR_SIZE), strict=True):
-        if not isinstance(joints, list) or len(joints) != JOINTS:
-            raise images.Unusable("joints are missing", f"{name} is no list of {JOINTS}")
-        head = _point(joints[HEAD])
-        if not all(map(math.isfinite, head)) or head == (0, 0):
-            raise images.Unusable("head joint is missing", name)
-        if not geometry.inside(size, head):
-            raise images.Unusable("head joint outside the image", f"{name}: ({head[0]:g}, {head[1]:g})")
-        heads += head
-    joints_3d = entry.get("joints3D")
-    head_m = joints_3d[HEAD] if isinstance(joints_3d, list) and len(joints_3d) == JOINTS else None
-    head_mm = (math.nan,) * 3
-    if isinstance(head_m, list) and len(head_m) == 3:
-        # Kinect's camera space (C): metres, y up.
-        head_mm = tuple(_number(x) * factor for x, factor in zip(head_m, (1000, -1000, 1000), strict=True))
-        if not all(map(math.isfinite, head_mm)):
-            head_mm = (math.nan,) * 3
-    values = [*angles, *heads, math.nan, math.nan, *head_mm]
-    return values, np.array([[_point(p) for p in joints] for joints in both]) if all_joints else None
-
-
-def _number(value) -> float:
-    """A JSON number; NaN for everything else."""
-    if type(value) not in (int, float):
-        return math.nan
-    try:
-        return float(value)
-    except OverflowError:
-        return math.nan
-
-
-def _point(value) -> tuple[float, float]:
-    if not isinstance(value, list) or len(value) != 2:
-        return math.nan, math.nan
-    return _number(value[0]), _number(value[1])
-
-
-def _maps(joints: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each frame and axis the line `colour = scale * depth + shift`, by Theil and Sen: the median of the slopes
-    between any two joints, then of what is left. Up to 29 % of the joints may be wrong, four of seventeen.
-
-    Args:
-      joints, colour: float64 (F, JOINTS, 2), in pixels of the depth and the colour image.
-
-    Returns:
-      scale (F, 2) and shift (F, 2), NaN where there are too few; count of usable joints, int (F,).
-    """
-    good = np.ones(joints.shape[:2], bool)
-    for points, (height, width) in ((joints, DEPTH_SIZE), (colour, COLOUR_SIZE)):
-        # Kinect projects a point in space into both images, so one that is out of view is as good; not any distance.
-        # NaN compares false. (0, 0) is a joint that was not tracked.
-        beyond = np.abs(points - [width / 2, height / 2]) > [1.5 * width, 1.5 * height]
-        good &= np.isfinite(points).all(-1) & ~beyond.any(-1) & points.any(-1)
-    usable = good.sum(1)
-    a, b = np.triu_indices(JOINTS, 1)
-    joints, colour = np.where(good[..., None], joints, 0), np.where(good[..., None], colour, 0)
-    span = joints[:, b] - joints[:, a]
-    far = (good[:, a] & good[:, b])[..., None] & (np.abs(span) >= MIN_SPAN_PX)
-    scale = _median((colour[:, b] - colour[:, a]) / np.where(far, span, 1), far)
-    enough = (usable >= MIN_JOINTS)[:, None] & (far.sum(1) >= MIN_SLOPES)
-    scale = np.where(enough, scale, np.nan)
-    shift = _median(colour - scale[:, None] * joints, np.broadcast_to(good[..., None], joints.shape))
-    return scale, np.where(enough, shift, np.nan), usable
-
-
-def _median(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """(F, N, 2) -> (F, 2), over those of the N; NaN where there is none."""
-    count = where.sum(1, keepdims=True)
-    ordered = np.sort(np.where(where, values, np.inf), axis=1)
-    low, high = np.maximum(count - 1, 0) // 2, np.minimum(count // 2, values.shape[1] - 1)
-    both = [np.take_along_axis(ordered, at, 1) for at in (low, high)]
-    return np.where(count > 0, sum(np.where(np.isfinite(x), x, np.nan) for x in both) / 2, np.nan)[:, 0]
 
 
 # --- the cropped release ---------------------------------------------------------------------------------------------
@@ -561,38 +424,16 @@ def _read_cropped(folder: Path):
     except ValueError as error:
         fault = ("text of the angles is damaged", f"{error}")
     frames = sorted({*entries, *gray, *depth})
-    values, faults = np.full((len(frames), len(_COLUMNS)), np.nan), {}
+    values, faults = np.full((len(frames), len(COLUMNS)), np.nan), {}
     for row, frame in enumerate(frames if not fault else ()):
         if frame not in entries:
             faults[row] = (_NOT_ANNOTATED, "")
         elif frame not in gray or frame not in depth:
             faults[row] = (_NO_GRAY if frame not in gray else _NO_DEPTH, "")
-        elif (angles := entries[frame]) is _TWICE:
+        elif (angles := entries[frame]) is TWICE:
             faults[row] = ("frame is annotated twice", "")
         elif not all(map(math.isfinite, angles)):
             faults[row] = ("angles are missing or no numbers", "")
         else:
             values[row, :3] = angles
     return np.array(frames, np.int32), values, fault, faults, unread, annotation if entries else ""
-
-
-def read_angles(content: bytes) -> tuple[dict[int, object], int]:
-    """The cropped release's text -> {frame: (yaw, pitch, roll)}, NaN where none; count of lines without a frame.
-
-    Raises ValueError where it is no text.
-    """
-    entries, unread = {}, 0
-    for line in content.decode("utf-8-sig").splitlines():
-        cells = [cell.strip() for cell in line.split("\t")]
-        if cells == [""]:
-            continue
-        if not re.fullmatch("[0-9]{1,6}", cells[0]):
-            unread += 1
-            continue
-        try:
-            roll, pitch, yaw = map(float, cells[1:4])
-        except ValueError:
-            roll = pitch = yaw = math.nan
-        frame = int(cells[0])
-        entries[frame] = _TWICE if frame in entries else (yaw, pitch, roll)
-    return entries, unread
