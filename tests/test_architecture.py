@@ -48,6 +48,7 @@ FLOORS = [
         "data/splits.py",
         "data/images.py",
         "data/geometry.py",
+        "data/registration.py",
     ],
     ["errors.py", "__init__.py", "data/__init__.py"],
 ]

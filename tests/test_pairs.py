@@ -185,6 +185,8 @@ INDEX = [FrameInfo(f"f{i}", f"s{i // 2}", 1, "test" if i < 4 else "train") for i
 def test_an_external_list_is_taken_as_it_is(tmp_path):
     (tmp_path / "p.tsv").write_text("f1\tf0\t1\nf0\tf3\t0\n")
     assert pairs.read_external(tmp_path / "p.tsv", "test", INDEX) == [("f1", "f0", 1), ("f0", "f3", 0)]
+    (tmp_path / "p.tsv").write_bytes(b"\xef\xbb\xbff1\tf0\t1\r\nf0\tf3\t0\r\n")  # as Windows writes it
+    assert pairs.read_external(tmp_path / "p.tsv", "test", INDEX) == [("f1", "f0", 1), ("f0", "f3", 0)]
 
 
 @pytest.mark.parametrize(

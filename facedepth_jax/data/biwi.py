@@ -8,8 +8,6 @@ hpdb/01 .. hpdb/24 (in a copy on the web faces_0/01 ..), each with
 head_pose_masks/01 ..     beside it, optional: frame_00003_depth_mask.png, not 0 on the head
 """
 
-import dataclasses
-import functools
 import hashlib
 import itertools
 import math
@@ -19,10 +17,9 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from facedepth_jax.data import geometry, images, splits
+from facedepth_jax.data import images, registration, splits
 from facedepth_jax.data.frames import Frame, FrameInfo, Reject
 from facedepth_jax.errors import FaceDepthError
 
@@ -154,10 +151,10 @@ class BiwiSource:
             depth_mm = np.where(_read_mask(self._masks, number, frame, depth_camera), depth_mm, np.uint16(0))
         head_mm = self._head_mm[row]
         if self._register == "depth_to_gray":
-            depth_mm = _depth_to_gray(depth_mm, depth_camera, gray_camera)
+            depth_mm = registration.depth_to_gray(depth_mm, depth_camera, gray_camera)
             camera, head = gray_camera, gray_camera.from_depth_frame(head_mm)
         else:
-            gray, depth_mm = _gray_to_depth(gray, depth_mm, depth_camera, gray_camera, head_mm[2])
+            gray, depth_mm = registration.gray_to_depth(gray, depth_mm, depth_camera, gray_camera, head_mm[2])
             camera, head = depth_camera, head_mm
         if head[2] <= 0:
             raise images.Unusable("head centre is behind the colour camera", f"frame_{frame}")
@@ -216,155 +213,6 @@ def decode_depth(content: bytes, size: tuple[int, int]) -> np.ndarray:
     if depth_mm.min() < 0:
         raise images.Unusable(_DAMAGED, f"a depth is negative ({depth_mm.min()} mm)")
     return depth_mm.view("<u2").astype(np.uint16, copy=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Camera:
-    """A .cal file. Distortion k1, k2, p1, p2 as OpenCV counts them; R and T (mm) from the depth camera's frame."""
-
-    focal_px: tuple[float, float]
-    centre_px: tuple[float, float]
-    distortion: tuple[float, float, float, float]
-    rotation: tuple[tuple[float, ...], ...]
-    translation_mm: tuple[float, ...]
-    size: tuple[int, int]
-
-    @property
-    def is_reference(self) -> bool:
-        return np.array_equal(self.rotation, np.eye(3)) and not any(self.translation_mm)
-
-    def from_depth_frame(self, points_mm: np.ndarray) -> np.ndarray:
-        """(3,) in the depth camera's frame -> in this camera's: R X + T."""
-        return np.array(self.rotation) @ points_mm + np.array(self.translation_mm)
-
-    def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(3, ...) in this camera's frame, z > 0 -> x and y in pixels, (...) each."""
-        x, y = points[0] / points[2], points[1] / points[2]
-        if any(self.distortion):
-            k1, k2, p1, p2 = self.distortion
-            r2 = x**2 + y**2
-            radial = 1 + k1 * r2 + k2 * r2**2
-            x, y = (
-                x * radial + 2 * p1 * x * y + p2 * (r2 + 2 * x**2),
-                y * radial + 2 * p2 * x * y + p1 * (r2 + 2 * y**2),
-            )
-        return x * self.focal_px[0] + self.centre_px[0], y * self.focal_px[1] + self.centre_px[1]
-
-    def rays(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Pixels (...) each -> (3, ...), the points with z = 1 that `project` maps there."""
-        (fx, fy), (cx, cy) = self.focal_px, self.centre_px
-        if not any(self.distortion):
-            return np.stack([(x - cx) / fx, (y - cy) / fy, np.ones_like(x)])
-        how = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 40, 1e-9)
-        pixels = np.stack([x.ravel(), y.ravel()], 1)[:, None]
-        matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-        xy = cv2.undistortPoints(pixels, matrix, np.array(self.distortion), criteria=how)[:, 0].T
-        return np.concatenate([xy, np.ones((1, x.size))]).reshape(3, *x.shape)
-
-
-@functools.lru_cache(maxsize=2)  # a sequence at a time; most have one calibration in common
-def _half_pixel_rays(depth_camera: _Camera, gray_camera: _Camera) -> np.ndarray:
-    """Rays of the depth image's pixels and of the places half-way between them, turned into the colour camera's axes.
-
-    float32 (3, 2 H - 1, 2 W - 1); times the depth, plus T, they are points in the colour camera's frame.
-    """
-    width, height = depth_camera.size
-    rays = depth_camera.rays(*np.meshgrid(np.arange(2 * width - 1) / 2, np.arange(2 * height - 1) / 2))
-    return np.einsum("ij,jyx->iyx", np.array(gray_camera.rotation), rays).astype(np.float32)
-
-
-def _place(rays: np.ndarray, depth_mm: np.ndarray, gray_camera: _Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels (h, w) of the depth image -> x, y in the colour image, z there; float32 (h, w). Pixel (-9, -9): none."""
-    points = rays * depth_mm + np.array(gray_camera.translation_mm, np.float32)[:, None, None]
-    seen = points[2] > 0.5
-    x, y = gray_camera.project(np.where(seen, points, np.float32(1)))
-    return np.where(seen, x, np.float32(-9)), np.where(seen, y, np.float32(-9)), points[2]
-
-
-def _depth_to_gray(depth_mm: np.ndarray, depth_camera: _Camera, gray_camera: _Camera) -> np.ndarray:
-    """The depth image as the colour camera would have taken it: uint16, z in that camera's frame, 0 = none.
-
-    Surfaces are sampled twice as finely as the depth image is, so that a smooth one has no holes after it has moved;
-    where depth jumps there is nothing between two pixels. Of the samples in a target pixel those of the nearest surface
-    are averaged.
-    """
-    target = np.zeros(gray_camera.size[1] * gray_camera.size[0], np.uint16)
-    place, z, weight = _samples(depth_mm, depth_camera, gray_camera)
-    if len(place):
-        front = z <= _nearest_mm(place, z, target.size)[place] + geometry.EDGE_MM
-        place, z, weight = place[front], z[front], weight[front]
-        total = np.bincount(place, weight, target.size)
-        seen = total > 0
-        mean = np.bincount(place, weight * z, target.size)[seen] / total[seen]
-        target[seen] = np.clip(np.floor(mean + 0.5), 1, 65535)
-    return target.reshape(gray_camera.size[1], gray_camera.size[0])
-
-
-def _gray_to_depth(
-    gray: np.ndarray, depth_mm: np.ndarray, depth_camera: _Camera, gray_camera: _Camera, head_z_mm: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """The gray image as the depth camera would have taken it, uint8, 0 where the colour camera does not see; the depth.
-
-    A pixel without depth is taken at the head's distance, or the gray image would tell where the depth has holes. Where
-    a nearer surface hides a point from the colour camera, gray is that of the nearer surface, and the depth is taken
-    away: the two are not of one point.
-    """
-    none = depth_mm == 0
-    rays = _half_pixel_rays(depth_camera, gray_camera)[:, ::2, ::2]
-    x, y, z = _place(rays, np.where(none, np.float32(head_z_mm), depth_mm.astype(np.float32)), gray_camera)
-    far = 2 * MAX_SIZE_PX  # what is outside is outside, and OpenCV wants it within 16 bits
-    sampled = cv2.remap(gray, np.clip(x, -far, far), np.clip(y, -far, far), cv2.INTER_LINEAR)
-    there, inside = _pixel_numbers(x, y, gray.shape)
-    place, sample_z, _ = _samples(depth_mm, depth_camera, gray_camera)
-    nearest = _nearest_mm(place, sample_z, gray.size)
-    hidden = inside & ~none
-    hidden[hidden] = z[hidden] > nearest[there[hidden]] + geometry.EDGE_MM
-    return sampled, np.where(hidden, np.uint16(0), depth_mm)
-
-
-def _samples(
-    depth_mm: np.ndarray, depth_camera: _Camera, gray_camera: _Camera
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Samples of the surfaces in the colour image: number of the pixel, z in mm, nearness to its centre; (N,) each."""
-    rows, columns = (np.flatnonzero(depth_mm.any(axis)) for axis in (1, 0))
-    if not len(rows):
-        return np.zeros(0, np.int64), np.zeros(0), np.zeros(0)
-    (top, bottom), (left, right) = rows[[0, -1]], columns[[0, -1]]
-    fine = _between(depth_mm[top : bottom + 1, left : right + 1].astype(np.float32))
-    rays = _half_pixel_rays(depth_camera, gray_camera)[:, 2 * top : 2 * bottom + 1, 2 * left : 2 * right + 1]
-    x, y, z = _place(rays, fine, gray_camera)
-    place, inside = _pixel_numbers(x, y, gray_camera.size[::-1])
-    some = (fine > 0) & inside
-    x, y = x[some], y[some]
-    weight = (1 - np.abs(x - np.floor(x + 0.5))) * (1 - np.abs(y - np.floor(y + 0.5)))
-    return place[some], z[some], weight
-
-
-def _pixel_numbers(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Number of the pixel, row by row, in an image of `shape`, and whether it is inside; what is outside has any."""
-    inside = (x >= -0.5) & (x < shape[1] - 0.5) & (y >= -0.5) & (y < shape[0] - 0.5)
-    column, row = np.where(inside, np.floor(x + 0.5), 0), np.where(inside, np.floor(y + 0.5), 0)
-    return row.astype(np.int64) * shape[1] + column.astype(np.int64), inside
-
-
-def _between(depth_mm: np.ndarray) -> np.ndarray:
-    """(h, w) -> (2 h - 1, 2 w - 1) with means half-way between pixels of one surface, 0 where they are of two."""
-
-    def middle(a, b):
-        return np.where((a > 0) & (b > 0) & (np.abs(a - b) <= geometry.EDGE_MM), (a + b) / 2, 0)
-
-    fine = np.zeros((2 * depth_mm.shape[0] - 1, 2 * depth_mm.shape[1] - 1), np.float32)
-    fine[::2, ::2] = depth_mm
-    fine[::2, 1::2] = middle(depth_mm[:, :-1], depth_mm[:, 1:])
-    fine[1::2] = middle(fine[:-1:2], fine[2::2])
-    return fine
-
-
-def _nearest_mm(place: np.ndarray, z: np.ndarray, pixels: int) -> np.ndarray:
-    """The z-buffer: (pixels,) smallest z of each pixel, infinity where there is none."""
-    nearest = np.full(pixels, np.inf, np.float32)  # of one type with z, or minimum.at is ten times slower
-    np.minimum.at(nearest, place, z)
-    return nearest
 
 
 def _find_sequences(raw: Path) -> tuple[dict[int, Path], list[str]]:
@@ -514,7 +362,7 @@ def _angles_deg(matrices: np.ndarray) -> np.ndarray:
     return np.degrees(np.stack([yaw, pitch, roll], 1))
 
 
-def _read_cameras(folder: Path) -> tuple[tuple[_Camera, _Camera] | None, list[bytes], str, str]:
+def _read_cameras(folder: Path) -> tuple[tuple[registration.Camera, registration.Camera] | None, list[bytes], str, str]:
     """(depth camera, colour camera), the texts, '', ''; or None, the texts, reason, detail."""
     cameras, texts = [], []
     for name in ("depth.cal", "rgb.cal"):
@@ -529,7 +377,7 @@ def _read_cameras(folder: Path) -> tuple[tuple[_Camera, _Camera] | None, list[by
     return tuple(cameras), texts, "", ""
 
 
-def _parse_camera(content: bytes) -> _Camera:
+def _parse_camera(content: bytes) -> registration.Camera:
     """A .cal: 3x3 intrinsics, four distortion coefficients, 3x3 R, T in mm, width and height. ValueError if not so."""
     try:
         numbers = [float(text) for text in content.split()]
@@ -548,7 +396,7 @@ def _parse_camera(content: bytes) -> _Camera:
     width, height = numbers[25:]
     if not all(x == int(x) and 1 <= x <= MAX_SIZE_PX for x in (width, height)):
         raise ValueError(f"its image size is {width:g}x{height:g}, not whole numbers from 1 to {MAX_SIZE_PX}")
-    camera = _Camera(
+    camera = registration.Camera(
         focal_px=(fx, fy),
         centre_px=(cx, cy),
         distortion=tuple(numbers[9:13]),
@@ -580,7 +428,7 @@ def _read_depth(path: Path, size: tuple[int, int]) -> np.ndarray:
         raise images.Unusable(reason, f"{path.name}: {detail}") from None
 
 
-def _read_mask(masks: Path, number: int, frame: str, camera: _Camera) -> np.ndarray:
+def _read_mask(masks: Path, number: int, frame: str, camera: registration.Camera) -> np.ndarray:
     try:
         mask = images.read_gray(masks, f"{number:02d}/frame_{frame}_depth_mask.png")
     except images.Unusable as error:
@@ -590,7 +438,7 @@ def _read_mask(masks: Path, number: int, frame: str, camera: _Camera) -> np.ndar
     return mask > 0
 
 
-def _check_size(kind: str, image: np.ndarray, camera: _Camera) -> None:
+def _check_size(kind: str, image: np.ndarray, camera: registration.Camera) -> None:
     if image.shape != camera.size[::-1]:
         raise images.Unusable(
             f"{kind} has another size than the calibration says", _sizes(image.shape[::-1], camera.size)

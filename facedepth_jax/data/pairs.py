@@ -129,7 +129,7 @@ def write(path: str | os.PathLike, pairs: Sequence[Pair]) -> None:
 def read(path: str | os.PathLike) -> list[Pair]:
     """Reads a list: [(frame_a, frame_b, 1 or 0)]. FaceDepthError where it is missing or a line is something else."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise FaceDepthError(f"the pair list {path} cannot be read ({error})") from None
     pairs = [tuple(line.split("\t")) for line in lines]

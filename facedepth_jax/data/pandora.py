@@ -44,6 +44,11 @@ MAX_FOCAL_PX = 1_000_000
 LEVEL_OFFSET_MM, LEVEL_STEP_MM, LEVEL_NONE = 500, 8, 194
 
 _COPY = "copy of another sequence"
+_SKIPPED = _NOT_ANNOTATED, _NO_GRAY, _NO_DEPTH = (
+    "frame is not annotated",
+    "gray image is missing",
+    "depth image is missing",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +203,7 @@ class PandoraSource:
         for sequence in self._sequences:
             if not sequence.fault:
                 reasons = collections.Counter(reason for reason, _ in sequence.faults.values())
-                for reason in reasons.keys() & _SKIPPED:
+                for reason in reasons.keys() & set(_SKIPPED):
                     counts[reason, "frames"] += reasons[reason]
                     counts[reason, "sequences"] += 1
         for reason in _SKIPPED:
@@ -233,10 +238,6 @@ class PandoraSource:
             **angles,
             head_mm=(known["x_mm"], known["y_mm"], known["z_mm"]),
         )
-
-
-_NOT_ANNOTATED, _NO_GRAY, _NO_DEPTH = "frame is not annotated", "gray image is missing", "depth image is missing"
-_SKIPPED = {reason: None for reason in (_NOT_ANNOTATED, _NO_GRAY, _NO_DEPTH)}
 
 
 def _info(sequence: _Sequence, frame: int) -> FrameInfo:
