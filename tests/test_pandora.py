@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pickle
 import shutil
 import tempfile
@@ -479,6 +480,21 @@ def test_two_sequences_with_the_same_annotation(tmp_path):
     for subject, sequence in ((1, 1), (1, 4)):
         (sequence_folder(tmp_path, subject, sequence) / "data.json").write_text("[]")
     assert rejected(tmp_path)["001_000000"] == rejected(tmp_path)["004_000000"] == "frame is not annotated"
+
+
+def test_a_subject_that_cannot_be_listed_is_no_missing_subject(tmp_path, monkeypatch):
+    make(tmp_path, 1)
+    make(tmp_path, 2)
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "02":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(FaceDepthError, match=r"/02 does not exist or cannot be listed \(Permission denied\)"):
+        PandoraSource(str(tmp_path))
 
 
 def test_a_directory_that_is_no_pandora(tmp_path):

@@ -44,11 +44,11 @@ COLUMNS = {
     "distance_mm": float,  # of the head as measured, D of Eq. 6
     "fx": float,  # of the raw depth image as taken for Eq. 6, pixels
     "fy": float,
-    "box_x": int,  # the crop in pixels of the raw depth image, may reach outside it
+    "box_x": int,  # the crop in pixels of the depth image as the reader gives it, may reach outside it
     "box_y": int,
     "box_w": int,
     "box_h": int,
-    "gray_box_x": int,  # and of the raw gray image; the same where the two are registered
+    "gray_box_x": int,  # and of the gray image; the same where the two are registered
     "gray_box_y": int,
     "gray_box_w": int,
     "gray_box_h": int,

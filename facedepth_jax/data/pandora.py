@@ -259,8 +259,6 @@ def _mm(levels: np.ndarray) -> np.ndarray:
 def _find(raw: Path) -> tuple[bool, list[tuple[str, int, int, tuple[str, str] | None]], list[str]]:
     """Whether it is the cropped release; (path, number, copy, fault) of its sequences; unknown folders."""
     top = _folders(raw)
-    if top is None:
-        raise FaceDepthError(f"the raw directory {raw} does not exist or cannot be listed")
     subjects = [name for name in top if re.fullmatch("[0-9]{2}", name) and 1 <= int(name) <= splits.PANDORA_SUBJECTS]
     numbered = [
         name for name in top if re.fullmatch("[0-9]{3}", name) and 1 <= int(name) <= 5 * splits.PANDORA_SUBJECTS
@@ -275,7 +273,7 @@ def _find(raw: Path) -> tuple[bool, list[tuple[str, int, int, tuple[str, str] | 
     pattern = re.compile(f"({'|'.join(SEQUENCES)})_id([0-9]{{2}})", re.IGNORECASE)
     found = []
     for subject in subjects:
-        for name in _folders(raw / subject) or ():
+        for name in _folders(raw / subject):
             path, match = f"{subject}/{name}", pattern.fullmatch(name)
             if not match or not 1 <= int(match[2]) <= splits.PANDORA_SUBJECTS:
                 unknown.append(path)
@@ -301,13 +299,15 @@ def _find(raw: Path) -> tuple[bool, list[tuple[str, int, int, tuple[str, str] | 
     return False, result, unknown
 
 
-def _folders(path: Path) -> list[str] | None:
-    """Sorted names of the folders in `path`; None where it cannot be listed."""
+def _folders(path: Path) -> list[str]:
+    """Sorted names of the folders in `path`."""
     try:
         with os.scandir(path) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir())
-    except OSError:
-        return None
+    except OSError as error:
+        raise FaceDepthError(
+            f"the raw directory {path} does not exist or cannot be listed ({error.strerror})"
+        ) from None
 
 
 def _files(path: Path, pattern: str) -> dict[int, str] | None:
