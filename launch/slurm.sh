@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=facedepth
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=24:00:00
+#SBATCH --output=slurm-%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=TERM@180
+# One Slurm node, as many of its GPUs as are asked for. From the repository, on a file system that all nodes share:
+#
+#   CONFIG=configs/synthetic_full.py:cgan WORKDIR=runs/full sbatch --gpus-per-node=4 launch/slurm.sh [--config.KEY=VALUE ...]
+#
+# An array over lambda, a run in WORKDIR/lam_VALUE each (prepare the data first, or every task prepares them):
+#
+#   LAMBDAS="100.0 1000.0 3000.0" CONFIG=... WORKDIR=runs/lambda sbatch --array=0-2 launch/slurm.sh
+#
+# --signal without B: reaches the job step, three minutes before the time is up (Slurm may be a minute early); the run
+# saves, run.sh gives 75, and the job queues itself again. When Slurm preempts the job or loses the node, --requeue does.
+set -euo pipefail
+if [[ ! -f launch/run.sh ]]; then
+  echo "error: submit it from the repository: sbatch launch/slurm.sh" >&2
+  exit 1
+fi
+
+job=${SLURM_JOB_ID:?is not set: start it with sbatch}
+if [[ ${SLURM_ARRAY_TASK_ID:-} ]]; then
+  job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # the bare id of the first task stands for the whole array
+  read -ra lambdas <<<"${LAMBDAS:?set LAMBDAS to the values of the array}"
+  lam=${lambdas[$SLURM_ARRAY_TASK_ID]:?LAMBDAS has fewer values than the array tasks}
+  export WORKDIR=${WORKDIR:?set WORKDIR to the directory of the runs}/lam_$lam
+  set -- "--config.loss.lam=$lam" "$@"
+fi
+
+code=0
+# Several nodes: --nodes above and, once main has it, the flag for several processes, in this line.
+srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash launch/run.sh "$@" || code=$?
+
+# Not after scancel, which stops a run just so, and not where Slurm queues the job again by itself.
+if ((code == 75)) && [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; then
+  scontrol requeue "$job"
+fi
+exit "$code"

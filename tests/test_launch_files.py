@@ -1,0 +1,409 @@
+"""launch/: the main line that each file starts, what becomes of it, and what is asked of the places it runs in.
+
+Slurm, gcloud and sudo are stand-ins on PATH that write down what they were asked; main is a stand-in where its exit
+code is what matters, and its own flags where its line is.
+"""
+
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+ROOT = pathlib.Path(__file__).parent.parent
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+CONFIG = "configs/synthetic.py:ae"
+PARSE = """
+import json, os, sys
+from facedepth_jax import main
+for words in json.load(sys.stdin):
+    if os.fork():  # flags are parsed once a process; importing is what takes time
+        if os.wait()[1]: sys.exit(f"{words} is not taken")
+    else:
+        sys.argv = ["main", *words]  # where ml_collections looks for --config.KEY
+        main.parse(sys.argv)
+        config = main.CONFIG.value
+        print(json.dumps([config.method, main.WORKDIR.value, config.loss.lam, config.data.dir]), flush=True)
+        os._exit(0)
+"""
+
+
+def environment(tmp_path, **variables):
+    """PATH begins with tmp_path/bin; nothing of the tester's own."""
+    return {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "HOME": str(tmp_path), "CONFIG": CONFIG} | variables
+
+
+def stand_in(tmp_path, name, text):
+    """A program in tmp_path/bin that appends its arguments as JSON to tmp_path/NAME.log and goes on with `text`."""
+    path = tmp_path / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    log = f"print(json.dumps(sys.argv[1:]), file=open({str(tmp_path / name)!r} + '.log', 'a'))"
+    path.write_text(f"#!{sys.executable}\nimport json, os, pathlib, sys, time\n{log}\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def asked(tmp_path, name):
+    log = tmp_path / f"{name}.log"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def run(command, env, **kwargs):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.run(command, cwd=ROOT, env=env, timeout=60, **pipes, **kwargs)
+
+
+FINISH = (
+    "d = pathlib.Path(sys.argv[4].split('=')[1]); (d / 'new').write_text('{}'); (d / 'new').replace(d / 'results.json')"
+)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_bash(path):
+    assert path.stat().st_mode & 0o111
+    assert run(["bash", "-n", path], os.environ).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "gke.sh", "tpu_vm.sh", "skypilot.yaml"])
+def test_one_line_is_marked_for_several_hosts(name):
+    lines = (ROOT / "launch" / name).read_text().splitlines()
+    (marked,) = [i for i, line in enumerate(lines) if "in this line." in line]
+    assert lines[marked].lstrip().startswith("# Several ") and "multihost" not in "".join(lines)
+
+
+def main_lines(tmp_path):
+    """Place -> the command line of main that it comes to, as words."""
+    dry = environment(tmp_path, DRY_RUN="1", PYTHON="python")
+    lines = {}
+    alone = run(["launch/run.sh", "--config.data.dir=a b"], dry | {"WORKDIR": "runs/x"}).stdout
+    lines["run.sh"] = shlex.split(alone), ("runs/x", 3000.0, "a b")
+
+    stand_in(tmp_path, "srun", "at = sys.argv.index('bash'); os.execvp('bash', sys.argv[at:])")
+    slurm = dry | {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "1", "LAMBDAS": "1.0 20.0"}
+    array = run(["bash", "launch/slurm.sh", "--config.data.dir=a b"], slurm | {"WORKDIR": "runs/y"}).stdout
+    lines["slurm.sh"] = shlex.split(array), ("runs/y/lam_20.0", 20.0, "a b")
+
+    (jobset,) = jobsets(tmp_path, "tpu", "--config.data.dir=it's")
+    container = pod(jobset)["containers"][0]
+    env = {entry["name"]: entry["value"] for entry in container["env"]}
+    inside = run([*container["command"], *container["args"]], dry | env).stdout
+    lines["gke.sh"] = shlex.split(inside), ("runs/facedepth", 3000.0, "it's")
+
+    tpu = {"TPU": "z", "PROJECT": "p", "ZONE": "q", "DISK": "d"}
+    printed = run(["launch/tpu_vm.sh", "--config.data.dir=a b"], dry | tpu).stdout
+    (ssh,) = [shlex.split(line)[-1] for line in printed.splitlines() if " ssh " in line]
+    on_host = shlex.split(ssh.removeprefix("--command=").rsplit("&&", 1)[1])
+    assert on_host[3:5] == ["bash", "launch/tpu_vm_host.sh"]
+    command = [*on_host[:4], "launch/run.sh", *on_host[5:]]  # as tpu_vm_host.sh hands it on, see its own test
+    lines["tpu_vm.sh"] = shlex.split(run(command, dry).stdout), ("runs/z", 3000.0, "a b")
+
+    sky = yaml.safe_load((ROOT / "launch/skypilot.yaml").read_text())
+    given = {"RUN": "w", "ARGUMENTS": "--config.data.dir=a --config.loss.lam=5.0"}
+    there = run(["bash", "-c", sky["run"]], dry | given).stdout
+    lines["skypilot.yaml"] = shlex.split(there), ("/facedepth_runs/w", 5.0, "a")
+    return lines
+
+
+def test_every_place_comes_to_the_same_main_line_and_its_flags_take_it(tmp_path):
+    lines = main_lines(tmp_path)
+    for name, (words, (workdir, _, _)) in lines.items():
+        python = ".venv/bin/python" if name == "skypilot.yaml" else "python"
+        assert words[:5] == [python, "-m", "facedepth_jax.main", f"--config={CONFIG}", f"--workdir={workdir}"], name
+    flags = json.dumps([words[3:] for words, _ in lines.values()])
+    parsed = subprocess.run([sys.executable, "-c", PARSE], input=flags, cwd=ROOT, capture_output=True, text=True)
+    assert parsed.returncode == 0, parsed.stderr
+    assert [json.loads(line) for line in parsed.stdout.splitlines()] == [["ae", *told] for _, told in lines.values()]
+
+
+# --- run.sh ----------------------------------------------------------------------------------------------------------
+
+
+def start(tmp_path, text, **variables):
+    """run.sh with a stand-in for Python."""
+    python = stand_in(tmp_path, "python", text)
+    (tmp_path / "run").mkdir(exist_ok=True)
+    return run(
+        ["launch/run.sh"],
+        environment(tmp_path, PYTHON=str(python), WORKDIR=f"{tmp_path}/run", PAUSE_SEC="0", **variables),
+    )
+
+
+def test_finished_is_told_from_stopped(tmp_path):
+    assert start(tmp_path, "").returncode == 75  # exit code 0 and no results
+    assert start(tmp_path, FINISH).returncode == 0
+    assert start(tmp_path, "").returncode == 75  # results of before: more steps were asked for, and stopped on the way
+    assert start(tmp_path, FINISH).returncode == 0  # made again
+    assert start(tmp_path, "sys.exit(1)").returncode == 1
+    assert start(tmp_path, f"{FINISH}; sys.exit(1)").returncode == 1
+
+
+def test_what_was_killed_starts_again_and_what_main_refuses_does_not(tmp_path):
+    dies_twice = (
+        "log = pathlib.Path(__file__ + '.runs'); n = len(log.read_text()) if log.exists() else 0\n"
+        f"log.write_text('x' * (n + 1))\nif n < 2: os.kill(os.getpid(), 9)\n{FINISH}"
+    )
+    assert start(tmp_path, dies_twice).returncode == 0
+    assert len(asked(tmp_path, "python")) == 3
+    assert start(tmp_path, "os.kill(os.getpid(), 9)", RESTARTS="2").returncode == 137
+    assert len(asked(tmp_path, "python")) == 3 + 3
+    assert start(tmp_path, "sys.exit(1)").returncode == 1
+    assert len(asked(tmp_path, "python")) == 3 + 3 + 1
+
+
+STOPPABLE = f"""
+sys.path.insert(0, {str(ROOT)!r})
+from facedepth_jax.stopping import stop_event
+stop, run = stop_event(), pathlib.Path(sys.argv[4].split('=')[1])
+(run / 'started').write_text(str(os.getpid()))
+if not stop.wait(30): sys.exit(1)
+time.sleep(0.5)  # a second signal of the same kind would end it here
+(run / 'saved').touch()
+"""
+
+
+@pytest.mark.parametrize("to", ["wrapper", "group", "both"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_whoever_gets_it(tmp_path, to, number):
+    """To run.sh alone (Kubernetes), to its process group (a terminal), to every process (Slurm's steps, systemd)."""
+    python = stand_in(tmp_path, "python", STOPPABLE)
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    process = subprocess.Popen(
+        ["launch/run.sh"],
+        cwd=ROOT,
+        env=environment(tmp_path, PYTHON=str(python), WORKDIR=str(workdir)),
+        start_new_session=True,
+    )
+    child = wait_for(workdir / "started")
+    if to == "both" and number == signal.SIGTERM:
+        os.kill(int(child), number)
+    if to == "group":
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid, number)
+    assert process.wait(30) == 75
+    assert (workdir / "saved").exists()
+
+
+def wait_for(path):
+    for _ in range(600):
+        if path.exists() and path.read_text():
+            return path.read_text()
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not come")
+
+
+@pytest.mark.parametrize("name", ["run.sh", "gke.sh", "tpu_vm.sh", "slurm.sh"])
+def test_what_is_not_said_is_asked_for_in_a_sentence(tmp_path, name):
+    env = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0"}
+    done = run(["bash", f"launch/{name}"], env)
+    assert done.returncode == 1 and ": set " in done.stdout.splitlines()[-1], done.stdout
+
+
+# --- Slurm -----------------------------------------------------------------------------------------------------------
+
+
+def slurm(tmp_path, main, state, **variables):
+    python = stand_in(tmp_path, "python", main)
+    stand_in(tmp_path, "srun", "at = sys.argv.index('bash'); os.execvp('bash', sys.argv[at:])")
+    stand_in(tmp_path, "squeue", f"print({state!r})")
+    stand_in(tmp_path, "scontrol", "")
+    (tmp_path / "run").mkdir(exist_ok=True)
+    env = environment(tmp_path, PYTHON=str(python), WORKDIR=f"{tmp_path}/run", SLURM_JOB_ID="41", **variables)
+    return run(["bash", "launch/slurm.sh"], env).returncode
+
+
+def test_slurm_queues_again_what_was_stopped_and_nothing_else(tmp_path):
+    assert slurm(tmp_path, FINISH, "RUNNING") == 0
+    assert slurm(tmp_path, "sys.exit(1)", "RUNNING") == 1
+    assert slurm(tmp_path, "", "CANCELLED") == 75  # scancel
+    assert asked(tmp_path, "scontrol") == []
+    assert slurm(tmp_path, "", "RUNNING") == 75
+    assert asked(tmp_path, "scontrol") == [["requeue", "41"]]
+    # The bare id of an array's task may stand for the whole array.
+    array = {"SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "0", "LAMBDAS": "1.0"}
+    assert slurm(tmp_path, "", "RUNNING", **array) == 75
+    assert asked(tmp_path, "scontrol")[1:] == [["requeue", "41_0"]]
+    assert asked(tmp_path, "squeue")[-1][1] == "--jobs=41_0"
+
+
+def test_slurm_is_asked_for_a_signal_to_the_step_and_to_queue_again():
+    lines = (ROOT / "launch/slurm.sh").read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    options = [line.removeprefix("#SBATCH ") for line in lines[:first] if line.startswith("#SBATCH ")]
+    assert {"--requeue", "--signal=TERM@180", "--open-mode=append", "--nodes=1", "--ntasks=1"} <= set(options)
+
+
+# --- Kubernetes ------------------------------------------------------------------------------------------------------
+
+
+def jobsets(tmp_path, *arguments, **variables):
+    env = environment(tmp_path, IMAGE="image:1", CLAIM="claim", **variables)
+    done = run(["launch/gke.sh", *arguments], env)
+    assert done.returncode == 0, done.stdout
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def pod(jobset):
+    return jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
+@pytest.mark.parametrize(
+    "kind, chips, selector",
+    [
+        (
+            "tpu",
+            "google.com/tpu",
+            {"cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice", "cloud.google.com/gke-tpu-topology": "2x4"},
+        ),
+        ("gpu", "nvidia.com/gpu", {"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"}),
+    ],
+)
+def test_a_jobset_of_one_pod_that_comes_back(tmp_path, kind, chips, selector):
+    (jobset,) = jobsets(tmp_path, kind)
+    assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    assert (replicated["replicas"], job["parallelism"], job["completions"]) == (1, 1, 1)
+    stopped, disrupted, refused = job["podFailurePolicy"]["rules"]
+    (container,) = pod(jobset)["containers"]
+    for rule, action, codes in ((stopped, "Ignore", [75]), (refused, "FailJob", [1])):
+        assert rule == {
+            "action": action,
+            "onExitCodes": {"containerName": container["name"], "operator": "In", "values": codes},
+        }
+    assert disrupted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert pod(jobset)["restartPolicy"] == "Never"  # or a podFailurePolicy is refused
+    assert pod(jobset)["nodeSelector"] == selector
+    assert container["resources"] == {"limits": {chips: "8"}}
+    assert container["args"] == [] and (ROOT / container["command"][0]).exists()
+    volumes = {volume["name"]: volume for volume in pod(jobset)["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+    assert volumes["disk"]["persistentVolumeClaim"] == {"claimName": "claim"}
+    workdir = {entry["name"]: entry["value"] for entry in container["env"]}["WORKDIR"]
+    image_root = (ROOT / "launch/Dockerfile").read_text().split("\nWORKDIR ")[1].split("\n")[0]
+    assert any(f"{image_root}/{workdir}".startswith(mount["mountPath"]) for mount in container["volumeMounts"])
+
+    (spot,) = jobsets(tmp_path, kind, SPOT="1", NAME="b", CHIPS="4", ACCELERATOR="other")
+    assert pod(spot)["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    assert "other" in pod(spot)["nodeSelector"].values() and spot["metadata"]["name"] == "b"
+    assert pod(spot)["containers"][0]["resources"] == {"limits": {chips: "4"}}
+
+
+# --- Cloud TPU VM ----------------------------------------------------------------------------------------------------
+
+GCLOUD = """
+here = pathlib.Path(__file__).parent.parent
+verb = sys.argv[4]
+codes = here / 'codes'
+if verb == 'list':
+    states = (here / 'states').read_text().split(',')
+    (here / 'states').write_text(','.join(states[1:] or states))
+    if states[0] == 'ERROR': sys.exit(1)
+    print(states[0], end='\\n' if states[0] else '')
+elif verb == 'ssh':
+    first, *rest = codes.read_text().split(',')
+    codes.write_text(','.join(rest or [first]))
+    sys.exit(int(first))
+"""
+
+
+@pytest.mark.parametrize(
+    "states, codes, verbs, code",
+    [
+        # asked for, waited for, trained, deleted
+        ([""] + ["WAITING_FOR_RESOURCES", "ACTIVE"], [0], "create scp ssh delete", 0),
+        # preempted while it trains: the connection breaks, the request is deleted and made again
+        (["ACTIVE", "SUSPENDING", "SUSPENDED", "", "ACTIVE"], [255, 0], "scp ssh delete create scp ssh delete", 0),
+        # stopped by a shutdown; gcloud's own error when the VM is gone
+        (["ACTIVE", "SUSPENDED", "", "ACTIVE"], [75, 0], "scp ssh delete create scp ssh delete", 0),
+        (["ACTIVE", "SUSPENDING", "SUSPENDED", "", "ACTIVE"], [1, 0], "scp ssh delete create scp ssh delete", 0),
+        # main's own error, and a request that cannot be met; the network away for a moment
+        (["ERROR", "ACTIVE"], [1], "scp ssh", 1),
+        (["FAILED"], [0], "", 1),
+    ],
+)
+def test_a_tpu_vm_is_asked_for_again_until_the_run_has_finished(tmp_path, states, codes, verbs, code):
+    stand_in(tmp_path, "gcloud", GCLOUD)
+    stand_in(tmp_path, "git", "")
+    (tmp_path / "states").write_text(",".join(states))
+    (tmp_path / "codes").write_text(",".join(map(str, codes)))
+    env = environment(tmp_path, TPU="t", PROJECT="p", ZONE="z", DISK="d", PAUSE_SEC="0", TMPDIR=str(tmp_path))
+    done = run(["launch/tpu_vm.sh"], env)
+    assert done.returncode == code, done.stdout
+    calls = asked(tmp_path, "gcloud")
+    assert [call[3] for call in calls if call[3] != "list"] == verbs.split()
+    for call in calls:
+        assert {"--project=p", "--zone=z"} <= set(call)
+        assert (call[3] == "delete") == ("--force" in call and "--quiet" in call)
+        if call[3] == "create":
+            assert {"--spot", "--accelerator-type=v6e-8", "--runtime-version=v2-alpha-tpuv6e", "--node-id=t"} < set(
+                call
+            )
+            assert "--data-disk=source=projects/p/zones/z/disks/d,mode=read-write" in call
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("tmp.")]  # the archive of the code
+
+
+def test_more_chips_than_one_host_has_are_refused(tmp_path):
+    env = environment(tmp_path, TPU="t", PROJECT="p", ZONE="z", DISK="d", ACCELERATOR="v6e-16", DRY_RUN="1")
+    done = run(["launch/tpu_vm.sh"], env)
+    assert done.returncode == 1 and "take v6e-8 or v5litepod-8" in done.stdout
+    done = run(["launch/tpu_vm.sh"], env | {"ACCELERATOR": "v5litepod-8"})
+    assert "--runtime-version=v2-alpha-tpuv5-lite" in done.stdout
+
+
+def test_the_tpu_vm_mounts_its_disk_and_waits_for_a_run_that_is_there(tmp_path):
+    """In a copy of launch/ with everything around it a stand-in."""
+    (tmp_path / "launch").mkdir()
+    for name in ("tpu_vm_host.sh", "run.sh"):
+        (tmp_path / "launch" / name).write_bytes((ROOT / "launch" / name).read_bytes())
+    for name in ("sudo", "mountpoint"):
+        stand_in(tmp_path, name, "")
+    stand_in(tmp_path, "python", FINISH)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "bin").symlink_to(tmp_path / "bin")
+    (tmp_path / ".venv" / "ready").touch()
+    disk = tmp_path / "disk"
+    (disk / "runs" / "t").mkdir(parents=True)
+    env = environment(tmp_path, DISK_PATH=str(disk), WORKDIR="runs/t")
+    command = ["bash", f"{tmp_path}/launch/tpu_vm_host.sh", "--config.loss.lam=1.0"]
+    with subprocess.Popen(["flock", f"{disk}/lock", "sleep", "1"]):  # a run whose watcher has gone
+        wait_until = time.monotonic() + 5
+        while not (disk / "lock").exists() and time.monotonic() < wait_until:
+            time.sleep(0.02)
+        time.sleep(0.1)
+        started = time.monotonic()
+        done = run(command, env)
+        waited = time.monotonic() - started
+    assert done.returncode == 0 and waited > 0.5, done.stdout
+    assert asked(tmp_path, "python") == [
+        ["-m", "facedepth_jax.main", f"--config={CONFIG}", "--workdir=runs/t", "--config.loss.lam=1.0"]
+    ]
+    assert (disk / "runs/t/results.json").exists() and (disk / "t.log").exists()
+
+
+# --- SkyPilot, the image ---------------------------------------------------------------------------------------------
+
+
+def test_skypilot_starts_again_what_was_stopped(tmp_path):
+    task = yaml.safe_load((ROOT / "launch/skypilot.yaml").read_text())
+    assert set(task) == {"name", "workdir", "envs", "resources", "file_mounts", "setup", "run"}
+    assert task["resources"]["job_recovery"] == {"recover_on_exit_codes": [75]} and task["resources"]["use_spot"]
+    assert task["file_mounts"] == {"/facedepth_runs": {"source": "${BUCKET}", "mode": "MOUNT_CACHED"}}
+    assert [name for name, value in task["envs"].items() if value is None] == ["CONFIG", "BUCKET", "RUN"]
+    for script in (task["setup"], task["run"]):
+        assert run(["bash", "-n", "-c", script], environment(tmp_path)).returncode == 0
+
+
+def test_the_image_copies_what_is_there():
+    lines = (ROOT / "launch/Dockerfile").read_text().splitlines()
+    for line in lines:
+        if line.startswith("COPY "):
+            assert all((ROOT / name).exists() for name in line.split()[1:-1]), line
+    assert lines[1] == "FROM python:3.12-slim"
