@@ -15,8 +15,11 @@ def main() -> None:
     """The command line; see --help."""
     try:
         _run(*_flags())
+        sys.stdout.flush()
     except FaceDepthError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # who reads has seen enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _flags() -> tuple[argparse.Namespace, dict]:

@@ -36,6 +36,7 @@ FLOORS = [
         "data/synthetic/",
         "data/arrays.py",
         "data/pairs.py",
+        "data/summary.py",
         "data/pipeline.py",
     ],
     ["losses.py", "state.py", "metrics.py", "models/", "checkpoint.py", "logs.py", "pictures.py"],

@@ -233,7 +233,10 @@ def test_names_people_and_splits(tmp_path):
         "15 of 24 sequences are missing: 02, 04, 05, 06, 07, 08, 09, 11, 13, 14, 16, 17, 19, 20, 23",
         "test sequence 01 has 2 frames, not 498 as published",
         "test sequence 10 has 2 frames, not 726 as published",
+        "focal=370 where the calibration says 51.3 px: the window shows 721% of face_mm, see docs/biwi.md",
     ]
+    assert "57.0 px: the window shows 649%" in BiwiSource(str(tmp_path), register="gray_to_depth").notes()[-1]
+    assert "focal" not in str(BiwiSource(str(tmp_path), focal=0.0).notes())
 
 
 @pytest.mark.parametrize("layout, given", [("hpdb", "."), ("faces_0", "."), ("hpdb", "hpdb"), ("faces_0", "faces_0")])

@@ -43,10 +43,17 @@ def test_the_report_counts_what_is_there(tmp_path):
     assert fault == ""
     assert report.splitlines()[0] == "folder: 24 frames of 4 people in 8 sequences"
     assert "train: 12 frames of 2 people in 4 sequences" in report and "test: 6 frames of 1 person in 2 seq" in report
+    assert "training needs" not in report
     assert "3 frames: 3 x depth image is missing (f00: 0d.png, f01: 1d.png, f07: 7d.png)" in report
     assert "sample: 21 of the other 21 were read" in report
     assert "3 frames: 3 x no depth at the head centre (f03: (20, 20), f04" in report
     assert "head distance 800 mm, crop 24 px wide" in report and report.endswith("preparing would work")
+
+
+def test_a_split_without_frames_is_noted(tmp_path):
+    source = FolderSource(str(write_folder(tmp_path / "raw")), focal=60, validation_fraction=0.0)
+    report, fault = check.check(source, face_mm=320.0, size=16, pair_lists={})
+    assert "note: no frame in validation; training needs all three splits" in report and not fault
 
 
 def test_the_report_says_what_prepare_does(tmp_path):

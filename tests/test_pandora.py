@@ -587,6 +587,7 @@ def test_the_cropped_release(tmp_path):
     np.testing.assert_array_equal(made_gray, cv2.resize(gray, (50, 50), interpolation=cv2.INTER_AREA))
     assert made_depth[25, 25] == pytest.approx(900, abs=8) and made_depth[0, 0] == 0
     assert [row[f"{kind}box_{side}"] for kind in ("", "gray_") for side in "xywh"] == [0, 0, 100, 100] * 2
+    assert np.isnan([row[name] for name in ("fx", "fy", "gray_fx", "gray_fy")]).all()
     assert source.settings["release"] == "cropped" and "register" not in source.settings
     with pytest.raises(FaceDepthError, match="register=joints needs joints, which the cropped release"):
         PandoraSource(str(tmp_path), register="joints")

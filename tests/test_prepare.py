@@ -335,8 +335,8 @@ def test_the_report_says_both_focal_lengths_and_the_cells(tmp_path, capsys):
     raw = write_folder(tmp_path / "raw", count=100, subjects=10)
     made = prepare.prepare(TwoCameras(str(raw), focal=100, test_fraction=0.5), tmp_path / "out", size=24)
     said = capsys.readouterr().out
-    assert "at a focal length of 100 (depth) and 200 (gray) px" in said
-    assert made.meta["gray_focal_px"] == {"fx": [200.0, 200.0], "fy": [200.0, 200.0]}
+    assert "at a focal length of 100 px (depth) and 200 px (gray)" in said
+    assert set(made.frames["gray_fx"]) == set(made.frames["gray_fy"]) == {200.0}
     cells = made.meta["pairs_found"]["test"]["cells"]
     rows = dict(zip(made.frames["frame"].tolist(), made.frames["yaw"].tolist(), strict=True))
     found = pairs.read(made.path / "pairs_test.tsv")
@@ -507,3 +507,10 @@ def test_an_empty_out_directory_is_taken(raw, tmp_path, whole):
     (tmp_path / "out").mkdir()
     run(raw, tmp_path / "out")
     assert contents(tmp_path / "out") == whole
+
+
+def test_who_reads_the_report_may_stop(tmp_path):
+    raw = write_folder(tmp_path / "raw", count=20)
+    command = f"{sys.executable} -m facedepth_jax.prepare --check --raw={raw} | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""

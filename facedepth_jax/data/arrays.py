@@ -42,13 +42,15 @@ COLUMNS = {
     "head_y_mm": float,
     "head_z_mm": float,
     "distance_mm": float,  # of the head as measured, D of Eq. 6
-    "fx": float,  # of the raw depth image as taken for Eq. 6, pixels
+    "fx": float,  # focal length of the depth image as taken for Eq. 6, pixels; nan: the frame was cropped already
     "fy": float,
     "box_x": int,  # the crop in pixels of the depth image as the reader gives it, may reach outside it
     "box_y": int,
     "box_w": int,
     "box_h": int,
-    "gray_box_x": int,  # and of the gray image; the same where the two are registered
+    "gray_fx": float,  # the same of the gray image; no other where the two are registered
+    "gray_fy": float,
+    "gray_box_x": int,
     "gray_box_y": int,
     "gray_box_w": int,
     "gray_box_h": int,

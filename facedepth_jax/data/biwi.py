@@ -129,8 +129,17 @@ class BiwiSource:
         return [self._rejects[info.frame] for info in self._index if info.frame in self._rejects]
 
     def notes(self) -> list[str]:
-        """Missing and foreign sequences, mixed layouts, test sequences of another length than the paper's."""
-        return list(self._notes)
+        """Missing and foreign sequences, mixed layouts, test sequences of another length than the paper's, and how wide
+        the window is where Eq. 6 takes another focal length than the camera has."""
+        notes = list(self._notes)
+        which = self._register == "depth_to_gray"  # the second camera is the colour camera
+        own = np.mean([cameras[which].focal_px for cameras in self._cameras.values() if cameras] or [[self._focal]])
+        if self._focal and abs(self._focal / own - 1) > 0.01:
+            notes.append(
+                f"focal={self._focal:g} where the calibration says {own:.1f} px: "
+                f"the window shows {self._focal / own:.0%} of face_mm, see docs/biwi.md"
+            )
+        return notes
 
     def load(self, start: int, stop: int) -> Iterator[Frame | Reject]:
         """One item for each entry of `index()[start:stop]`; a Reject where a file cannot be used."""

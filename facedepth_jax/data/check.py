@@ -6,7 +6,8 @@ import numpy as np
 
 from facedepth_jax.data import pairs, splits
 from facedepth_jax.data.frames import SPLITS, FrameInfo, Reject, Source
-from facedepth_jax.data.prepare import prepare_frame, rejects_text
+from facedepth_jax.data.prepare import prepare_frame
+from facedepth_jax.data.summary import rejects_text
 from facedepth_jax.errors import FaceDepthError
 
 SAMPLE = 100  # frames at most that are read
@@ -36,6 +37,8 @@ def check(source: Source, *, face_mm: float, size: int, pair_lists: dict[str, st
         lines.append(f"  expected: {_EXPECTED[source.name]}")
     for split in SPLITS:
         lines.append(f"  {split}: {_counts([info for info in index if info.split == split])}")
+    if empty := [split for split in SPLITS if not any(info.split == split for info in index)]:
+        lines.append(f"  note: no frame in {' and '.join(empty)}; training needs all three splits")
     lines += [f"  note: {note}" for note in source.notes()]
     lines.append(f"  would be rejected, whatever the images hold: {_rejects(known)}")
     unusable = {reject.info.frame for reject in known}

@@ -6,7 +6,6 @@ chunk is there they are merged into OUT (see arrays.py) and removed. A chunk nam
 SHA-256 over all of it: one that is damaged, or of another place, run or data set, is found by the merge and made again.
 """
 
-import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -33,9 +32,8 @@ import numpy as np
 from tqdm import tqdm
 
 from facedepth_jax import files
-from facedepth_jax.data import arrays, geometry, pairs
+from facedepth_jax.data import arrays, geometry, pairs, summary
 from facedepth_jax.data.frames import SPLITS, Frame, FrameInfo, Reject, Source
-from facedepth_jax.data.splits import ANGLE_SUBSETS, SEQUENCE_SUBSETS
 from facedepth_jax.errors import FaceDepthError
 
 CHUNK_FRAMES = 64
@@ -43,7 +41,6 @@ HEAD_WINDOW_PX = 9  # "the depth values around the head center" of section 3.2: 
 MIN_DEPTH_SHARE = 0.05  # of the crop's pixels; with less there is no face to learn from
 PAIRS = 4000  # wanted in each verification list
 CELL_PAIRS = 600  # of them from each elementary cell of Table 2, so that even the rarest of them means something
-LISTED = 5  # rejects of each reason, and frames that a pair list misses, in the report; meta.json has all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +138,8 @@ def _check_not_hopeless(rejects: list[dict], index: list[FrameInfo], parts: Path
     if 2 * len(rejects) > len(index):
         shutil.rmtree(parts, ignore_errors=True)
         raise FaceDepthError(
-            f"more than half of the frames ({len(rejects)} of {len(index)}) cannot be used: {rejects_text(rejects)}"
+            f"more than half of the frames ({len(rejects)} of {len(index)}) cannot be used: "
+            f"{summary.rejects_text(rejects)}"
         )
 
 
@@ -179,7 +177,8 @@ def prepare_frame(frame: Frame, face_mm: float, size: int) -> tuple[np.ndarray, 
     gray_box = _box(frame.gray, gray_head_xy, distance_mm, gray_focal_px, face_mm, frame.cropped)
     row = dataclasses.asdict(info) | {"yaw": frame.yaw, "pitch": frame.pitch, "roll": frame.roll}
     row |= dict(zip(("head_x_mm", "head_y_mm", "head_z_mm"), frame.head_mm, strict=True))
-    row |= {"distance_mm": distance_mm, "fx": frame.focal_px[0], "fy": frame.focal_px[1]}
+    focals = (math.nan,) * 4 if frame.cropped else (*frame.focal_px, *gray_focal_px)
+    row |= {"distance_mm": distance_mm} | dict(zip(("fx", "fy", "gray_fx", "gray_fy"), focals, strict=True))
     row |= {f"box_{name}": value for name, value in dataclasses.asdict(box).items()}
     row |= {f"gray_box_{name}": value for name, value in dataclasses.asdict(gray_box).items()}
     gray = geometry.resize_gray(geometry.crop(frame.gray, gray_box), size)
@@ -230,7 +229,7 @@ def _make_chunk_in_worker(number: int) -> tuple[int, list[dict]]:
 
 def _make_chunk(job: _Job, number: int) -> tuple[int, list[dict]]:
     """Loads, crops and writes one chunk; returns the count of its frames and the rejects among them."""
-    grays, depths, rows, rejects, focals = [], [], [], [], set()
+    grays, depths, rows, rejects = [], [], [], []
     for item in job.source.load(number * CHUNK_FRAMES, (number + 1) * CHUNK_FRAMES):
         result = item if isinstance(item, Reject) else prepare_frame(item, job.face_mm, job.size)
         if isinstance(result, Reject):
@@ -238,10 +237,8 @@ def _make_chunk(job: _Job, number: int) -> tuple[int, list[dict]]:
         else:
             gray, depth_mm, row = result
             grays.append(gray), depths.append(depth_mm), rows.append(row)
-            focals.add(tuple(map(float, item.gray_focal_px or item.focal_px)))
     shape = (len(rows), job.size, job.size)
     listing = {"settings_sha256": job.settings_sha256, "chunk": number, "frames": rows, "rejects": rejects}
-    listing["gray_focal_px"] = sorted(focals)
     content = {
         "gray": np.array(grays, np.uint8).reshape(shape),
         "depth_mm": np.array(depths, np.uint16).reshape(shape),
@@ -300,7 +297,7 @@ def _read_chunk(job: _Job, number: int, infos: list[FrameInfo]) -> tuple[np.ndar
 def _read_listings(job: _Job, index: list[FrameInfo], stopped: Callable[[], bool]):
     """Columns, rejects and gray focal lengths of all chunks. Names those that are not sound and makes them again."""
     numbers = range(math.ceil(len(index) / CHUNK_FRAMES))
-    columns, rejects, focals = {name: [] for name in arrays.COLUMNS}, [], set()
+    columns, rejects = {name: [] for name in arrays.COLUMNS}, []
     for number in numbers:
         if stopped():
             raise FaceDepthError("stopped while checking the chunks; the same command continues")
@@ -320,8 +317,7 @@ def _read_listings(job: _Job, index: list[FrameInfo], stopped: Callable[[], bool
             for name, values in columns.items():
                 values.append(row[name])
         rejects += listing["rejects"]
-        focals |= set(map(tuple, listing["gray_focal_px"]))
-    return columns, rejects, focals
+    return columns, rejects
 
 
 def _part(index: list[FrameInfo], number: int) -> list[FrameInfo]:
@@ -341,12 +337,12 @@ def _merge(
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (done := _complete(out, settings)) is not None:
             return done
-        columns, rejects, gray_focals = _read_listings(job, index, stopped)
+        columns, rejects = _read_listings(job, index, stopped)
         _check_not_hopeless(rejects, index, parts)
         for split in SPLITS:
             if split not in columns["split"] and any(info.split == split for info in index):
                 raise FaceDepthError(
-                    f"every frame of the split '{split}' was rejected: {rejects_text(rejects)}; "
+                    f"every frame of the split '{split}' was rejected: {summary.rejects_text(rejects)}; "
                     f"mend them, remove {parts} and prepare again"
                 )
         pair_lists, pairs_meta = {}, {}
@@ -376,14 +372,13 @@ def _merge(
                 pair_lists=pair_lists,
                 meta=settings
                 | {
-                    "gray_focal_px": {name: _range([f[i] for f in gray_focals]) for i, name in enumerate(("fx", "fy"))},
                     "pairs_found": pairs_meta,
-                    "rejects": {"count": len(rejects), "reasons": count_reasons(rejects), "frames": rejects},
+                    "rejects": {"count": len(rejects), "reasons": summary.count_reasons(rejects), "frames": rejects},
                 },
             )
         shutil.rmtree(parts, ignore_errors=True)
     made = arrays.open(out)
-    print(_report(made))
+    print(summary.report(made))
     return made
 
 
@@ -477,68 +472,3 @@ def _progress(total: int):
                 print(f"{done} of {total} frames", file=sys.stderr, flush=True)
 
         yield advance
-
-
-def _report(made: arrays.Arrays) -> str:
-    lines = [
-        f"{made.path}: {len(made)} frames of {len(set(made.frames['subject']))} subjects, {made.meta['size_px']} px"
-    ]
-    for split in SPLITS:
-        count = made.meta["counts"][split]
-        lines.append(f"  {split}: {count['frames']} frames of {count['subjects']} subjects")
-    for split, found in made.meta["pairs_found"].items():
-        lines += _pairs_report(split, found)
-    depth, gray = {name: _range(made.frames[name]) for name in ("fx", "fy")}, made.meta["gray_focal_px"]
-    focal = _focal_text(depth) if gray == depth else f"{_focal_text(depth)} (depth) and {_focal_text(gray)} (gray)"
-    lines.append(f"  crop: {made.meta['crop']['face_mm']:g} mm wide at a focal length of {focal} px")
-    low, middle, high = np.percentile(made.frames["distance_mm"], (5, 50, 95))
-    lines.append(f"  head distance: median {middle:.0f} mm, nine of ten frames within {low:.0f} to {high:.0f} mm")
-    rejects = made.meta["rejects"]
-    if rejects["count"]:
-        lines.append(f"  {rejects['count']} frames rejected (all in meta.json): {rejects_text(rejects['frames'])}")
-    return "\n".join(lines)
-
-
-def _pairs_report(split: str, found: dict) -> list[str]:
-    """The pairs of a split; by Table 2's cells where they are told apart."""
-    cells = found["cells"]
-    whole = cells[" ".join((ANGLE_SUBSETS[-1], SEQUENCE_SUBSETS[-1]))]
-    lines = [f"  {split} pairs: {found['pairs']}, {whole['same']} same and {whole['different']} different"]
-    if found.get("left_out"):
-        names = found["rejected_frames"]
-        some = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
-        lines.append(f"    {found['left_out']} pairs of the list left out for {len(names)} rejected frames: {some}")
-    if any(sum(cell.values()) for name, cell in cells.items() if cell is not whole):
-        for angles in ANGLE_SUBSETS:
-            row = [(name, cells[f"{angles} {name}"]) for name in SEQUENCE_SUBSETS]
-            texts = [f"{name} {cell['same']}+{cell['different']}" for name, cell in row if any(cell.values())]
-            if texts:
-                lines.append(f"    {angles}: {', '.join(texts)} (same+different)")
-    return lines
-
-
-def _range(values) -> list[float]:
-    return [float(min(values)), float(max(values))]
-
-
-def _focal_text(focal: dict[str, list[float]]) -> str:
-    """'365.456', '575.8 x 576.1', '480 to 520'."""
-    (fx, fx_last), (fy, fy_last) = focal["fx"], focal["fy"]
-    if fx == fx_last and fy == fy_last:
-        return f"{fx:g}" if fx == fy else f"{fx:g} x {fy:g}"
-    return f"{min(fx, fy):g} to {max(fx_last, fy_last):g}"
-
-
-def count_reasons(rejects: list[dict]) -> dict[str, int]:
-    """{reason: number of rejects}, sorted."""
-    return dict(sorted(collections.Counter(reject["reason"] for reject in rejects).items()))
-
-
-def rejects_text(rejects: list[dict]) -> str:
-    """'3 x gray image is missing (a: images/a.png, b: ...); 1 x ...'; a reject has frame, reason and detail."""
-    texts = []
-    for reason, count in count_reasons(rejects).items():
-        some = [x for x in rejects if x["reason"] == reason][:LISTED]
-        names = ", ".join(f"{x['frame']}: {x['detail']}" if x["detail"] else x["frame"] for x in some)
-        texts.append(f"{count} x {reason} ({names}{', ...' if count > len(some) else ''})")
-    return "; ".join(texts)
