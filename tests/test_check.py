@@ -51,8 +51,9 @@ def test_the_report_counts_what_is_there(tmp_path):
 
 
 def test_a_split_without_frames_is_noted(tmp_path):
-    source = FolderSource(str(write_folder(tmp_path / "raw")), focal=60, validation_fraction=0.0)
-    report, fault = check.check(source, face_mm=320.0, size=16, pair_lists={})
+    raw = write_folder(tmp_path / "raw")
+    (raw / "index.csv").write_text((raw / "index.csv").read_text().replace("validation", "train"))
+    report, fault = look(raw)
     assert "note: no frame in validation; training needs all three splits" in report and not fault
 
 
