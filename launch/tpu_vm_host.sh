@@ -12,7 +12,7 @@ if ! mountpoint --quiet "$disk"; then
     exit 1
   fi
 fi
-sudo chown "$(id -u)" "$disk"
+sudo chown -R "$(id -u)" "$disk" # another VM may give the same user another number
 mkdir -p "$disk/runs" "$disk/data"
 ln -sfn "$disk/runs" runs
 ln -sfn "$disk/data" data
