@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # GKE: prints a JobSet of one pod on one host with all its chips, a single-host TPU slice or a GPU node.
 #
-#   IMAGE=... CLAIM=... CONFIG=configs/synthetic_full.py:cgan launch/gke.sh tpu [--config.KEY=VALUE ...] | kubectl apply -f -
+#   export IMAGE=... CLAIM=... CONFIG=configs/synthetic_full.py:cgan
+#   launch/gke.sh tpu [--config.KEY=VALUE ...] | kubectl apply -f -
 #
 # IMAGE: made with launch/Dockerfile. CLAIM: a PersistentVolumeClaim, read-write, that a pod on another node can mount
 # again; runs/ and data/ lie on it. A file system, no bucket: checkpoints are renamed when complete.

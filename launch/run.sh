@@ -40,7 +40,8 @@ for ((left = ${RESTARTS:-3}; ; left--)); do
     seen=$signals code=0
     wait "$child" || code=$?
   done
-  # 128 and more: it was killed (memory, a driver) and goes on from its last checkpoint. What main refuses, it will again.
+  # 128 and more: it was killed (memory, a driver) and goes on from its last checkpoint. What main refuses once, it will
+  # refuse again.
   ((code >= 128 && signals == 0 && left > 0)) || break
   echo "run.sh: killed with code $code, starting again, $((left - 1)) more times." >&2
   sleep "${PAUSE_SEC:-10}"

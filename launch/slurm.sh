@@ -11,14 +11,15 @@
 #SBATCH --signal=TERM@180
 # One Slurm node, as many of its GPUs as are asked for. From the repository, on a file system that all nodes share:
 #
-#   CONFIG=configs/synthetic_full.py:cgan WORKDIR=runs/full sbatch --gpus-per-node=4 launch/slurm.sh [--config.KEY=VALUE ...]
+#   export CONFIG=configs/synthetic_full.py:cgan WORKDIR=runs/full
+#   sbatch --gpus-per-node=4 launch/slurm.sh [--config.KEY=VALUE ...]
 #
 # An array over lambda, a run in WORKDIR/lam_VALUE each (prepare the data first, or every task prepares them):
 #
 #   LAMBDAS="100.0 1000.0 3000.0" CONFIG=... WORKDIR=runs/lambda sbatch --array=0-2 launch/slurm.sh
 #
 # --signal without B: reaches the job step, three minutes before the time is up (Slurm may be a minute early); the run
-# saves, run.sh gives 75, and the job queues itself again. When Slurm preempts the job or loses the node, --requeue does.
+# saves, run.sh gives 75, and the job queues itself again. When Slurm preempts it or loses the node, --requeue does.
 set -euo pipefail
 if [[ ! -f launch/run.sh ]]; then
   echo "error: submit it from the repository: sbatch launch/slurm.sh" >&2

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Cloud TPU VM, v5e or v6e, spot, one host of eight chips; TPUs after v6e are launched through Compute Engine or GKE.
 #
-#   TPU=... PROJECT=... ZONE=... DISK=... CONFIG=configs/synthetic_full.py:cgan launch/tpu_vm.sh [--config.KEY=VALUE ...]
+#   export TPU=... PROJECT=... ZONE=... DISK=... CONFIG=configs/synthetic_full.py:cgan
+#   launch/tpu_vm.sh [--config.KEY=VALUE ...]
 #
 # TPU: a name for the queued resource, the VM and the run. DISK: a disk in ZONE with an ext4 file system labelled
 # "facedepth", see docs/launching.md; a preempted VM is deleted with its own disk, so runs and data are on this one.
