@@ -1,0 +1,392 @@
+"""The training step and the generator's forward pass against PyTorch (`torch_step.py`) and against flax's own layers.
+
+    pip install -e '.[bench]'
+    [taskset -c 0,1] python benchmarks/train_step.py [--widths=16,32,128] [--batches=8,16,32] [--turns=5]
+
+The cGAN at 96 x 96 px. "Plain flax" is the same nets with flax's nn.Conv and nn.ConvTranspose and without the XLA flag
+that the package sets. Each side lives in a process of its own, on all cores that `taskset` leaves.
+
+First it is proved that all sides do the same: from the same weights and batch their inference, losses (in float64 of
+two steps, so through the optimisers), every gradient and the generator's running means must agree, relative to their
+norms, to TOLERANCE: in float64 at a small width, then in the dtype measured before each row. If not, it stops with a
+sentence.
+
+Then they are timed in turns: medians of --turns turns of at least --seconds each. A side that has used BUDGET_S sits
+out the rest. A ratio is the median of the turns' ratios, the smallest and the largest in brackets. The peak is the best
+matrix product that JAX or PyTorch made beside the row; the operations are, for all sides, those that XLA counts in
+plain flax. Compiling includes tracing; for PyTorch it is what its first inference and step took beyond a step. Memory
+is the most that a process held while training, beyond what it held with the libraries imported; what the compiler left
+is in it. Without PyTorch its columns are left out. Linux only.
+
+With --dtype=bfloat16 on a GPU, PyTorch is compiled, channels last, under autocast: not run yet.
+"""
+
+import argparse
+import contextlib
+import functools
+import importlib.util
+import math
+import multiprocessing
+import os
+import statistics
+import time
+import types
+
+USER_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")  # before the package adds its own
+
+import flax.linen as nn  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from flax.traverse_util import flatten_dict, unflatten_dict  # noqa: E402
+
+from facedepth_jax import levels  # noqa: E402
+from facedepth_jax.models import cgan  # noqa: E402
+from facedepth_jax.state import Net, NetState, TrainState, adam, forward, init_state  # noqa: E402
+from facedepth_jax.steps import METHODS  # noqa: E402
+
+OURS, TORCH, PLAIN = "this", "PyTorch", "plain flax"
+SIZE_PX, LAM, B1 = 96, 3000.0, 0.5
+INFERENCE = (1, 32)
+TRAINING, FACTS = ("training",), ("facts",)  # what a side is asked for, besides ("inference" or "product", size)
+BUDGET_S = 60.0
+# Of a GPU's float32, which may be computed in TF32, no more is asked than of bfloat16.
+TOLERANCE = {"float64": 1e-10, "float32": 2e-3, "bfloat16": 0.2}
+
+
+class Jax:
+    """This project's step; attributes and methods as those of `torch_step.Torch`."""
+
+    def __init__(self, weights, batch, width, dtype, lam, plain):
+        if dtype == "float64":
+            jax.config.update("jax_enable_x64", True)
+            for module in (cgan, levels):  # where float32 is written out, as outputs and images have to be
+                module.jnp = types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64})
+        if plain:
+            cgan.Conv = functools.partial(nn.Conv, kernel_size=(5, 5), use_bias=False)
+            cgan.ConvTranspose = functools.partial(nn.ConvTranspose, kernel_size=(5, 5), strides=(2, 2), use_bias=False)
+        self.dtype = jnp.dtype(dtype)
+        self.nets = make_nets(width, self.dtype)
+        self.state = TrainState(jnp.zeros((), jnp.int32), {name: self.net_state(name, weights) for name in self.nets})
+        self.batch = jax.device_put(batch | {"subject": np.zeros(len(batch["gray"]), np.int32)})
+        step = functools.partial(METHODS["cgan"].step, nets=self.nets, code=levels.DepthCode(), seed=0, lam=lam)
+        start = time.perf_counter()
+        lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.batch)
+        self.step = lowered.compile()
+        self.compile_s = time.perf_counter() - start
+        self.flops = {TRAINING: lowered.cost_analysis()["flops"]}
+        self.predictors, self.products = {}, {}
+
+    def net_state(self, name, weights):
+        own = {path.removeprefix(f"{name}/"): value for path, value in weights.items() if path.startswith(f"{name}/")}
+        own = {path: jnp.array(value, jnp.promote_types(self.dtype, jnp.float32)) for path, value in own.items()}
+        params, stats = {}, {}
+        for path, value in own.items():
+            (stats if path.endswith(("/mean", "/var")) else params)[path] = value
+        params, stats = unflatten_dict(params, "/"), unflatten_dict(stats, "/")
+        return NetState(params, stats, self.nets[name].optimizer.init(params))
+
+    def put(self, images):
+        return jax.device_put(images)
+
+    def train(self):
+        self.state, metrics = self.step(self.state, self.batch)
+        return {name: metrics[name] for name in ("loss_d", "loss_mse", "loss_adv")}
+
+    def gradients(self):
+        """Those of the first step: Adam's first moment after it is 1 - b1 of them."""
+        moments = {name: net.opt_state[0].mu for name, net in self.state.nets.items()}
+        return {path: np.array(value) / (1 - B1) for path, value in flatten_dict(moments, sep="/").items()}
+
+    def running_means(self):
+        """The generator's."""
+        stats = flatten_dict(self.state.nets["generator"].batch_stats, sep="/")
+        return {path: np.array(value) for path, value in stats.items() if path.endswith("/mean")}
+
+    def predict(self, gray):
+        if len(gray) not in self.predictors:
+            module = self.nets["generator"].module
+            call = jax.jit(lambda net, gray: forward(module, net, levels.image_from_gray(gray)[..., None])[..., 0])
+            lowered = call.lower(self.state.nets["generator"], gray)
+            self.flops["inference", len(gray)] = lowered.cost_analysis()["flops"]
+            self.predictors[len(gray)] = lowered.compile()
+        return self.predictors[len(gray)](self.state.nets["generator"], gray)
+
+    def product(self, size):
+        if size not in self.products:
+            self.products[size] = jax.jit(lambda a: a @ a), jnp.ones((size, size), self.dtype)
+        call, a = self.products[size]
+        return call(a)
+
+    def wait(self, result):
+        jax.block_until_ready(result)
+
+    def numpy(self, result):
+        return np.asarray(result)
+
+    def device(self):
+        return jax.default_backend()
+
+    def device_peak_mib(self):
+        return None if self.device() == "cpu" else jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**20
+
+
+def make_nets(width, dtype):
+    modules = METHODS["cgan"].modules(width, dtype, 1)
+    return {name: Net(module, adam(2e-4, B1, 0.999)) for name, module in modules.items()}
+
+
+def make_weights(width):
+    """All parameters and running statistics by name, float64: random ones, so that nothing is hidden by a 0 or a 1."""
+    shapes = jax.eval_shape(lambda: init_state(make_nets(width, jnp.float32), 0, SIZE_PX))
+    rng, weights = np.random.default_rng(0), {}
+    for name, net in shapes.nets.items():
+        for path, leaf in sorted((flatten_dict(net.params, sep="/") | flatten_dict(net.batch_stats, sep="/")).items()):
+            value, kind = rng.normal(size=leaf.shape), path.split("/")[-1]
+            if kind == "kernel":  # after He et al. 2015; a stride of 2 leaves each output of "up" a quarter of the taps
+                value *= math.sqrt((8 if "up" in path else 2) / math.prod(leaf.shape[:-1]))
+            else:
+                value = {"scale": 1.0, "var": 1.0, "bias": 0.2, "mean": 0.0}[kind] + 0.1 * value.clip(-3, 3)
+            weights[f"{name}/{path}"] = value
+    return weights
+
+
+def make_batch(batch_size):
+    """As the pipeline delivers it: noise, a tenth without depth."""
+    rng = np.random.default_rng(1)
+    shape = batch_size, SIZE_PX, SIZE_PX
+    depth_mm = rng.integers(400, 2700, shape) * (rng.random(shape) > 0.1)
+    return {"gray": rng.integers(0, 256, shape, np.uint8), "depth_mm": depth_mm.astype(np.uint16)}
+
+
+# ---- a side's own process ----
+
+
+def memory_mib(name):
+    """VmRSS, what this process holds, or VmHWM, the most that it held."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name)) / 1024
+
+
+def serve(pipe, name, xla_flags, width, batch_size, dtype, steps):
+    """Builds a side, sends the proof of what it computes, then does and times what it is asked for."""
+    os.environ["XLA_FLAGS"] = xla_flags  # read when JAX first computes
+    if name == TORCH:
+        import torch_step
+    before_mib = memory_mib("VmRSS")
+    args = make_weights(width), make_batch(batch_size), width, dtype, LAM
+    side = torch_step.Torch(*args) if name == TORCH else Jax(*args, plain=name == PLAIN)
+    del args
+    gray = side.put(make_batch(batch_size)["gray"])
+    start = time.perf_counter()
+    proof = {"inference": {"depth image": side.numpy(side.predict(gray))}, "losses": {}}
+    losses = side.train()
+    side.wait(losses)
+    first_s = time.perf_counter() - start
+    proof |= {"gradients": side.gradients(), "running means": side.running_means()}
+    for step in range(1, steps + 1):
+        proof["losses"] |= {f"{loss} of step {step}": side.numpy(value) for loss, value in losses.items()}
+        losses = side.train() if step < steps else losses
+    pipe.send((side.device(), proof))
+    del proof
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the most held is counted anew
+
+    calls, counts = {TRAINING: side.train}, {}
+    for request in iter(pipe.recv, None):
+        work, seconds = request
+        if work == FACTS:
+            facts = {"flops": getattr(side, "flops", None), "first_s": first_s}
+            facts["compile_s"] = getattr(side, "compile_s", None)
+            pipe.send(facts | {"memory_mib": side.device_peak_mib() or memory_mib("VmHWM") - before_mib})
+            continue
+        if work not in calls:
+            kind, number = work
+            if kind == "inference":
+                calls[work] = functools.partial(side.predict, side.put(make_batch(number)["gray"]))
+            else:
+                calls[work] = functools.partial(side.product, number)
+            side.wait(calls[work]())  # compiles
+        pipe.send(timed(side, calls[work], counts, work, seconds))
+
+
+def timed(side, call, counts, work, seconds):
+    """Seconds a call, of as many as fill a turn."""
+
+    def run(count):
+        start = time.perf_counter()
+        for _ in range(count):
+            result = call()
+        side.wait(result)
+        return (time.perf_counter() - start) / count
+
+    if work not in counts:
+        one = run(1)
+        counts[work] = max(1, math.ceil(seconds / one))
+        if counts[work] == 1:
+            return one
+    return run(counts[work])
+
+
+# ---- the process that compares ----
+
+
+@contextlib.contextmanager
+def contest(names, width, batch_size, dtype, steps=1):
+    """Starts the sides one after another and proves that they do the same; pipes by name, and how near they are."""
+    spawn = multiprocessing.get_context("spawn")  # neither XLA nor OpenMP survives a fork
+    pipes, processes, proofs = {}, [], {}
+    try:
+        for name in names:
+            pipes[name], theirs = spawn.Pipe()
+            flags = USER_XLA_FLAGS if name == PLAIN else os.environ.get("XLA_FLAGS", "")
+            process = spawn.Process(
+                target=serve, args=(theirs, name, flags, width, batch_size, dtype, steps), daemon=True
+            )
+            process.start()
+            theirs.close()
+            processes.append(process)
+            proofs[name] = received(pipes[name], name)
+        yield pipes, agreement(proofs, width, dtype)
+    finally:
+        for pipe in pipes.values():
+            with contextlib.suppress(OSError):
+                pipe.send(None)
+        for process in processes:
+            process.join(10)
+            process.kill()
+
+
+def received(pipe, name):
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise SystemExit(f"The process of {name} has ended: see above, or it was out of memory.") from None
+
+
+def agreement(proofs, width, dtype):
+    """{(name, kind): the worst relative difference from OURS}. Ends the program where it is above TOLERANCE."""
+    device, ours = proofs[OURS]
+    tolerance = TOLERANCE["bfloat16" if device != "cpu" and dtype == "float32" else dtype]
+    worst = {}
+    for name, (theirs_on, theirs) in proofs.items():
+        if name == OURS:
+            continue
+        if theirs_on != device:
+            raise SystemExit(f"{name} computes on {theirs_on}, this project on {device}: let both see it.")
+        for kind, arrays in ours.items():
+            if arrays.keys() != theirs[kind].keys():
+                raise SystemExit(f"{name} has other {kind} than this project: nothing was measured.")
+            apart = {what: difference(theirs[kind][what], array) for what, array in arrays.items()}
+            what = max(apart, key=apart.get)
+            worst[name, kind] = apart[what]
+            if not apart[what] <= tolerance:
+                raise SystemExit(
+                    f"{name} does not compute the same at width {width} in {dtype}: {kind}, {what}: {apart[what]:.1e} "
+                    f"of its norm apart, {tolerance:.0e} is allowed. Nothing was measured from here on."
+                )
+    return worst
+
+
+def difference(theirs, ours):
+    """Relative to the norm of ours; infinite where a number is not finite or the shapes are not the same."""
+    if theirs.shape != ours.shape or not (np.isfinite(theirs).all() and np.isfinite(ours).all()):
+        return math.inf
+    theirs, ours = np.float64(theirs), np.float64(ours)
+    return float(np.linalg.norm(theirs - ours) / max(np.linalg.norm(ours), 1e-30))
+
+
+def measure(pipes, work, turns, seconds):
+    """{name: seconds a call, one a turn}"""
+    times = {name: [] for name in pipes}
+    for _ in range(turns):
+        for name, pipe in pipes.items():
+            if sum(times[name]) < BUDGET_S:
+                pipe.send((work, seconds))
+                times[name].append(received(pipe, name))
+    return times
+
+
+def rows(pipes, works, width, args):
+    """Lines of the table, and the best matrix product in FLOP/s. works: {work: images a call}, the training first."""
+    times, facts = {}, {}
+    for work in works:
+        times[work] = measure(pipes, work, args.turns, args.seconds)
+        if work == TRAINING:
+            for name, pipe in pipes.items():
+                pipe.send((FACTS, 0))
+                facts[name] = received(pipe, name)
+    side = 2048 if args.dtype == "float32" else 8192
+    fast = {name: pipe for name, pipe in pipes.items() if name != PLAIN}
+    peak = 2 * side**3 / min(map(min, measure(fast, ("product", side), args.turns, 0.2).values()))
+
+    pipes[PLAIN].send((FACTS, 0))
+    flops = received(pipes[PLAIN], PLAIN)["flops"]
+    lines = []
+    for work, images in works.items():
+        median = {name: statistics.median(values) for name, values in times[work].items()}
+        cells = [work[0], str(width), str(images), *(f"{images / seconds:.3g}" for seconds in median.values())]
+        for name in list(pipes)[1:]:
+            ratios = [theirs / ours for theirs, ours in zip(times[work][name], times[work][OURS], strict=False)]
+            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
+        cells += [f"{flops[work] / seconds / peak:.0%}" for seconds in median.values()]
+        if work == TRAINING:
+            cells += [
+                f"{fact['compile_s'] or max(0, fact['first_s'] - median[name]):.1f}" for name, fact in facts.items()
+            ]
+            cells += [f"{fact['memory_mib']:.0f}" for fact in facts.values()]
+        else:
+            cells += [""] * (2 * len(pipes))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines, peak
+
+
+def main():
+    def numbers(text):
+        return [int(number) for number in text.split(",")]
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--widths", type=numbers, default=[16, 32, 128], help="as 16,32,128; even")
+    parser.add_argument("--batches", type=numbers, default=[8, 16, 32], help="as 8,16,32")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="the least that a turn takes")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    args = parser.parse_args()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
+    names = [OURS, TORCH, PLAIN]
+    if importlib.util.find_spec("torch") is None:
+        names.remove(TORCH)
+        print("PyTorch is not installed (pip install -e '.[bench]'): this project against plain flax only.\n")
+
+    said = []
+
+    def say(worst, what):
+        for name in names[1:]:
+            kinds = ", ".join(f"{kind} {value:.0e}" for (of, kind), value in worst.items() if of == name)
+            said.append(f"{what} {name} agrees to: {kinds}.")
+
+    with contest(names, 4, 3, "float64", steps=2) as (_, worst):
+        say(worst, "Float64, width 4, batch 3, two steps:")
+    heads = ["", "width", "batch", *(f"images/s: {name}" for name in names)]
+    heads += [f"{OURS} / {name}" for name in names[1:]]
+    for what in ("of the peak", "compiling, s", "memory, MiB"):
+        heads += [f"{what}: {name}" for name in names]
+    cores = len(os.sched_getaffinity(0))
+    print(f"{args.dtype}, {cores} cores, load {os.getloadavg()[0]:.1f}, {args.turns} turns of {args.seconds} s\n")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
+    peaks = []
+    for width in args.widths:
+        for batch_size in args.batches:
+            works = {TRAINING: batch_size}
+            if batch_size == args.batches[-1]:
+                works |= {("inference", images): images for images in INFERENCE}
+            with contest(names, width, batch_size, args.dtype) as (pipes, worst):
+                say(worst, f"{args.dtype}, width {width}, batch {batch_size}:")
+                lines, peak = rows(pipes, works, width, args)
+            print(*lines, sep="\n", flush=True)
+            peaks.append(peak)
+    print(f"\nThe peak: {min(peaks) / 1e9:.0f} to {max(peaks) / 1e9:.0f} GFLOP/s.", *said, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
