@@ -21,7 +21,7 @@ fi
 # main exits with 0 when it has finished and when it was stopped. Only a run that comes to its end writes results.json,
 # under another name and then renamed: another file than before is the mark. The file itself is none, for a finished run
 # that is given more steps has it from the start.
-results_stamp() { stat --format='%i %y' "$WORKDIR/results.json" 2>/dev/null || true; }
+results_stamp() { [[ ! -e $WORKDIR/results.json ]] || stat --format='%i %y' "$WORKDIR/results.json"; }
 before=$(results_stamp)
 
 # Some schedulers signal every process, some only this one. main saves at the first SIGTERM or the first SIGINT and ends
