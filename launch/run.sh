@@ -27,7 +27,7 @@ before=$(results_stamp)
 # Some schedulers signal every process, some only this one. main saves at the first SIGTERM or the first SIGINT and ends
 # at once at the second of a kind; so what came as SIGTERM goes on as SIGINT, and main may get both.
 signals=0 child=
-trap 'signals=$((signals + 1)); [[ -z $child ]] || kill -INT "$child" 2>/dev/null || true' TERM INT USR1
+trap 'signals=$((signals + 1)); [[ -z $child ]] || kill -INT "$child" 2>/dev/null || true' TERM INT HUP
 
 for ((left = ${RESTARTS:-3}; ; left--)); do
   set -m # its own process group: Ctrl-C comes through here, once

@@ -168,7 +168,7 @@ time.sleep(0.5)  # a second signal of the same kind would end it here
 
 
 @pytest.mark.parametrize("to", ["wrapper", "group", "both"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_whoever_gets_it(tmp_path, to, number):
     """To run.sh alone (Kubernetes), to its process group (a terminal), to every process (Slurm's steps, systemd)."""
     python = stand_in(tmp_path, "python", STOPPABLE)
