@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import re
+import re
 import shutil
 from typing import Any
 
@@ -54,7 +55,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, ascending; damaged ones included."""
-        return sorted(int(p.stem) for p in self._folder.glob("*.json") if p.stem.isdigit())
+        return sorted(int(p.stem) for p in self._folder.glob("*.json") if re.fullmatch("[0-9]{8}", p.stem))
 
     def save(self, step: int, state):
         """Starts to save; waits for the save before. Raises FaceDepthError if that one failed."""
@@ -103,6 +104,8 @@ class Checkpoints:
             return f"its manifest cannot be read ({error!r})"
         if not (isinstance(hashes, dict) and hashes and isinstance(identity, dict)):
             return "its manifest lists no files or no identity"
+        if self._directory(step).is_symlink():
+            return "its directory is a symbolic link"
         found = _files(self._directory(step))
         for name in sorted(hashes.keys() | found.keys()):
             if name not in found:

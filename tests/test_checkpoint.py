@@ -119,6 +119,19 @@ def test_a_manifest_that_cannot_be_read(folder, manifest):
     assert same(restore(folder), state(10))
 
 
+def test_a_step_that_is_a_symbolic_link(folder, tmp_path):
+    shutil.move(folder / "00000020", tmp_path / "elsewhere")
+    (folder / "00000020").symlink_to(tmp_path / "elsewhere")
+    assert "symbolic link" in Checkpoints(folder, IDENTITY)._damage(20)
+    assert same(restore(folder), state(10))
+
+
+def test_files_that_only_look_like_manifests(folder):
+    for name in ("\u00b2.json", "7.json", "000000200.json", "notes.json"):
+        (folder / name).write_text("{}")
+    assert Checkpoints(folder, IDENTITY).steps() == [10, 20]
+
+
 def test_all_damaged(folder):
     for step in (10, 20):
         flip(folder / f"{step:08d}" / "state" / "_METADATA")
