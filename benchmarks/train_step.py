@@ -7,9 +7,10 @@ The cGAN at 96 x 96 px. "Plain flax" is the same nets with flax's nn.Conv and nn
 that the package sets. Each side lives in a process of its own, on all cores that `taskset` leaves.
 
 First it is proved that all sides do the same: from the same weights and batch their inference, losses (in float64 of
-two steps, so through the optimisers), every gradient and the generator's running means must agree, relative to their
-norms, to TOLERANCE: in float64 at a small width, then in the dtype measured before each row. If not, it stops with a
-sentence.
+two steps, so through the optimisers), gradients and the generator's running means must agree, relative to their norms,
+to TOLERANCE: in float64 at a small width, every array of the gradients; then before each row in the dtype measured,
+each net's gradients as a whole, for an activation that is 0 but for rounding has another gradient on either side. If
+they do not, it stops with a sentence.
 
 Then they are timed in turns: medians of --turns turns of at least --seconds each. A side that has used BUDGET_S sits
 out the rest. A ratio is the median of the turns' ratios, the smallest and the largest in brackets. The peak is the best
@@ -50,8 +51,8 @@ SIZE_PX, LAM, B1 = 96, 3000.0, 0.5
 INFERENCE = (1, 32)
 TRAINING, FACTS = ("training",), ("facts",)  # what a side is asked for, besides ("inference" or "product", size)
 BUDGET_S = 60.0
-# Of a GPU's float32, which may be computed in TF32, no more is asked than of bfloat16.
-TOLERANCE = {"float64": 1e-10, "float32": 2e-3, "bfloat16": 0.2}
+# Of values and of gradients. Of a GPU's float32, which may be computed in TF32, no more is asked than of bfloat16.
+TOLERANCE = {"float64": (1e-10, 1e-10), "float32": (1e-3, 2e-2), "bfloat16": (5e-2, 0.5)}
 
 
 class Jax:
@@ -196,7 +197,7 @@ def serve(pipe, name, xla_flags, width, batch_size, dtype, steps):
     for request in iter(pipe.recv, None):
         work, seconds = request
         if work == FACTS:
-            facts = {"flops": getattr(side, "flops", None), "first_s": first_s}
+            facts = {"device": side.device(), "flops": getattr(side, "flops", None), "first_s": first_s}
             facts["compile_s"] = getattr(side, "compile_s", None)
             pipe.send(facts | {"memory_mib": side.device_peak_mib() or memory_mib("VmHWM") - before_mib})
             continue
@@ -267,7 +268,7 @@ def received(pipe, name):
 def agreement(proofs, width, dtype):
     """{(name, kind): the worst relative difference from OURS}. Ends the program where it is above TOLERANCE."""
     device, ours = proofs[OURS]
-    tolerance = TOLERANCE["bfloat16" if device != "cpu" and dtype == "float32" else dtype]
+    tolerances = TOLERANCE["bfloat16" if device != "cpu" and dtype == "float32" else dtype]
     worst = {}
     for name, (theirs_on, theirs) in proofs.items():
         if name == OURS:
@@ -275,9 +276,12 @@ def agreement(proofs, width, dtype):
         if theirs_on != device:
             raise SystemExit(f"{name} computes on {theirs_on}, this project on {device}: let both see it.")
         for kind, arrays in ours.items():
-            if arrays.keys() != theirs[kind].keys():
+            others, tolerance = theirs[kind], tolerances[kind == "gradients"]
+            if {what: array.shape for what, array in arrays.items()} != {what: a.shape for what, a in others.items()}:
                 raise SystemExit(f"{name} has other {kind} than this project: nothing was measured.")
-            apart = {what: difference(theirs[kind][what], array) for what, array in arrays.items()}
+            if kind == "gradients" and dtype != "float64":
+                arrays, others = whole_nets(arrays), whole_nets(others)
+            apart = {what: difference(others[what], array) for what, array in arrays.items()}
             what = max(apart, key=apart.get)
             worst[name, kind] = apart[what]
             if not apart[what] <= tolerance:
@@ -288,11 +292,19 @@ def agreement(proofs, width, dtype):
     return worst
 
 
+def whole_nets(gradients):
+    """{net: all its gradients in one vector}"""
+    return {
+        net: np.concatenate([value.ravel() for path, value in sorted(gradients.items()) if path.startswith(net)])
+        for net in ("generator", "discriminator")
+    }
+
+
 def difference(theirs, ours):
-    """Relative to the norm of ours; infinite where a number is not finite or the shapes are not the same."""
-    if theirs.shape != ours.shape or not (np.isfinite(theirs).all() and np.isfinite(ours).all()):
-        return math.inf
+    """Relative to the norm of ours; infinite where a number is not finite."""
     theirs, ours = np.float64(theirs), np.float64(ours)
+    if not (np.isfinite(theirs).all() and np.isfinite(ours).all()):
+        return math.inf
     return float(np.linalg.norm(theirs - ours) / max(np.linalg.norm(ours), 1e-30))
 
 
@@ -316,7 +328,7 @@ def rows(pipes, works, width, args):
             for name, pipe in pipes.items():
                 pipe.send((FACTS, 0))
                 facts[name] = received(pipe, name)
-    side = 2048 if args.dtype == "float32" else 8192
+    side = 2048 if facts[OURS]["device"] == "cpu" else 8192
     fast = {name: pipe for name, pipe in pipes.items() if name != PLAIN}
     peak = 2 * side**3 / min(map(min, measure(fast, ("product", side), args.turns, 0.2).values()))
 

@@ -64,23 +64,27 @@ def test_the_same_step_in_float64(out, side):
     assert max(found.values()) < 1e-10
 
 
-def test_other_gradients_stop_it(program):
+@pytest.mark.parametrize("dtype, apart", [("float64", 1e-11), ("float32", 1e-3)])
+def test_other_gradients_stop_it(program, dtype, apart):
     rng = np.random.default_rng(0)
-    gradients = {"up1/kernel": rng.normal(size=(5, 5, 3, 2)), "out/bias": rng.normal(size=1)}
+    kernel = rng.normal(size=(5, 5, 3, 2))
+    gradients = {"generator/up1/kernel": kernel, "discriminator/out/bias": rng.normal(size=1)}
     proof = {"losses": {"loss_d": np.float64(1.4)}, "gradients": gradients}
 
-    def agreement(**changed):
-        theirs = proof | {"gradients": gradients | changed}
-        return program.agreement({"this": ("cpu", proof), "PyTorch": ("cpu", theirs)}, 16, "float32")
+    def agreement(loss=1.4, **changed):
+        theirs = {"losses": {"loss_d": np.float64(loss)}, "gradients": gradients | changed}
+        return program.agreement({"this": ("cpu", proof), "PyTorch": ("cpu", theirs)}, 16, dtype)
 
-    near = agreement(**{"up1/kernel": gradients["up1/kernel"] * (1 + 1e-4)})
-    assert near == {("PyTorch", "losses"): 0.0, ("PyTorch", "gradients"): pytest.approx(1e-4)}
-    turned, broken = gradients["up1/kernel"][::-1], gradients["up1/kernel"] * np.nan
-    for wrong in (turned, broken, turned[:4]):
-        with pytest.raises(SystemExit, match="PyTorch does not compute the same .* gradients, up1/kernel"):
-            agreement(**{"up1/kernel": wrong})
-    with pytest.raises(SystemExit, match="other gradients"):
-        agreement(more=np.ones(1))
+    near = agreement(**{"generator/up1/kernel": kernel * (1 + apart)})
+    assert near == {("PyTorch", "losses"): 0.0, ("PyTorch", "gradients"): pytest.approx(apart, rel=1e-3)}
+    for wrong in (kernel[::-1], kernel * np.nan, kernel * (1 + 100 * apart)):
+        with pytest.raises(SystemExit, match="PyTorch does not compute the same .* gradients, generator"):
+            agreement(**{"generator/up1/kernel": wrong})
+    with pytest.raises(SystemExit, match="losses, loss_d"):
+        agreement(loss=1.41)
+    for other in ({"generator/up1/kernel": kernel[:4]}, {"more": np.ones(1)}):
+        with pytest.raises(SystemExit, match="other gradients"):
+            agreement(**other)
 
 
 def test_another_device_stops_it(program):
