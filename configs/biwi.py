@@ -1,6 +1,6 @@
 """The Biwi Kinect Head Pose Database: 20 people before a Kinect v1. How to get it: docs/biwi.md.
 
-python -m facedepth_jax.main --config=configs/biwi.py[:ae] --config.data.raw_dir=BIWI
+python -m facedepth_jax.main --config=configs/biwi.py[:ae|:pix2pix|:cui] --config.data.raw_dir=BIWI
 
 Hardware: a GPU; prepares on first use (docs/preparing.md). Time and figures: not run yet, as the data cannot
 be had here. The paper's on its test split, over all pixels: L1 10.503 levels, RMSE 24.865 (Table 1, cGAN).

@@ -1,6 +1,6 @@
 """Pandora, the paper's main data set: 22 people before a Kinect v2. How to get it: docs/pandora.md.
 
-python -m facedepth_jax.main --config=configs/pandora.py[:ae] --config.data.raw_dir=PANDORA
+python -m facedepth_jax.main --config=configs/pandora.py[:ae|:pix2pix|:cui] --config.data.raw_dir=PANDORA
 
 Hardware: a GPU; prepares on first use (docs/preparing.md). Time and figures: not run yet, as the data cannot
 be had here. The paper's on its test split, over all pixels: L1 11.792 levels, RMSE 18.677 (Table 1, cGAN).

@@ -1,6 +1,6 @@
 """The paper's widths and schedule on 100,000 faces that the project makes itself; for a GPU.
 
-python -m facedepth_jax.main --config=configs/synthetic_full.py[:ae]
+python -m facedepth_jax.main --config=configs/synthetic_full.py[:ae|:pix2pix|:cui]
 
 Hardware, time and figures: not run yet.
 """
