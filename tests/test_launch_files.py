@@ -174,8 +174,9 @@ def test_a_signal_saves_whoever_gets_it(tmp_path, to, number):
     python = stand_in(tmp_path, "python", STOPPABLE)
     workdir = tmp_path / "run"
     workdir.mkdir()
+    # What nohup or a background job tells its children to ignore, a shell cannot trap.
     process = subprocess.Popen(
-        ["launch/run.sh"],
+        ["env", "--default-signal=TERM,INT,HUP", "launch/run.sh"],
         cwd=ROOT,
         env=environment(tmp_path, PYTHON=str(python), WORKDIR=str(workdir)),
         start_new_session=True,

@@ -322,7 +322,7 @@ def test_methods():
     assert tuple(steps.METHODS) == METHODS
     for method in steps.METHODS.values():
         assert "generator" in method.modules(4, jnp.float32, SUBJECTS, **{name: True for name in method.net_args})
-    assert {path.stem for path in GOLDEN.glob("*.json")} == steps.METHODS.keys()
+    assert {path.stem for path in GOLDEN.glob("*.json")} == TOOL["METHODS"].keys() == {*METHODS, "verifier"}
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="the golden numbers are a CPU's")
