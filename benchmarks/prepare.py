@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facedepth_jax.data.biwi import decode_depth
+from facedepth_jax.data.biwi_files import decode_depth
 
 
 def tree(pid):

@@ -31,6 +31,7 @@ FLOORS = [
     [
         "data/folder.py",
         "data/biwi.py",
+        "data/biwi_files.py",
         "data/pandora.py",
         "data/pandora_annotations.py",
         "data/synthetic/",

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facedepth_jax.data import biwi, images
-from facedepth_jax.data.biwi import BiwiSource, decode_depth
+from facedepth_jax.data import biwi, biwi_files, images
+from facedepth_jax.data.biwi import BiwiSource
+from facedepth_jax.data.biwi_files import decode_depth
 from facedepth_jax.data.frames import Frame, Reject
 from facedepth_jax.errors import FaceDepthError
 
@@ -147,20 +148,20 @@ def test_runs_of_any_lengths_are_an_image_or_unusable(runs, odd):
 
 
 BAD_DEPTH = {
-    "no bytes": (b"", biwi._DAMAGED),
-    "half a header": (struct.pack("<i", WIDTH), biwi._DAMAGED),
-    "no runs": (struct.pack("<ii", WIDTH, HEIGHT), biwi._DAMAGED),
+    "no bytes": (b"", biwi_files._DAMAGED),
+    "half a header": (struct.pack("<i", WIDTH), biwi_files._DAMAGED),
+    "no runs": (struct.pack("<ii", WIDTH, HEIGHT), biwi_files._DAMAGED),
     "absurd size": (struct.pack("<iiii", 2**31 - 1, 2**31 - 1, 2**31 - 1, 0), "depth image has another size than"),
     "negative size": (struct.pack("<iiii", -WIDTH, -HEIGHT, WIDTH * HEIGHT, 0), "depth image has another size than"),
     "transposed": (struct.pack("<iiii", HEIGHT, WIDTH, WIDTH * HEIGHT, 0), "depth image has another size than"),
-    "too many zeros": (struct.pack("<iiii", WIDTH, HEIGHT, WIDTH * HEIGHT + 1, 0), biwi._DAMAGED),
-    "huge counts": (struct.pack("<iiii", WIDTH, HEIGHT, 2**31 - 1, 2**31 - 1), biwi._DAMAGED),
-    "negative zeros": (struct.pack("<iiiiii", WIDTH, HEIGHT, -1, 0, WIDTH * HEIGHT + 1, 0), biwi._DAMAGED),
-    "negative values": (struct.pack("<iiii", WIDTH, HEIGHT, WIDTH * HEIGHT, -4), biwi._DAMAGED),
-    "negative depth": (struct.pack("<iiiih", WIDTH, HEIGHT, WIDTH * HEIGHT - 1, 1, -900), biwi._DAMAGED),
+    "too many zeros": (struct.pack("<iiii", WIDTH, HEIGHT, WIDTH * HEIGHT + 1, 0), biwi_files._DAMAGED),
+    "huge counts": (struct.pack("<iiii", WIDTH, HEIGHT, 2**31 - 1, 2**31 - 1), biwi_files._DAMAGED),
+    "negative zeros": (struct.pack("<iiiiii", WIDTH, HEIGHT, -1, 0, WIDTH * HEIGHT + 1, 0), biwi_files._DAMAGED),
+    "negative values": (struct.pack("<iiii", WIDTH, HEIGHT, WIDTH * HEIGHT, -4), biwi_files._DAMAGED),
+    "negative depth": (struct.pack("<iiiih", WIDTH, HEIGHT, WIDTH * HEIGHT - 1, 1, -900), biwi_files._DAMAGED),
     "too many values": (
         struct.pack("<iiii", WIDTH, HEIGHT, 0, WIDTH * HEIGHT + 1) + bytes(2 * WIDTH * HEIGHT + 2),
-        biwi._DAMAGED,
+        biwi_files._DAMAGED,
     ),
 }
 

@@ -94,7 +94,7 @@ def _rejects(rejects: list[Reject]) -> str:
     if not rejects:
         return "none"
     listed = [{"frame": r.info.frame, "reason": r.reason, "detail": r.detail} for r in rejects]
-    return f"{len(rejects)} frames: {rejects_text(listed)}"
+    return f"{len(rejects)} {'frames' if len(rejects) > 1 else 'frame'}: {rejects_text(listed)}"
 
 
 def _fault(index, usable, sample, bad, pair_lists) -> str:

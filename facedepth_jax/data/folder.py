@@ -21,11 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from facedepth_jax.data import images
-from facedepth_jax.data.frames import SPLITS, Frame, FrameInfo, Reject
+from facedepth_jax.data.frames import MAX_FOCAL_PX, SPLITS, Frame, FrameInfo, Reject
 from facedepth_jax.errors import FaceDepthError
 
 REQUIRED = ("frame", "subject", "sequence", "gray", "depth", "head_x", "head_y")
-MAX_FOCAL_PX = 1_000_000
 _NUMBERS = ("head_x", "head_y", "yaw", "pitch", "roll", "fx", "fy")
 
 

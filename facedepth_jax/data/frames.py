@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
+MAX_FOCAL_PX = 1_000_000  # more is a mistake
 
 
 @dataclasses.dataclass(frozen=True)

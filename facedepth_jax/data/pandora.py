@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from facedepth_jax.data import images, splits
-from facedepth_jax.data.frames import Frame, FrameInfo, Reject
+from facedepth_jax.data.frames import MAX_FOCAL_PX, Frame, FrameInfo, Reject
 from facedepth_jax.data.pandora_annotations import (
     COLOUR_SIZE,
     COLUMNS,
@@ -39,7 +39,6 @@ from facedepth_jax.errors import FaceDepthError
 REGISTER = ("head", "joints")
 SEQUENCES = ("base_1", "base_2", "free_1", "free_2", "free_3")  # S1..S5 (A)
 MAX_SCALE_ERROR = 1.25  # of the joints' map against the ratio of the focal lengths (A)
-MAX_FOCAL_PX = 1_000_000
 # The cropped release's levels (C): (mm - 500) / 8, cut to a whole number of 8 bits, so that 0 mm is 194.
 LEVEL_OFFSET_MM, LEVEL_STEP_MM, LEVEL_NONE = 500, 8, 194
 

@@ -295,7 +295,7 @@ def _read_chunk(job: _Job, number: int, infos: list[FrameInfo]) -> tuple[np.ndar
 
 
 def _read_listings(job: _Job, index: list[FrameInfo], stopped: Callable[[], bool]):
-    """Columns, rejects and gray focal lengths of all chunks. Names those that are not sound and makes them again."""
+    """Columns and rejects of all chunks. Names those that are not sound and makes them again."""
     numbers = range(math.ceil(len(index) / CHUNK_FRAMES))
     columns, rejects = {name: [] for name in arrays.COLUMNS}, []
     for number in numbers:
