@@ -98,24 +98,29 @@ def read_run(path: Path) -> Run:
     return run
 
 
-def verify_run(run: Run, verifier_path: Path) -> dict:
+def verify_run(run: Run, verifier_path: Path, judge: dict) -> dict:
     """`verification.verify` of a run's test pairs, from its verification.json or, the first time, from its data.
+
+    Args:
+      verifier_path, judge: the verifier's run and its results.json.
 
     Raises:
       FaceDepthError: a run on other data than the verifier's, or its data are not where its config says.
     """
-    judge = _read_verifier(verifier_path)
     if judge["fingerprint"] != run.results["fingerprint"]:
         raise FaceDepthError(
             f"{verifier_path} and {run.path} are of different data: give the verifier of the runs' data."
         )
-    weights = {
-        "verifier": files.sha256(verifier_path / "verifier.safetensors"),
-        "generator": files.sha256(run.path / "generator.safetensors"),
-    }
+    nets = {"verifier": verifier_path / "verifier.safetensors", "generator": run.path / "generator.safetensors"}
+    for path in nets.values():
+        if not path.is_file():
+            raise FaceDepthError(f"{path} does not exist; continue the run with `main`, which writes it at its end.")
+    weights = {net: files.sha256(path) for net, path in nets.items()}
     file = run.path / "verification.json"
-    if file.is_file() and (known := files.read_json(file)).get("weights") == weights:
-        return known["test"]
+    if file.is_file():
+        known = files.read_json(file)
+        if isinstance(known, dict) and known.get("weights") == weights and "test" in known:
+            return known["test"]
     data = arrays.open(run.config["data"]["dir"])
     if data.fingerprint != run.results["fingerprint"]:
         raise FaceDepthError(
@@ -380,7 +385,7 @@ def write_report(paths: Sequence[Path], out: Path, verifier: Path | None = None,
     runs = [read_run(path) for path in paths]
     judge = _read_verifier(verifier) if verifier else None
     if verifier:
-        runs = [dataclasses.replace(run, verification=verify_run(run, verifier)) for run in runs]
+        runs = [dataclasses.replace(run, verification=verify_run(run, verifier, judge)) for run in runs]
     by_data = {}
     for run in runs:
         by_data.setdefault(run.results["fingerprint"], []).append(run)

@@ -320,6 +320,9 @@ def test_the_papers_figures_stand_beside_those_on_its_data(tmp_path):
         (lambda v, r: rewrite(v, "results.json", lambda x: x.update(method="ae")), "is a run of 'ae'"),
         (lambda v, r: rewrite(v, "results.json", lambda x: x.update(fingerprint="0")), "are of different data"),
         (lambda v, r: rewrite(v, "results.json", lambda x: x.pop("test")), "damaged or of another version"),
+        (lambda v, r: drop(v, "verifier.safetensors"), "verifier.safetensors does not exist"),
+        (lambda v, r: drop(r, "generator.safetensors"), "generator.safetensors does not exist"),
+        (lambda v, r: (r / "verification.json").write_text("[]"), "d does not exist"),
         # Other weights than those that were judged: the data are asked for, which are not there.
         (lambda v, r: (v / "verifier.safetensors").write_bytes(b"other"), "d does not exist"),
         (lambda v, r: (r / "generator.safetensors").write_bytes(b"other"), "d does not exist"),
