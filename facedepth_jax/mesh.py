@@ -6,6 +6,7 @@ alike.
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from facedepth_jax.errors import FaceDepthError
@@ -35,3 +36,11 @@ def check_batch_size(mesh: Mesh, batch_size: int, name: str):
 def put_batch(mesh: Mesh, batch):
     """This process's share of a batch, a dict of NumPy arrays -> the global batch on the devices."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(divided(mesh), np.asarray(x)), batch)
+
+
+def any_process(flag: bool) -> bool:
+    """True in every process if the flag is set in any. All must call it at the same place; it waits for the devices.
+
+    With one process it is the flag, and costs nothing.
+    """
+    return bool(flag) if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
