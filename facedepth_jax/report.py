@@ -1,18 +1,21 @@
 """Program: training runs -> Tables 1 and 2, the curve over lambda, the grid of Figure 4.
 
-    python -m facedepth_jax.report --out=DIR [--verifier=RUN] [--errors] RUN [RUN ...]
+    python -m facedepth_jax.report --out=DIR [--verifier=RUN ...] [--errors] RUN [RUN ...]
 
 Reads nothing but the runs' own config.json, results.json and samples/test.npz. Runs that differ in their seed alone
-share a column, as mean ± standard deviation. Runs on different data never share a table. Writes report.md, report.json
-and the pictures that report.md shows.
+share a column, as mean ± standard deviation. Runs on different data never share a table; but those that differ in
+data.options.fold, the folds of a cross-validation, are pooled first: all their frames as if measured in one. Writes
+report.md, report.json and the pictures that report.md shows.
 
-With a verifier the row of face verification and Table 2 come too. That of a run needs its data once; what was found
-stays in the run, as verification.json.
+With a verifier, one for each fold, the row of face verification and Table 2 come too. That of a run needs its data
+once; what was found stays in the run, as verification.json.
 """
 
 import argparse
 import dataclasses
+import hashlib
 import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from facedepth_jax import files, pictures, tables
+from facedepth_jax import files, folds, pictures, tables
 from facedepth_jax.data import arrays
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.evaluate import MEAN_MAP
@@ -41,6 +44,7 @@ class Run:
     config: dict
     results: dict
     verification: dict | None = None
+    folds: tuple["Run", ...] = ()  # that it was pooled from
 
     @property
     def method(self) -> str:
@@ -54,6 +58,11 @@ class Run:
     def lam(self) -> float | None:
         """Weight of the reconstruction in Eq. 5; the methods without an adversary have none."""
         return self.config["loss"]["lam"] if self.method == "cgan" else None
+
+    @property
+    def steps(self) -> list[int]:
+        """After which the weights were kept, of every fold."""
+        return [run.results["step"] for run in self.folds or (self,)]
 
 
 def read_run(path: Path) -> Run:
@@ -85,7 +94,8 @@ def read_run(path: Path) -> Run:
             run.results["steps"],
         )
         for result in (run.results["test"], run.results["validation"], run.results["baseline_mean_map"]):
-            result["n_frames"] - result["n_frames_without_depth"]
+            for name in ("n_frames", "n_frames_without_depth", "n_pixels", "n_pixels_valid", "n_pixels_mm"):
+                int(result[name])
             for column in ("all", "valid"):
                 for metric in METRICS:
                     float(result[column][metric.key])
@@ -98,19 +108,19 @@ def read_run(path: Path) -> Run:
     return run
 
 
-def verify_run(run: Run, verifier_path: Path, judge: dict) -> dict:
+def verify_run(run: Run, judges: dict[str, tuple[Path, dict]]) -> dict:
     """`verification.verify` of a run's test pairs, from its verification.json or, the first time, from its data.
 
     Args:
-      verifier_path, judge: the verifier's run and its results.json.
+      judges: fingerprint of the data -> the verifier's run and its results.json.
 
     Raises:
-      FaceDepthError: a run on other data than the verifier's, or its data are not where its config says.
+      FaceDepthError: a run on other data than the verifiers', or its data are not where its config says.
     """
-    if judge["fingerprint"] != run.results["fingerprint"]:
-        raise FaceDepthError(
-            f"{verifier_path} and {run.path} are of different data: give the verifier of the runs' data."
-        )
+    if run.results["fingerprint"] not in judges:
+        paths = ", ".join(str(path) for path, _ in judges.values())
+        raise FaceDepthError(f"{paths} and {run.path} are of different data: give the verifier of the run's data.")
+    verifier_path, _ = judges[run.results["fingerprint"]]
     nets = {"verifier": verifier_path / "verifier.safetensors", "generator": run.path / "generator.safetensors"}
     for path in nets.values():
         if not path.is_file():
@@ -145,6 +155,43 @@ def _read_verifier(path: Path) -> dict:
             f"{path / 'results.json'} is damaged or of another version: train the verifier again."
         ) from error
     return results
+
+
+def pool_folds(runs: Sequence[Run], judges: dict[str, tuple[Path, dict]]) -> tuple[list[Run], dict[str, dict]]:
+    """Runs that differ in data.options.fold alone become one, all their test frames together.
+
+    Args:
+      runs, judges: as read, each of its own data.
+
+    Returns:
+      The runs, and fingerprint -> the verifier's figures ("test", "baseline_mean_map"), pooled like them.
+    """
+    groups = {}
+    for run in runs:
+        data = {key: value for key, value in run.config["data"].items() if key != "dir"}
+        options = {key: value for key, value in data.get("options", {}).items() if key != "fold"}
+        settings = run.config | {"data": data | {"options": options}}
+        groups.setdefault(json.dumps([run.results["dataset"], settings], sort_keys=True), []).append(run)
+    pooled, judged = [], {fingerprint: judge for fingerprint, (_, judge) in judges.items()}
+    for group in groups.values():
+        parts = sorted({run.results["fingerprint"] for run in group})
+        if len(parts) == 1 or len(parts) < len(group):  # nothing to pool, or a run given twice: said later
+            pooled += group
+            continue
+        fingerprint = hashlib.sha256("".join(parts).encode()).hexdigest()
+        results = group[0].results | {"fingerprint": fingerprint}
+        for name in ("test", "validation", "baseline_mean_map"):
+            results[name] = folds.pool_figures([run.results[name] for run in group])
+        found = None
+        if judges:
+            found = folds.pool_verification([run.verification for run in group])
+            those = [judges[part][1] for part in parts]
+            judged[fingerprint] = {
+                name: folds.pool_verification([judge[name] for judge in those])
+                for name in ("test", "baseline_mean_map")
+            }
+        pooled.append(dataclasses.replace(group[0], results=results, verification=found, folds=tuple(group)))
+    return pooled, judged
 
 
 def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -316,15 +363,16 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
     columns = group_columns(runs)
     test, dataset, fingerprint = runs[0].results["test"], runs[0].results["dataset"], runs[0].results["fingerprint"]
     name = f"{dataset}-{fingerprint[:8]}"
+    pooled = f", those of {len(runs[0].folds)} folds together" if runs[0].folds else ""
     parts = [
         f"## {dataset}\n",
-        f"{test['n_frames']} test frames; data `{fingerprint[:16]}`. Metrics in levels of depth, ± is the standard "
-        f"deviation over seeds, per cent are relative to the training set's mean depth map.\n",
+        f"{test['n_frames']} test frames{pooled}; data `{fingerprint[:16]}`. Metrics in levels of depth, ± is the "
+        "standard deviation over seeds, per cent are relative to the training set's mean depth map.\n",
         "| | seeds | steps | runs |\n|---|---|---|---|",
     ]
     for title, members in columns.items():
         seeds = ", ".join(str(run.seed) for run in members)
-        steps = ", ".join(f"{run.results['step']} of {run.results['steps']}" for run in members)
+        steps = ", ".join(f"{'/'.join(map(str, run.steps))} of {run.results['steps']}" for run in members)
         parts.append(f"| {title} | {seeds} | {steps} | {', '.join(run.path.name for run in members)} |")
     values = {"dataset": dataset, "fingerprint": fingerprint, "n_frames": test["n_frames"], "columns": {}}
     with_depth = test["n_frames"] - test["n_frames_without_depth"]
@@ -346,7 +394,7 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
             "method": members[0].method,
             "lam": members[0].lam,
             "seeds": [run.seed for run in members],
-            "steps": [run.results["step"] for run in members],
+            "steps": [run.steps for run in members],
             "verification": [run.verification for run in members],
         }
     if judge:
@@ -372,25 +420,32 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
     return "\n".join(parts), values, images
 
 
-def write_report(paths: Sequence[Path], out: Path, verifier: Path | None = None, errors: bool = False) -> str:
+def write_report(paths: Sequence[Path], out: Path, verifiers: Sequence[Path] = (), errors: bool = False) -> str:
     """Reads the runs, writes the report into the directory `out`, returns its markdown.
 
     Args:
-      verifier: a verifier's run on the same data.
+      verifiers: verifiers' runs, one for each data set (or fold) of the runs.
       errors: whether the grid of faces has maps of the error.
 
     Raises:
       FaceDepthError: a run cannot be used or the report cannot be written.
     """
     runs = [read_run(path) for path in paths]
-    judge = _read_verifier(verifier) if verifier else None
-    if verifier:
-        runs = [dataclasses.replace(run, verification=verify_run(run, verifier, judge)) for run in runs]
+    judges = {}
+    for path in verifiers:
+        judge = _read_verifier(path)
+        other, _ = judges.setdefault(judge["fingerprint"], (path, judge))
+        if other != path:
+            raise FaceDepthError(f"{other} and {path} are verifiers of the same data: give one of them.")
+    if judges:
+        runs = [dataclasses.replace(run, verification=verify_run(run, judges)) for run in runs]
+    runs, judged = pool_folds(runs, judges)
     by_data = {}
     for run in runs:
         by_data.setdefault(run.results["fingerprint"], []).append(run)
     # Everything is made before anything is written.
-    sections, values, images = zip(*(make_section(group, judge, errors) for group in by_data.values()), strict=True)
+    made = (make_section(group, judged.get(data), errors) for data, group in by_data.items())
+    sections, values, images = zip(*made, strict=True)
     markdown = "# Report\n\n" + "\n".join(sections)
     for section_images in images:
         for name, content in section_images.items():
@@ -406,11 +461,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="directory of a finished run")
     parser.add_argument("--out", required=True, type=Path, help="directory to write to; files there are replaced")
-    parser.add_argument("--verifier", type=Path, metavar="RUN", help="a verifier's run on the same data: for Table 2")
+    parser.add_argument(
+        "--verifier",
+        dest="verifiers",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="RUN",
+        help="a verifier's run on the same data, for Table 2; with folds give one for each",
+    )
     parser.add_argument("--errors", action="store_true", help="maps of the error in the grid of faces")
     args = parser.parse_args(argv)
     try:
-        print(write_report(args.runs, args.out, args.verifier, args.errors))
+        print(write_report(args.runs, args.out, args.verifiers, args.errors))
     except FaceDepthError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -3,6 +3,8 @@
 python launch/study.py --config=configs/synthetic.py --runs=runs/study --seeds=1821,1822,1823 [--config.KEY=VALUE ...]
 
 Every run is `python -m facedepth_jax.main` in its own directory, RUNS/METHOD-SEED; the verifier has the first seed.
+With `--folds=0,1,2,3,4` all of it is done for each fold of a cross-validation (the folder data set), in
+RUNS/fold-K, with arrays in DATA_DIR-fold-K; the report pools the folds.
 Prints first what it will cost. The same command again continues: what is finished is not touched, what was broken off
 goes on from its last checkpoint. `--plan` prints costs and commands, for a scheduler, and stops there. Further
 `--config.KEY=VALUE` go to all methods, `--verifier.KEY=VALUE` to the verifier; `--config.data...` to both.
@@ -92,6 +94,7 @@ def main() -> int:
     parser.add_argument("--runs", required=True, type=pathlib.Path, help="directory of the runs and of the report")
     parser.add_argument("--seeds", default="1821", help="comma between them (1821)")
     parser.add_argument("--methods", default=",".join(METHODS), help=f"comma between them ({','.join(METHODS)})")
+    parser.add_argument("--folds", default="", help="data.options.fold to go through, comma between them")
     parser.add_argument("--plan", action="store_true", help="print costs and commands, run nothing")
     given, overrides = parser.parse_known_args()
     for override in overrides:
@@ -106,37 +109,51 @@ def main() -> int:
         text.replace("--verifier.", "--config.", 1) for text in overrides if text.startswith("--verifier.")
     ]
 
-    runs = [("verifier", seeds[0], given.config.with_name("verifier.py"), given.config.stem, for_verifier)]
-    runs += [(method, seed, given.config, method, for_methods) for method in methods for seed in seeds]
-    commands, costs, steps = {}, {}, {}
+    methods = [(method, seed, given.config, method, for_methods) for method in methods for seed in seeds]
+    runs = [("verifier", seeds[0], given.config.with_name("verifier.py"), given.config.stem, for_verifier), *methods]
+    commands, costs, steps, verifiers = {}, {}, {}, []
     sys.path.insert(0, str(given.config.resolve().parents[1]))  # configs import each other
-    for method, seed, file, argument, options in runs:
-        workdir = given.runs / f"{method}-{seed}"
-        commands[workdir] = [
-            *(sys.executable, "-m", "facedepth_jax.main", f"--config={file}:{argument}", f"--workdir={workdir}"),
-            *(f"--config.seed={seed}", *options),
-        ]
-        if method not in costs:
-            try:
-                config = load_config(file, argument, options)
-                costs[method] = config.train.steps, config.train.batch_size, training_flops(config)
-            except FaceDepthError as error:
-                sys.exit(f"error: {method}: {error}")
-        steps[workdir] = costs[method][0]
+    try:
+        places = {given.runs: []}
+        if given.folds:
+            data_dir = load_config(given.config, "", for_methods).data.dir
+            places = {
+                given.runs / f"fold-{fold}": [
+                    f"--config.data.options.fold={fold}",
+                    f"--config.data.dir={data_dir}-fold-{fold}",
+                ]
+                for fold in given.folds.split(",")
+            }
+        for place, of_fold in places.items():
+            for method, seed, file, argument, options in runs:
+                workdir, options = place / f"{method}-{seed}", [*options, *of_fold]
+                commands[workdir] = [
+                    *(sys.executable, "-m", "facedepth_jax.main", f"--config={file}:{argument}"),
+                    *(f"--workdir={workdir}", f"--config.seed={seed}", *options),
+                ]
+                if method == "verifier":
+                    verifiers.append(workdir)
+                if method not in costs:
+                    config = load_config(file, argument, options)
+                    costs[method] = config.train.steps, config.train.batch_size, training_flops(config)
+                steps[workdir] = costs[method][0]
+    except FaceDepthError as error:
+        sys.exit(f"error: {error}")
     peak = peak_flops_per_sec()
     print("| method | runs | steps | examples a step | PFLOP a run |\n|---|---:|---:|---:|---:|")
     total = 0.0
     for method, (count, batch_size, flops) in costs.items():
-        times = sum(run[0] == method for run in runs)
+        times = sum(run[0] == method for run in runs) * len(places)
         total += times * flops
         print(f"| {method} | {times} | {count:,} | {batch_size} | {flops / 1e15:.3g} |")
     fast, slow = (hours(total / peak / share) for share in reversed(SHARE_OF_PEAK))
     print(
-        f"\n{len(runs)} runs, {total / 1e15:.3g} PFLOP of training: {fast} to {slow} on this machine, whose matrix "
+        f"\n{len(commands)} runs, {total / 1e15:.3g} PFLOP of training: {fast} to {slow} on this machine, whose matrix "
         f"product makes {peak / 1e9:.0f} GFLOP/s; compiling, evaluation and preparing the data not counted.\n"
     )
     report = [sys.executable, "-m", "facedepth_jax.report", f"--out={given.runs / 'report'}", "--errors"]
-    report += [f"--verifier={next(iter(commands))}", *map(str, list(commands)[1:])]
+    report += [f"--verifier={workdir}" for workdir in verifiers]
+    report += [str(workdir) for workdir in commands if workdir not in verifiers]
     if given.plan:
         print("\n".join(shlex.join(["python", *command[1:]]) for command in [*commands.values(), report]))
         return 0

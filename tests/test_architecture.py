@@ -27,7 +27,16 @@ FLOORS = [
     ["train.py"],
     ["tasks.py"],
     ["runs.py"],
-    ["steps.py", "evaluate.py", "verification.py", "tables.py", "data/prepare.py", "data/check.py", "data/sources.py"],
+    [
+        "steps.py",
+        "evaluate.py",
+        "verification.py",
+        "tables.py",
+        "folds.py",
+        "data/prepare.py",
+        "data/check.py",
+        "data/sources.py",
+    ],
     [
         "data/folder.py",
         "data/biwi.py",

@@ -55,6 +55,19 @@ def study(runs, *flags, **kwargs):
     return subprocess.Popen(command, cwd=ROOT, env=os.environ | cache, **pipes)
 
 
+def test_a_plan_of_folds_has_a_verifier_for_each(tmp_path):
+    flags = ["--config=configs/folder.py", "--folds=0,3", "--methods=ae", "--seeds=3", "--runs=r", "--plan"]
+    command = [sys.executable, "launch/study.py", *flags, "--config.width=4", "--verifier.width=4"]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    *runs, report = [line.split() for line in out.splitlines() if line.startswith("python ")]
+    assert [run[4] for run in runs] == [
+        f"--workdir=r/fold-{fold}/{method}-3" for fold in (0, 3) for method in ("verifier", "ae")
+    ]
+    for run, fold in zip(runs, (0, 0, 3, 3), strict=True):
+        assert {f"--config.data.options.fold={fold}", f"--config.data.dir=data/folder-fold-{fold}"} <= set(run)
+    assert report[5:] == [*(f"--verifier=r/fold-{k}/verifier-3" for k in (0, 3)), *(f"r/fold-{k}/ae-3" for k in (0, 3))]
+
+
 def test_a_plan_says_what_it_costs_and_runs_nothing(tmp_path):
     process = study(tmp_path / "runs", "--plan", "--seeds=3,4", "--methods=ae,cui")
     out, _ = process.communicate(timeout=300)

@@ -23,6 +23,9 @@ def figures(quality):
         "mm": {"mae_mm": 100 * (1 - quality), "rmse_mm": 200 * (1 - quality)},
         "n_frames": 1234,
         "n_frames_without_depth": 4,
+        "n_pixels": 1234 * 9216,
+        "n_pixels_valid": 1230 * 5000,
+        "n_pixels_mm": 1230 * 4000,
     }
 
 
@@ -342,3 +345,44 @@ def test_a_verifiers_run_is_no_column(tmp_path, capsys):
     rewrite(path, "results.json", lambda r: r.update(method="verifier"))
     assert run(tmp_path / "out", path) == 1
     assert "give it as --verifier" in capsys.readouterr().err
+
+
+def make_fold(folder, fold, method, quality, n, **kwargs):
+    data = {"dir": f"d{fold}", "options": {"fold": fold, "seed": 0}}
+    path = make_run(
+        folder / f"{method}-{fold}", method, quality=quality, fingerprint=str(fold) * 64, data=data, **kwargs
+    )
+    counts = {"n_frames": n, "n_frames_without_depth": 0, "n_pixels": n, "n_pixels_valid": n, "n_pixels_mm": n}
+    rewrite(path, "results.json", lambda r: [r[k].update(counts) for k in ("test", "validation", "baseline_mean_map")])
+    return path
+
+
+def test_folds_share_one_column(tmp_path):
+    verifiers = [make_verifier(tmp_path / f"verifier{k}", str(k) * 64) for k in (1, 2)]
+    runs = [
+        judged(make_fold(tmp_path, k, method, quality, n), accuracy, verifiers[k - 1])
+        for method, better in (("cgan", 0.1), ("ae", 0.0))
+        for k, quality, n, accuracy in ((1, 0.5 + better, 100, 0.6 + better), (2, 0.7 + better, 300, 0.7 + better))
+    ]
+    assert run(tmp_path / "out", *(f"--verifier={path}" for path in verifiers), *runs) == 0
+    markdown = (tmp_path / "out/report.md").read_text()
+    rows = table(markdown, "all pixels")
+    assert "400 test frames, those of 2 folds together" in markdown
+    assert rows["all pixels, n = 400"] == ["cgan", "ae", "mean training map"]
+    assert rows["L1 norm ↓"] == ["**2.500** (-67%)", "3.500 (-53%)", "7.500"]  # (100 * 4 + 300 * 2) / 400
+    assert rows["Face verification ↑"] == ["**0.7500** (+50%)", "0.6500 (+30%)", "0.5000"]
+    assert "| cgan | 0 | 700/700 of 800 |" in markdown
+    assert "right in 0.8000 of 36 pairs" in markdown
+
+    # With a second seed the deviation is one over seeds, not over folds.
+    runs[2:] = [judged(make_fold(tmp_path / "2", k, "cgan", 0.8, 200, seed=1), 0.8, verifiers[k - 1]) for k in (1, 2)]
+    assert run(tmp_path / "out", *(f"--verifier={path}" for path in verifiers), *runs) == 0
+    rows = table((tmp_path / "out/report.md").read_text(), "all pixels")
+    assert rows["L1 norm ↓"][0] == "**2.250 ± 0.354** (-70%)"  # of 2.5 and 2.0
+
+
+def test_two_verifiers_of_the_same_data_are_refused(tmp_path, capsys):
+    verifiers = [make_verifier(tmp_path / f"verifier{k}") for k in (1, 2)]
+    runs = [judged(make_run(tmp_path / "cgan"), 0.6, verifiers[0])]
+    assert run(tmp_path / "out", *(f"--verifier={path}" for path in verifiers), *runs) == 1
+    assert "are verifiers of the same data: give one of them" in capsys.readouterr().err
