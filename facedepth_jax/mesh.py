@@ -4,12 +4,16 @@ Under `jit` a batch is one array, so batch norm uses the statistics of the globa
 alike.
 """
 
+import functools
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from facedepth_jax.errors import FaceDepthError
+
+EXAMPLES_SHARE = 0.25  # of a device's memory, at the most; the rest is the training's
 
 
 def make_mesh() -> Mesh:
@@ -36,6 +40,35 @@ def check_batch_size(mesh: Mesh, batch_size: int, name: str):
 def put_batch(mesh: Mesh, batch):
     """This process's share of a batch, a dict of NumPy arrays -> the global batch on the devices."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(divided(mesh), np.asarray(x)), batch)
+
+
+def place_examples(mesh: Mesh, arrays):
+    """Where the examples live, which the batches do not show.
+
+    On a device with room each holds all of them: then row numbers travel, and a batch is a gather there. A CPU's memory
+    is the host's: nothing is copied, the arrays may be larger than it.
+
+    Args:
+      arrays: by name, first axis N, memory-mapped or not; all of them, the same in every process.
+
+    Returns:
+      What the pipeline shall read, and what makes global batches on the devices of this process's share of its batches.
+    """
+    if any_process(sum(array.nbytes for array in arrays.values()) > EXAMPLES_SHARE * _memory_bytes()):
+        return arrays, functools.partial(put_batch, mesh)
+    whole = {name: jax.make_array_from_process_local_data(replicated(mesh), array) for name, array in arrays.items()}
+    gather = jax.jit(lambda whole, rows: jax.tree.map(lambda x: x[rows], whole), out_shardings=divided(mesh))
+
+    def put(batch):
+        batch = put_batch(mesh, batch)
+        return gather(whole, batch.pop("row")) | batch
+
+    return {"row": np.arange(len(next(iter(arrays.values()))), dtype=np.int32)}, put
+
+
+def _memory_bytes():
+    """Of this process's device that has least; 0 where that is the host's, as a CPU's is."""
+    return min((device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices())
 
 
 def any_process(flag: bool) -> bool:

@@ -41,6 +41,7 @@ class Depth:
         self._config = config
         self._code = code_of(config)
         self._data = data
+        self._devices = devices
         self._put = functools.partial(_put, devices)
         self._batch_size = EVALUATION_BATCH * devices.size
         self._predict = jax.jit(
@@ -49,12 +50,14 @@ class Depth:
         )
 
     def batches(self, train_rows, **options):
-        """Frames with their person's place among the training people, sorted; -1 for others, who are never drawn."""
+        """Batches on the devices: frames with their person's place among the training people, sorted; -1 for others,
+        who are never drawn."""
         data = self._data
         subject = np.full(len(data), -1, np.int32)
         subject[train_rows] = np.unique(data.frames["subject"][train_rows], return_inverse=True)[1]
         arrays = {"gray": data.gray, "depth_mm": data.depth_mm, "subject": subject}
-        return pipeline.batches(arrays, train_rows, **options)
+        arrays, put = mesh.place_examples(self._devices, arrays)
+        return map(put, pipeline.batches(arrays, train_rows, **options))
 
     def validate(self, generator: NetState, step: int, workdir: pathlib.Path):
         """The validation split's figures and their rank; a picture beside."""
@@ -138,17 +141,17 @@ class Verification:
 
     def __init__(self, config, nets: dict[str, Net], data, devices):
         self._config = config
+        self._devices = devices
         self._data = data
         self._module = nets["verifier"].module
         for split in ("validation", "test"):
             verification.pair_rows(data, split)  # what cannot be used is found now
 
     def batches(self, train_rows, **options):
-        """Pairs, drawn anew for every step."""
+        """Batches of pairs on the devices, drawn anew for every step."""
         data = self._data
-        return pipeline.pair_batches(
-            {"depth_mm": data.depth_mm}, train_rows, data.frames["subject"][train_rows], **options
-        )
+        arrays, put = mesh.place_examples(self._devices, {"depth_mm": data.depth_mm})
+        return map(put, pipeline.pair_batches(arrays, train_rows, data.frames["subject"][train_rows], **options))
 
     def validate(self, verifier: NetState, step: int, workdir: pathlib.Path):
         """The validation pairs' figures and their rank."""

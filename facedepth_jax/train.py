@@ -108,7 +108,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
                 checkpoints.finish()
                 print(f"Stopped at step {step - 1}, which is saved: the same command continues.")
                 return
-            batch = mesh.put_batch(devices, next(batches))
+            batch = next(batches)
             with jax.transfer_guard("disallow"):
                 state, metrics = step_fn(state, batch)
             settle()

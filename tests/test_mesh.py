@@ -11,6 +11,7 @@ PROGRAM = """
 import functools, sys
 import jax, jax.numpy as jnp, numpy as np
 from facedepth_jax import mesh, steps
+from facedepth_jax.data import pipeline
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.levels import DepthCode
 from facedepth_jax.state import Net, adam, init_state
@@ -38,6 +39,23 @@ batches = [
 for name, array in mesh.put_batch(devices, batches[0]).items():
     assert [shard.data.shape for shard in array.addressable_shards] == [(2, 32, 32)] * 4
     np.testing.assert_array_equal(array, batches[0][name])
+
+arrays = batches[0] | {"subject": np.arange(8, dtype=np.int32)}
+bytes_held = sum(array.nbytes for array in arrays.values())
+drawn, read = [], []
+for memory_bytes in (None, bytes_held / mesh.EXAMPLES_SHARE - 1, bytes_held / mesh.EXAMPLES_SHARE):
+    if memory_bytes is not None:  # None: a CPU's, which is the host's
+        mesh._memory_bytes = lambda: memory_bytes
+    examples, put = mesh.place_examples(devices, arrays)
+    read.append(sorted(examples))
+    from_pipeline = pipeline.batches(examples, np.array([6, 1, 2, 3, 5]), batch_size=4, seed=0)
+    drawn.append([put(next(from_pipeline)) for _ in range(5)])
+assert read == [sorted(arrays), sorted(arrays), ["row"]], read
+for sent, in_place in zip(drawn[0], drawn[2], strict=True):
+    assert sorted(sent) == sorted(in_place) == sorted(arrays)
+    for name in arrays:
+        assert in_place[name].dtype == arrays[name].dtype and in_place[name].sharding == sent[name].sharding
+        np.testing.assert_array_equal(in_place[name], sent[name])
 
 method = steps.METHODS["cgan"]
 modules = method.modules(2, jnp.dtype("float32"), 1)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facedepth_jax import runs, train, verification
+from facedepth_jax import mesh, runs, train, verification
 from facedepth_jax.checkpoint import Checkpoints, save_weights
-from facedepth_jax.data import arrays
+from facedepth_jax.data import arrays, pipeline
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.state import Best, NetState, TrainState, init_state, keep_better, no_best
 
@@ -185,6 +185,18 @@ def test_a_verifier_that_was_stopped_ends_with_the_same_bits(verifier_run, peopl
     train.run(verifier_config(people_dir), tmp_path)
     assert (tmp_path / "verifier.safetensors").read_bytes() == (verifier_run / "verifier.safetensors").read_bytes()
     assert (tmp_path / "results.json").read_bytes() == (verifier_run / "results.json").read_bytes()
+    assert lines(tmp_path) == lines(verifier_run)
+
+
+def test_examples_that_live_on_the_device_give_the_same_bits(verifier_run, people_dir, tmp_path, monkeypatch):
+    """As on a GPU with room for them."""
+    read = set()
+    gather = pipeline._gather
+    monkeypatch.setattr(mesh, "_memory_bytes", lambda: 10**9)
+    monkeypatch.setattr(pipeline, "_gather", lambda arrays, rows: read.update(arrays) or gather(arrays, rows))
+    train.run(verifier_config(people_dir), tmp_path)
+    assert read == {"row"}
+    assert (tmp_path / "verifier.safetensors").read_bytes() == (verifier_run / "verifier.safetensors").read_bytes()
     assert lines(tmp_path) == lines(verifier_run)
 
 
