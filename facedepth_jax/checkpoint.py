@@ -2,7 +2,8 @@
 
 `checkpoints/00000100/` is Orbax's, written asynchronously; `checkpoints/00000100.json` is our manifest, written when
 the files lie on the disk: the run's identity, and the SHA-256 of every file. Orbax restores a flipped bit without a
-word, so what does not match its manifest is not restored. A checkpoint without a manifest was never finished.
+word, so what does not match its manifest is not restored. `00000100.saving` is there from before a save until its
+manifest is: what a kill left half is told from what lost its manifest, which is damage.
 """
 
 import concurrent.futures
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from facedepth_jax import files
@@ -30,6 +32,26 @@ def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     return {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_symlink() or not p.is_dir()}
 
 
+def _remove(path: pathlib.Path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flat(values: dict, above="") -> dict:
+    """{"train": {"b1": 0.5}} -> {"train.b1": 0.5}"""
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return flat
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(keys, simple=True, separator="/"): tuple(leaf.shape) for keys, leaf in leaves}
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -37,48 +59,73 @@ class Checkpoints:
       folder: `WORKDIR/checkpoints`.
       identity: plain JSON values that must be the same when the run goes on: data, split, seed, batch size, nets.
       keep: how many of the latest are kept.
+      insist: go on where the identity differs, and log how; what is saved then has the new one.
     """
 
-    def __init__(self, folder, identity: dict[str, Any], keep: int = 3):
+    def __init__(self, folder, identity: dict[str, Any], keep: int = 3, insist: bool = False):
         self._folder = pathlib.Path(os.path.abspath(folder))
         self._identity = identity
         self._keep = keep
+        self._insist = insist
         self._pending = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
-
-    def _manifest(self, step):
-        return self._folder / f"{step:08d}.json"
 
     def _directory(self, step):
         return self._folder / f"{step:08d}"
 
-    def steps(self) -> list[int]:
-        """Steps of the finished checkpoints, ascending; damaged ones included."""
-        return sorted(int(p.stem) for p in self._folder.glob("*.json") if re.fullmatch("[0-9]{8}", p.stem))
+    def _manifest(self, step):
+        return self._folder / f"{step:08d}.json"
 
-    def save(self, step: int, state):
-        """Starts to save; waits for the save before. Raises FaceDepthError if that one failed."""
+    def _mark(self, step):
+        return self._folder / f"{step:08d}.saving"
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints, ascending; damaged ones included, unfinished ones not."""
+        names = os.listdir(self._folder) if self._folder.is_dir() else []
+        found = {int(name[:8]) for name in names if re.fullmatch(r"[0-9]{8}(\.json)?", name)}
+        return sorted(step for step in found if f"{step:08d}.json" in names or f"{step:08d}.saving" not in names)
+
+    def save(self, step: int, state, best_step: int | None = None):
+        """Starts to save; waits for the save before.
+
+        Args:
+          state: a pytree of arrays; it may be donated at once.
+          best_step: the step that did best so far; its checkpoint, if there is one, is kept beside the latest.
+
+        Raises:
+          FaceDepthError: this save could not start, or the one before failed.
+        """
         self.finish()
         directory = self._directory(step)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            if directory.exists() and jax.process_index() == 0:  # a damaged one, of which an older one took the place
-                self._manifest(step).unlink(missing_ok=True)  # first, so that half a checkpoint never has a manifest
-                shutil.rmtree(directory)
+            if jax.process_index() == 0:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._mark(step).touch()
+                self._manifest(step).unlink(missing_ok=True)
+                _remove(directory)  # a damaged one, of which an older one took the place
             response = ocp.save_async(directory, state)
         except OSError as error:
             raise FaceDepthError(f"Cannot save the checkpoint {directory}: {error.strerror or error}.") from error
-        self._pending = self._thread.submit(self._seal, step, response)
+        self._pending = self._thread.submit(self._seal, step, response, best_step)
 
-    def _seal(self, step, response):
+    def _seal(self, step, response, best_step):
         response.result()
         if jax.process_index():
             return
         hashes = {name: files.sha256(path) for name, path in _files(self._directory(step)).items()}
-        files.write_json(self._manifest(step), {"step": step, "identity": self._identity, "files": hashes})
-        for old in self.steps()[: -self._keep]:
-            self._manifest(old).unlink()  # first, so that half a checkpoint never has a manifest
-            shutil.rmtree(self._directory(old), ignore_errors=True)
+        manifest = {"step": step, "identity": self._identity, "files": hashes}
+        files.write_json(self._manifest(step), files.sealed(manifest))
+        self._mark(step).unlink()
+        steps = self.steps()
+        latest = [known for known in steps if known <= step][-self._keep :]  # what is newer was damaged: see restore
+        for old in set(steps) - {*latest, best_step}:
+            _remove(self._manifest(old))
+            _remove(self._directory(old))
+
+    def check(self):
+        """Raises FaceDepthError if the last save has failed by now. Does not wait, for every step."""
+        if self._pending is not None and self._pending.done():
+            self.finish()
 
     def finish(self):
         """Waits until the last save lies on the disk. Raises FaceDepthError if it failed."""
@@ -91,36 +138,43 @@ class Checkpoints:
             raise
         except Exception as error:
             raise FaceDepthError(
-                f"Saving a checkpoint to {self._folder} failed ({error}): the one before it is the newest."
+                f"Saving a checkpoint to {self._folder} failed ({_first_line(error)}): the one before it is the newest."
             ) from error
 
     def _damage(self, step) -> str | None:
         """What is wrong with a checkpoint, None if it is as it was written."""
+        for path in (self._manifest(step), self._directory(step)):
+            if path.is_symlink():
+                return f"{path.name} is a symbolic link"
         try:
-            manifest = json.loads(self._manifest(step).read_text())
-            hashes, identity = manifest["files"], manifest["identity"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"its manifest cannot be read ({error!r})"
-        if not (isinstance(hashes, dict) and hashes and isinstance(identity, dict)):
-            return "its manifest lists no files or no identity"
-        if self._directory(step).is_symlink():
-            return "its directory is a symbolic link"
+            manifest = files.read_json(self._manifest(step))
+            hashes, identity, there = manifest["files"], manifest["identity"], manifest["step"]
+        except (FaceDepthError, KeyError, TypeError) as error:
+            return f"its manifest cannot be read ({error})"
+        if not files.is_sealed(manifest):
+            return "its manifest is not as it was written"
+        if not (isinstance(hashes, dict) and hashes and isinstance(identity, dict) and there == step):
+            return "its manifest lists no files, no identity or another step"
         found = _files(self._directory(step))
         for name in sorted(hashes.keys() | found.keys()):
             if name not in found:
                 return f"{name} is missing"
-            if found[name].is_symlink():
-                return f"{name} is a symbolic link"
+            if found[name].is_symlink() or not found[name].is_file():
+                return f"{name} is a symbolic link or no plain file"
             if name not in hashes:
                 return f"{name} does not belong to it"
-            if files.sha256(found[name]) != hashes[name]:
-                return f"{name} is not as it was written"
+            try:
+                if files.sha256(found[name]) != hashes[name]:
+                    return f"{name} is not as it was written"
+            except OSError as error:
+                return f"{name} cannot be read ({error.strerror})"
         return None
 
     def restore(self, like):
-        """The newest checkpoint that verifies, placed as `like`, a state, is; None if there is none.
+        """The newest checkpoint that verifies, placed as `like`, a state, is; None if none was ever finished.
 
-        Raises FaceDepthError if there are checkpoints and all are damaged, or if they are another run's.
+        Raises FaceDepthError if there are checkpoints and all are damaged, if they are another run's, or if the state
+        does not fit.
         """
         self._clean()
         for step in reversed(self.steps()):
@@ -129,6 +183,7 @@ class Checkpoints:
                 logger.warning("The checkpoint of step %d is damaged: %s. Taking an older one.", step, damage)
                 continue
             self._check_identity(step)
+            self._check_shapes(step, like)
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
             return ocp.load(self._directory(step), like)
         if self.steps():
@@ -138,22 +193,41 @@ class Checkpoints:
         return None
 
     def _clean(self):
-        """Removes what a killed save left: all of ours that has no manifest."""
-        if self._folder.is_dir() and jax.process_index() == 0:
-            finished = {self._directory(step).name for step in self.steps()}
-            for rest in self._folder.iterdir():
-                if rest.name not in finished and re.fullmatch(r"\d{8}(\.orbax-checkpoint-tmp.*)?", rest.name):
-                    shutil.rmtree(rest) if rest.is_dir() and not rest.is_symlink() else rest.unlink()
+        """Removes what a killed save left; before any process looks."""
+        if jax.process_index() == 0 and self._folder.is_dir():
+            finished = {f"{step:08d}" for step in self.steps()}
+            rests = [p for p in self._folder.iterdir() if re.fullmatch(r"[0-9]{8}(\.orbax-checkpoint-tmp.*)?", p.name)]
+            for rest in [p for p in rests if p.name not in finished] + [*self._folder.glob("[0-9]*.saving")]:
+                _remove(rest)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("cleaned")
 
     def _check_identity(self, step):
-        saved = json.loads(self._manifest(step).read_text())["identity"]
-        now = json.loads(json.dumps(self._identity))
-        for name in sorted(saved.keys() | now.keys()):
-            if saved.get(name) != now.get(name):
+        then = _flat(files.read_json(self._manifest(step))["identity"])
+        now = _flat(json.loads(json.dumps(self._identity)))
+        differ = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
+        if not differ:
+            return
+        text = ", ".join(f"{name} = {then.get(name)!r} (not {now.get(name)!r})" for name in differ)
+        if not self._insist:
+            raise FaceDepthError(
+                f"{self._folder} belongs to a run with {text}: give the old values, another --workdir, "
+                "or --insist to go on with the new ones."
+            )
+        logger.warning("Going on, as insisted, from a checkpoint with %s.", text)
+
+    def _check_shapes(self, step, like):
+        then, now = _shapes(ocp.metadata(self._directory(step)).metadata), _shapes(like)
+        for name in sorted(then.keys() | now.keys()):
+            if then.get(name) != now.get(name):
                 raise FaceDepthError(
-                    f"{self._folder} belongs to a run with {name} = {saved.get(name)!r}, not {now.get(name)!r}: "
-                    "give the old value, or another --workdir."
+                    f"The checkpoint {self._directory(step)} does not fit the nets of this run: {name} has the shape "
+                    f"{then.get(name)} there and {now.get(name)} here (None: not there): take another --workdir."
                 )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0][:500]
 
 
 def save_weights(path: pathlib.Path, variables):

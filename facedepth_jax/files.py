@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import tempfile
 
 import numpy as np
@@ -18,8 +19,18 @@ def sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_local(path: str | os.PathLike):
+    """Raises FaceDepthError for a bucket's address, of which pathlib would make a local folder `gs:`."""
+    if found := re.match("[a-z][a-z0-9+.-]+:/", str(path)):
+        raise FaceDepthError(
+            f"{path} is an address ({found[0]}/...), no directory; files are synced and renamed here, which buckets "
+            "cannot do: give a local directory, or mount the bucket through a cache, see docs/launching.md."
+        )
+
+
 def write_bytes(path: str | os.PathLike, content: bytes):
     """Writes a file, making its directory. Raises FaceDepthError if the place cannot be written or the disk is full."""
+    check_local(path)
     path, temporary = pathlib.Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,8 +58,24 @@ def read_json(path: str | os.PathLike):
         return json.loads(pathlib.Path(path).read_text())
     except OSError as error:
         raise FaceDepthError(f"{path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FaceDepthError(f"{path} is not JSON ({error}).") from error
+
+
+def sealed(content: dict) -> dict:
+    """Plain JSON values and, as "sha256", the hash of what they say: of a file that holds hashes, but not its own."""
+    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read
+    return content | {"sha256": _json_sha256(content)}
+
+
+def is_sealed(content: dict) -> bool:
+    """False if sealed values were changed. True also where there is no "sha256": files from before it was written."""
+    return "sha256" not in content or content["sha256"] == _json_sha256(content)
+
+
+def _json_sha256(content: dict) -> str:
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def write_npz(path: str | os.PathLike, content: dict[str, np.ndarray]):

@@ -10,6 +10,7 @@ import stat
 import numpy as np
 import pytest
 
+from facedepth_jax import files
 from facedepth_jax.data import arrays
 from facedepth_jax.errors import FaceDepthError
 
@@ -166,7 +167,8 @@ def test_a_directory_that_cannot_be_written_opens(made, monkeypatch):
 def edit_meta(path, change):
     meta = json.loads((path / "meta.json").read_text())
     change(meta)
-    (path / "meta.json").write_text(json.dumps(meta))
+    del meta["sha256"]
+    (path / "meta.json").write_text(json.dumps(files.sealed(meta)))
 
 
 @pytest.mark.parametrize(
@@ -179,6 +181,7 @@ def edit_meta(path, change):
         (lambda m: m["files"].update({"gray.npy": 7}), "entries are missing"),
         (lambda m: m.update(counts=[]), "entries are missing"),
         (lambda m: m.update(size_px=None), "entries are missing"),
+        (lambda m: m.update(size_px=8.0), "entries are missing"),
         (lambda m: m.update(size_px=9), r"gray.npy is uint8 \(10, 8, 8\), not uint8 \(10, 9, 9\)"),
         (lambda m: m["counts"]["train"].update(frames=7), "counts of meta.json"),
     ],
@@ -187,6 +190,17 @@ def test_another_meta_is_said(made, change, message):
     edit_meta(made, change)
     with pytest.raises(FaceDepthError, match=message):
         arrays.open(made)
+
+
+def test_a_meta_that_was_changed_or_has_no_hash_of_its_own_yet(made):
+    text = (made / "meta.json").read_text()
+    (made / "meta.json").write_text(text.replace('"name": "t"', '"name": "u"'))
+    with pytest.raises(FaceDepthError, match="meta.json is damaged: it is not as it was written"):
+        arrays.open(made)
+    meta = json.loads(text)
+    del meta["sha256"]
+    (made / "meta.json").write_text(json.dumps(meta))
+    assert len(arrays.open(made)) == COUNT
 
 
 def test_not_a_data_set_says_how_to_make_one(tmp_path, made):

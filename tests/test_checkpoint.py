@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -78,38 +80,6 @@ def flip(path):
     path.write_bytes(content)
 
 
-DAMAGES = {
-    "flipped": lambda path: flip(path) if path.stat().st_size else path.write_bytes(b"x"),
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1] or b"xx"),
-    "emptied": lambda path: path.write_bytes(b"" if path.stat().st_size else b"x"),
-    "missing": os.unlink,
-    "extra": lambda path: path.with_name(path.name + "x").write_bytes(b""),
-    "symlink": None,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_to_any_file_is_seen_and_the_one_before_taken(folder, damage, caplog, tmp_path):
-    names = [path.relative_to(folder) for path in (folder / "00000020").rglob("*") if path.is_file()]
-    assert len(names) > 5
-    checkpoints = Checkpoints(folder, IDENTITY)
-    for k, name in enumerate(names):
-        whole = shutil.copytree(folder / "00000020", tmp_path / "a" / "b" / "c" / str(k))
-        path = folder / name
-        if damage == "symlink":  # to the very same bytes
-            path.unlink()
-            path.symlink_to(whole / name.relative_to("00000020"))
-        else:
-            DAMAGES[damage](path)
-        assert checkpoints._damage(20) and not checkpoints._damage(10), name
-        if k == 0:
-            assert same(restore(folder), state(10))
-            assert "step 20 is damaged" in caplog.text
-        shutil.rmtree(folder / "00000020")
-        shutil.copytree(whole, folder / "00000020")
-        assert not checkpoints._damage(20)
-
-
 @pytest.mark.parametrize(
     "manifest",
     ["", "{", "[]", "3", "{}", '{"files": [], "identity": {}}', '{"files": {}, "identity": {}}', '{"files": {}}'],
@@ -119,11 +89,19 @@ def test_a_manifest_that_cannot_be_read(folder, manifest):
     assert same(restore(folder), state(10))
 
 
-def test_a_step_that_is_a_symbolic_link(folder, tmp_path):
-    shutil.move(folder / "00000020", tmp_path / "elsewhere")
-    (folder / "00000020").symlink_to(tmp_path / "elsewhere")
-    assert "symbolic link" in Checkpoints(folder, IDENTITY)._damage(20)
-    assert same(restore(folder), state(10))
+def test_a_value_in_the_manifest_that_was_changed(folder):
+    """Or a flipped bit in the identity would be taken for another run's checkpoint."""
+    manifest = folder / "00000020.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"seed": 1', '"seed": 3'))
+    assert manifest.read_text() != text and same(restore(folder), state(10))
+
+
+def test_a_manifest_from_before_it_had_a_hash_of_its_own(folder):
+    content = json.loads((folder / "00000020.json").read_text())
+    del content["sha256"]
+    (folder / "00000020.json").write_text(json.dumps(content))
+    assert same(restore(folder), state(20))
 
 
 def test_files_that_only_look_like_manifests(folder):
@@ -150,15 +128,38 @@ def test_a_save_over_a_damaged_checkpoint_that_fails_leaves_no_manifest(folder, 
     assert checkpoints.steps() == [10] and same(restore(folder), state(10))
 
 
-def test_what_was_never_finished_does_not_count(folder):
-    (folder / "00000020.json").unlink()
-    (folder / "00000030.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+def kill_while_saving(folder, step, monkeypatch):
+    """What is on the disk when a process is killed just before it writes the manifest."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*args):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("facedepth_jax.checkpoint.files.write_json", killed)
+        checkpoints = Checkpoints(folder, IDENTITY)
+        checkpoints.save(step, state(step))
+        with pytest.raises(Killed):
+            checkpoints.finish()
+    assert (folder / f"{step:08d}" / "state").is_dir() and (folder / f"{step:08d}.saving").exists()
+
+
+def test_what_was_never_finished_does_not_count(folder, monkeypatch):
+    kill_while_saving(folder, 30, monkeypatch)
+    (folder / "00000040.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     (folder / "notes.txt").write_text("somebody's")
-    assert same(restore(folder), state(10))
-    assert sorted(os.listdir(folder)) == ["00000010", "00000010.json", "notes.txt"]
-    (folder / "00000010.json").unlink()
-    assert restore(folder) is None
-    assert os.listdir(folder) == ["notes.txt"]
+    assert Checkpoints(folder, IDENTITY).steps() == [10, 20] and same(restore(folder), state(20))
+    assert sorted(os.listdir(folder)) == ["00000010", "00000010.json", "00000020", "00000020.json", "notes.txt"]
+
+
+def test_the_first_save_killed_is_a_fresh_start(tmp_path, monkeypatch):
+    kill_while_saving(tmp_path, 10, monkeypatch)
+    assert restore(tmp_path) is None and not os.listdir(tmp_path)
+    save(tmp_path, 10)
+    (tmp_path / "00000010.saving").touch()  # killed when all but this was done
+    assert same(restore(tmp_path), state(10)) and sorted(os.listdir(tmp_path)) == ["00000010", "00000010.json"]
 
 
 def test_going_on_after_damage_writes_over_it(folder):
@@ -167,10 +168,40 @@ def test_going_on_after_damage_writes_over_it(folder):
     assert same(restore(folder), state(20))
 
 
-@pytest.mark.parametrize("name, value", [("seed", 2), ("train", {"b1": 0.9}), ("data", None), ("new", 1)])
-def test_another_runs_checkpoint_is_refused(folder, name, value):
-    with pytest.raises(FaceDepthError, match=f"belongs to a run with {name} = "):
-        restore(folder, IDENTITY | {name: value})
+OTHERS = [
+    ({"seed": 2}, r"seed = 1 \(not 2\)"),
+    ({"train": {"b1": 0.9}}, r"train\.b1 = 0\.5 \(not 0\.9\)"),
+    ({"data": "def", "seed": 3}, r"data = 'abc' \(not 'def'\), seed = 1 \(not 3\)"),
+    ({"new": 1}, r"new = None \(not 1\)"),
+]
+
+
+@pytest.mark.parametrize("change, difference", OTHERS)
+def test_another_runs_checkpoint_is_refused_with_the_difference(folder, change, difference):
+    with pytest.raises(FaceDepthError, match=f"belongs to a run with {difference}: .* or --insist"):
+        restore(folder, IDENTITY | change)
+
+
+@pytest.mark.parametrize("change, difference", OTHERS)
+def test_who_insists_goes_on_and_it_is_logged(folder, change, difference, caplog):
+    checkpoints = Checkpoints(folder, IDENTITY | change, insist=True)
+    assert same(checkpoints.restore(state(0)), state(20))
+    assert re.search(f"as insisted, from a checkpoint with {difference}", caplog.text)
+    checkpoints.save(30, state(30))  # is the new run's
+    checkpoints.finish()
+    assert same(restore(folder, IDENTITY | change), state(30))
+    with pytest.raises(FaceDepthError, match="belongs to a run with"):
+        restore(folder)
+
+
+def test_a_state_of_another_shape_is_one_sentence(folder):
+    like = state(0)
+    other = NetState({"out": {"kernel": jnp.zeros((3, 5)), "bias": jnp.zeros(2)}}, {"m": jnp.zeros(1)}, (jnp.int32(0),))
+    more = NetState(like.nets["generator"].params, {"m": jnp.zeros(1), "v": jnp.zeros(1)}, (jnp.int32(0),))
+    for net, sentence in ((other, r"kernel has the shape \(3, 4\) there and \(3, 5\) here"),
+                          (more, r"batch_stats/v has the shape None there and \(1,\) here")):  # fmt: skip
+        with pytest.raises(FaceDepthError, match=f"does not fit the nets of this run: state.*{sentence}|{sentence}"):
+            Checkpoints(folder, IDENTITY, insist=True).restore(TrainState(jnp.int32(0), {"generator": net}))
 
 
 def test_keeps_the_latest(tmp_path):
@@ -179,19 +210,55 @@ def test_keeps_the_latest(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [f"{s:08d}{end}" for s in (3, 4, 5) for end in ("", ".json")]
 
 
+def test_keeps_the_best_beside_the_latest_until_there_is_a_better(tmp_path):
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    kept = []
+    for step, best_step in ((1, 0), (2, 2), (3, 2), (4, 2), (5, 2), (6, 6), (7, 6), (8, 7)):
+        checkpoints.save(step, state(step), best_step)
+        checkpoints.finish()
+        kept.append(checkpoints.steps())
+    assert kept == [[1], [1, 2], [1, 2, 3], [2, 3, 4], [2, 3, 4, 5], [4, 5, 6], [5, 6, 7], [6, 7, 8]]
+    assert same(restore(tmp_path), state(8))
+
+
+def test_damaged_ones_do_not_push_out_the_good(folder):
+    """Of 10, 20, 30 the newest two are damaged, and the run saves more often from now on."""
+    save(folder, 30)
+    for step in (20, 30):
+        flip(folder / f"{step:08d}" / "state" / "_METADATA")
+    checkpoints = Checkpoints(folder, IDENTITY)
+    assert same(checkpoints.restore(state(0)), state(10))
+    for step in (12, 14):
+        checkpoints.save(step, state(step))
+    checkpoints.finish()
+    assert checkpoints.steps() == [10, 12, 14]
+
+
 def test_a_place_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FaceDepthError, match="Cannot save the checkpoint"):
         Checkpoints(tmp_path / "file", IDENTITY).save(1, state(1))
 
 
-def test_a_save_that_failed_behind_our_back_is_said_at_the_next(tmp_path):
+def test_a_save_that_failed_behind_our_back_is_said_at_the_next_step(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path, IDENTITY)
-    (tmp_path / "00000001.json" / "x").mkdir(parents=True)  # the manifest's place is taken
-    with pytest.raises(FaceDepthError):
-        checkpoints.save(1, state(1))
-        checkpoints.save(2, state(2))
-    assert same(save(tmp_path / "other", 3).restore(state(0)), state(3))
+    checkpoints.check()
+    checkpoints.save(1, state(1))
+    checkpoints.finish()
+    checkpoints.check()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("facedepth_jax.checkpoint.files.sha256", full)
+    checkpoints.save(2, state(2))
+    with pytest.raises(FaceDepthError, match="Saving a checkpoint to .* failed .*No space left"):
+        for _ in range(2000):  # steps, each of 10 ms
+            checkpoints.check()
+            time.sleep(0.01)
+    checkpoints.check()  # said once
+    monkeypatch.undo()
+    assert same(restore(tmp_path), state(1))
 
 
 # ---- weights for others ----

@@ -5,7 +5,7 @@ A directory with
   depth_mm.npy          uint16 (N, S, S), millimetres, 0 = none
   frames.csv            one line a frame, the columns of COLUMNS
   pairs_validation.tsv  pairs_test.tsv: see pairs.py
-  meta.json             format version, data set, crop, counts, rejects; bytes and SHA-256 of each file above
+  meta.json             format version, data set, crop, counts, rejects; bytes and SHA-256 of each file above; its own
 
 It is written under a temporary name and renamed when complete, holds no time and no host, and so has the same bytes
 whenever it is made from the same input.
@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def write(
         meta = {"format": FORMAT, "format_version": FORMAT_VERSION, "size_px": size_px} | meta
         meta["counts"] = _counts(frames)
         meta["files"] = {n: {"bytes": (partial / n).stat().st_size, "sha256": files.sha256(partial / n)} for n in FILES}
-        (partial / "meta.json").write_text(json.dumps(meta, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        (partial / "meta.json").write_text(json.dumps(files.sealed(meta), indent=1) + "\n", encoding="utf-8")
         for file in partial.iterdir():  # on the disk before the name says that it is complete
             _sync(file)
         _map_files(partial)
@@ -173,20 +174,24 @@ def _read_meta(path: Path) -> dict:
     except (FileNotFoundError, NotADirectoryError):
         what = "is no prepared data set (it has no meta.json)" if path.is_dir() else "does not exist"
         raise FaceDepthError(f"{path} {what}; {how}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FaceDepthError(f"{path / 'meta.json'} cannot be read ({error}); {how}") from None
+    if (path / "meta.json").is_symlink():
+        raise FaceDepthError(f"{path / 'meta.json'} is a symbolic link; {_AGAIN}")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise FaceDepthError(f"{path} is no prepared data set (its meta.json is of another kind); {how}")
     if meta.get("format_version") != FORMAT_VERSION:
         raise FaceDepthError(
             f"{path} has format version {meta.get('format_version')}, this program reads {FORMAT_VERSION}; {_AGAIN}"
         )
+    if not files.is_sealed(meta):
+        raise FaceDepthError(f"{path / 'meta.json'} is damaged: it is not as it was written; {_AGAIN}")
     try:
         known = [(name, meta["files"][name]["bytes"], meta["files"][name]["sha256"]) for name in FILES]
+        known += [("size_px", meta["size_px"], "")] + [(s, meta["counts"][s]["frames"], "") for s in SPLITS]
         if not all(isinstance(size, int) and isinstance(digest, str) for _, size, digest in known):
             raise TypeError
-        int(meta["size_px"]), {split: meta["counts"][split]["frames"] for split in SPLITS}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError):
         raise FaceDepthError(f"{path / 'meta.json'} is damaged (entries are missing); {_AGAIN}") from None
     return meta
 
@@ -195,17 +200,21 @@ def _check_files(path: Path, meta: dict) -> None:
     memory = path / _VERIFIED
     try:
         verified = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         verified = {}
     seen = {}
     for name in FILES:
         file, want = path / name, meta["files"][name]
         try:
-            stat = file.stat()
+            status = file.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                raise FaceDepthError(f"{file} is a symbolic link or no plain file; {_AGAIN}")
             # The time of the last change of the inode too, for copies keep the time of modification.
-            stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, want["sha256"]]
-            if stat.st_size != want["bytes"]:
-                raise FaceDepthError(f"{file} has {stat.st_size} bytes where meta.json says {want['bytes']}; {_AGAIN}")
+            stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, want["sha256"]]
+            if status.st_size != want["bytes"]:
+                raise FaceDepthError(
+                    f"{file} has {status.st_size} bytes where meta.json says {want['bytes']}; {_AGAIN}"
+                )
             known = isinstance(verified, dict) and verified.get(name) == stamp
             if not known and files.sha256(file) != want["sha256"]:
                 raise FaceDepthError(f"{file} is damaged: its SHA-256 is not the one in meta.json; {_AGAIN}")
@@ -224,17 +233,21 @@ def _check_files(path: Path, meta: dict) -> None:
 def _map_files(path: Path) -> Arrays:
     """Opens without hashing."""
     meta = _read_meta(path)
-    with (path / "frames.csv").open(encoding="utf-8", newline="") as file:
-        header, *lines = csv.reader(file)
-    if header != list(COLUMNS):
-        raise FaceDepthError(f"{path / 'frames.csv'} has the columns {header}, not {list(COLUMNS)}; {_AGAIN}")
-    columns = zip(*lines, strict=True) if lines else [[]] * len(COLUMNS)
-    frames = {
-        name: np.array(list(map(kind, values)), dtype={str: np.str_, int: np.int64, float: np.float64}[kind])
-        for (name, kind), values in zip(COLUMNS.items(), columns, strict=True)
-    }
-    gray = np.load(path / "gray.npy", mmap_mode="r", allow_pickle=False)
-    depth_mm = np.load(path / "depth_mm.npy", mmap_mode="r", allow_pickle=False)
+    try:
+        with (path / "frames.csv").open(encoding="utf-8", newline="") as file:
+            header, *lines = csv.reader(file, strict=True)
+        if header != list(COLUMNS):
+            raise FaceDepthError(f"{path / 'frames.csv'} has the columns {header}, not {list(COLUMNS)}; {_AGAIN}")
+        columns = zip(*lines, strict=True) if lines else [[]] * len(COLUMNS)
+        frames = {
+            name: np.array(list(map(kind, values)), dtype={str: np.str_, int: np.int64, float: np.float64}[kind])
+            for (name, kind), values in zip(COLUMNS.items(), columns, strict=True)
+        }
+        gray = np.load(path / "gray.npy", mmap_mode="r", allow_pickle=False)
+        depth_mm = np.load(path / "depth_mm.npy", mmap_mode="r", allow_pickle=False)
+        counts = _counts(frames)
+    except (OSError, ValueError, KeyError, OverflowError, EOFError, csv.Error) as error:
+        raise FaceDepthError(f"the files in {path} cannot be read ({error}); {_AGAIN}") from None
     shape = (len(lines), meta["size_px"], meta["size_px"])
     for name, array, dtype in (("gray.npy", gray, np.uint8), ("depth_mm.npy", depth_mm, np.uint16)):
         if array.shape != shape or array.dtype != dtype:
@@ -242,7 +255,7 @@ def _map_files(path: Path) -> Arrays:
                 f"{path / name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape} as frames.csv and "
                 f"meta.json say; {_AGAIN}"
             )
-    if _counts(frames) != meta["counts"]:
+    if counts != meta["counts"]:
         raise FaceDepthError(f"{path / 'frames.csv'} does not have the counts of meta.json; {_AGAIN}")
     return Arrays(path, gray, depth_mm, frames, meta)
 
