@@ -7,17 +7,21 @@ import logging
 import os
 import pathlib
 import sys
+import traceback
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from facedepth_jax import train
+from facedepth_jax import mesh, train
 from facedepth_jax.errors import FaceDepthError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, `:method` behind it picks the method.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run's directory; the same one continues. Default: runs/CONFIG-METHOD."
+)
+PROCESS = flags.DEFINE_string(
+    "process", None, "For one of several processes: auto on a TPU slice, else INDEX/COUNT@HOST:PORT of process 0."
 )
 flags.mark_flag_as_required("config")
 
@@ -32,12 +36,17 @@ def main(argv):
         sys.exit(f"error: There is no config file {path}; the project's own are in configs/.")
     config, name = CONFIG.value, path.stem
     try:
+        if PROCESS.value:
+            mesh.join(PROCESS.value)
         train.run(config, pathlib.Path(WORKDIR.value or f"runs/{name}-{config.method}"))
-    except (FaceDepthError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)  # an OSError says what and where: a full disk, a missing right
+    except Exception as error:
+        if isinstance(error, FaceDepthError | OSError):  # an OSError says what and where: a full disk, a missing right
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)  # after a save that failed, threads of Orbax wait for ever
+        os._exit(1)  # or this process waits: for threads of Orbax after a failed save, for the others of several
 
 
 def parse(argv):

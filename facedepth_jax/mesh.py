@@ -5,6 +5,7 @@ alike.
 """
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -14,6 +15,28 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from facedepth_jax.errors import FaceDepthError
 
 EXAMPLES_SHARE = 0.25  # of a device's memory, at the most; the rest is the training's
+
+
+def join(process: str):
+    """Makes this one of several processes that train together. Before anything else asks for a device.
+
+    Args:
+      process: "auto" where JAX finds the others by itself: on the hosts of a TPU slice, or in a Slurm step with a task
+        for each GPU. Else "INDEX/COUNT@HOST:PORT", HOST being that of process 0, PORT a free one there.
+
+    Raises:
+      FaceDepthError: for another text, or if the others do not come within five minutes.
+    """
+    told = re.fullmatch(r"(\d+)/(\d+)@(.+:\d+)", process)
+    if process != "auto" and not (told and int(told[1]) < int(told[2])):
+        raise FaceDepthError(f"--process is {process!r}: give auto, or INDEX/COUNT@HOST:PORT, as 0/2@node1:1234.")
+    try:
+        if told:  # all devices of the host, whatever a scheduler's variables say
+            jax.distributed.initialize(told[3], int(told[2]), int(told[1]), cluster_detection_method="deactivate")
+        else:
+            jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise FaceDepthError(f"--process={process}: the processes do not come together ({error}).") from error
 
 
 def make_mesh() -> Mesh:
@@ -35,6 +58,12 @@ def check_batch_size(mesh: Mesh, batch_size: int, name: str):
     """Raises FaceDepthError unless every device gets the same number of examples."""
     if batch_size <= 0 or batch_size % mesh.size:
         raise FaceDepthError(f"{name} is {batch_size}: it must be a multiple of the {mesh.size} devices.")
+
+
+def put_everywhere(mesh: Mesh, tree):
+    """A pytree of arrays, the same in every process -> on every device. `jax.device_put` makes arrays that Orbax cannot
+    save where each process has one device."""
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
 
 
 def put_batch(mesh: Mesh, batch):
