@@ -1,11 +1,14 @@
 """What the metrics cost beside the network: time of `evaluate` over the time of its `predict` calls alone.
 
-python benchmarks/evaluate.py [--width=16] [--frames=256] [--batch_size=32]
+    python benchmarks/evaluate.py [--widths=16,128] [--frames=1024,96] [--turns=5]
 
-The generator has random weights and the data is noise; neither changes the time. 1.0 would be metrics for nothing.
+In turns; the share is the median of the turns'. The generator has random weights and the data is noise; neither changes
+the time.
 """
 
 import argparse
+import os
+import statistics
 import time
 
 import jax
@@ -14,19 +17,15 @@ import numpy as np
 from facedepth_jax.evaluate import evaluate
 from facedepth_jax.levels import DepthCode, image_from_gray
 from facedepth_jax.models.cgan import Generator
+from facedepth_jax.tasks import EVALUATION_BATCH
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--frames", type=int, default=256)
-    parser.add_argument("--batch_size", type=int, default=32)
-    args = parser.parse_args()
-
+def measured(width, frames, turns):
+    """Seconds of the forward passes alone and of the evaluation, (turns, 2)."""
     rng = np.random.default_rng(0)
-    gray = rng.integers(0, 256, (args.frames, 96, 96), np.uint8)
+    gray = rng.integers(0, 256, (frames, 96, 96), np.uint8)
     depth_mm = rng.integers(0, 2000, gray.shape).astype(np.uint16)
-    net = Generator(args.width)
+    net = Generator(width)
     variables = jax.jit(net.init, static_argnums=2)(jax.random.key(0), np.zeros((1, 96, 96, 1), np.float32), False)
     apply = jax.jit(lambda variables, gray: net.apply(variables, image_from_gray(gray)[..., None], False))
 
@@ -34,24 +33,44 @@ def main():
         return apply(variables, gray)
 
     def predict_only():
-        for start in range(0, args.frames, args.batch_size):
-            image = predict(jax.device_put(gray[start : start + args.batch_size]))
+        for start in range(0, frames, EVALUATION_BATCH):
+            image = predict(jax.device_put(gray[start : start + EVALUATION_BATCH]))
         image.block_until_ready()
 
     def predict_and_measure():
-        evaluate(predict, gray, depth_mm, range(args.frames), DepthCode(), args.batch_size)
+        evaluate(predict, gray, depth_mm, range(frames), DepthCode(), EVALUATION_BATCH)
 
-    works = (predict_only, predict_and_measure)
-    times = {work.__name__: [] for work in works}
-    for _ in range(6):  # in turns, so that what else the machine does falls on both
-        for work in works:
+    seconds = np.zeros((turns + 1, 2))
+    for turn in range(turns + 1):  # in turns, so that what else the machine does falls on both
+        for i, work in enumerate((predict_only, predict_and_measure)):
             start = time.perf_counter()
             work()
-            times[work.__name__].append(time.perf_counter() - start)
-    best = {name: min(seconds[1:]) for name, seconds in times.items()}  # the first compiles
-    for name, seconds in best.items():
-        print(f"{name}: {args.frames / seconds:.0f} images/s (best of 5)")
-    print(f"ratio: {best['predict_and_measure'] / best['predict_only']:.2f}")
+            seconds[turn, i] = time.perf_counter() - start
+    return seconds[1:]  # the first compiles
+
+
+def main():
+    def numbers(text):
+        return [int(number) for number in text.split(",")]
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--widths", type=numbers, default=[16, 128], help="as 16,128; even")
+    parser.add_argument("--frames", type=numbers, default=[1024, 96], help="of each width, as 1024,96")
+    parser.add_argument("--turns", type=int, default=5)
+    args = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    print(
+        f"Batch {EVALUATION_BATCH}, {jax.default_backend()}, {cores} cores, load {os.getloadavg()[0]:.1f}, "
+        f"{args.turns} turns\n"
+    )
+    print("| width | frames | forward pass alone, images/s | with the metrics, images/s | the metrics cost |")
+    print("|---|---|---|---|---|")
+    for width, frames in zip(args.widths, args.frames, strict=True):
+        frames -= frames % EVALUATION_BATCH
+        seconds = measured(width, frames, args.turns)
+        alone, both = (frames / statistics.median(column) for column in seconds.T)
+        cost = statistics.median(seconds[:, 1] / seconds[:, 0] - 1)
+        print(f"| {width} | {frames} | {alone:.3g} | {both:.3g} | {cost:.1%} of the forward pass |")
 
 
 if __name__ == "__main__":

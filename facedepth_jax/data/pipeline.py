@@ -13,6 +13,8 @@ import numpy as np
 
 from facedepth_jax.errors import FaceDepthError
 
+READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # more threads or processes: benchmarks/pipeline.py
+
 
 def batches(
     arrays: dict[str, np.ndarray],
@@ -38,7 +40,7 @@ def batches(
     order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
     order = order[start_step * batch_size + process :: processes].batch(batch_size // processes)
     examples = order.map(lambda positions: _gather(arrays, rows[positions]))
-    return iter(examples.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    return iter(examples.to_iter_dataset(READ))
 
 
 def _gather(arrays, rows):

@@ -1,0 +1,155 @@
+"""The pipeline against NumPy reading the same arrays, and how long a training step waits for its batch.
+
+    python benchmarks/pipeline.py [--width=16] [--batch_size=16] [--frames=12000] [--turns=5]
+
+Alone: batches a second, read and thrown away. Training: the loop of train.py with the cGAN's step at 96 x 96 px. What
+it waits is the time in which it gets a batch and puts it on the device, over the whole; the device may still be busy
+with the step before, so this is the most that it can be. All in turns, medians.
+
+The arrays are noise in a memory map that the page cache holds. One thread is what training uses. Threads and processes
+are grain's.
+"""
+
+import argparse
+import functools
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+from train_step import LAM, SIZE_PX, Jax, make_batch, make_weights
+
+from facedepth_jax import mesh
+from facedepth_jax.data import pipeline
+
+NAMES = ("gray", "depth_mm", "subject")
+
+
+def write_arrays(folder, frames):
+    """As on disk, 27.6 kB a frame."""
+    batch = make_batch(64) | {"subject": np.zeros(64, np.int32)}
+    for name in NAMES:
+        np.save(folder / f"{name}.npy", np.resize(batch[name], (frames, *batch[name].shape[1:])))
+
+
+@functools.cache  # once a process
+def read_arrays(folder):
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in NAMES}
+
+
+def by_numpy(arrays, batch_size):
+    """Batch after batch in a random order."""
+    frames = len(arrays["gray"])
+    for step in itertools.count():
+        rows = np.random.default_rng(step).integers(0, frames, batch_size)
+        yield {name: array[rows] for name, array in arrays.items()}
+
+
+def by_threads(arrays, batch_size, threads):
+    pipeline.READ = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
+    return pipeline.batches(arrays, np.arange(len(next(iter(arrays.values())))), batch_size=batch_size, seed=0)
+
+
+def by_processes(folder, frames, batch_size, processes):
+    """As pipeline.batches, in processes that open the arrays themselves."""
+    order = grain.MapDataset.range(frames).seed(0).shuffle().repeat().batch(batch_size)
+    examples = order.map(lambda rows: pipeline._gather(read_arrays(folder), rows))
+    examples = examples.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+    return iter(examples.mp_prefetch(grain.MultiprocessingOptions(num_workers=processes, per_worker_buffer_size=4)))
+
+
+def alone(batches, count):
+    """Seconds a batch."""
+    for _ in range(8):  # what lies ready
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(count):
+        jax.block_until_ready(next(batches))
+    return (time.perf_counter() - start) / count
+
+
+def train(side, batches, count):
+    """Seconds a step, and of these the seconds for getting a batch."""
+    waited, before = 0.0, None
+    start = time.perf_counter()
+    for _ in range(count):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        side.state, metrics = side.step(side.state, batch)
+        jax.block_until_ready(before)  # as train.py: the metrics of the step before
+        before = metrics
+    jax.block_until_ready(before)
+    return (time.perf_counter() - start) / count, waited / count
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--frames", type=int, default=12000)
+    parser.add_argument("--batches", type=int, default=200, help="of a turn alone")
+    parser.add_argument("--steps", type=int, default=20, help="of a turn of training")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--processes", default="1,2", help="as 1,2")
+    args = parser.parse_args()
+    flags.FLAGS.mark_as_parsed()  # grain's processes ask for it
+    devices = mesh.make_mesh()
+    put = functools.partial(mesh.put_batch, devices)
+    side = Jax(make_weights(args.width), make_batch(args.batch_size), args.width, "float32", LAM, plain=False)
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write_arrays(folder, args.frames)
+        arrays = read_arrays(folder)
+        mesh._memory_bytes = lambda: 2**62  # as on a device with room
+        rows, put_rows = mesh.place_examples(devices, arrays)
+        sources = {
+            "NumPy": by_numpy(arrays, args.batch_size),
+            "the pipeline, in the loop itself": by_threads(arrays, args.batch_size, 0),
+            "the pipeline, one thread": by_threads(arrays, args.batch_size, 1),
+            "the pipeline, two threads": by_threads(arrays, args.batch_size, 2),
+            "row numbers by one thread, gathered on the device": by_threads(rows, args.batch_size, 1),
+        }
+        for processes in map(int, args.processes.split(",")):
+            sources[f"grain's processes: {processes}"] = by_processes(folder, args.frames, args.batch_size, processes)
+        on_device = {name: map(put_rows if "device" in name else put, batches) for name, batches in sources.items()}
+        reading = {name: on_device[name] if "device" in name else batches for name, batches in sources.items()}
+        same = next(on_device["NumPy"])
+        training = {"the same batch again": itertools.repeat(same)} | on_device
+        for batches in training.values():
+            train(side, batches, 1)
+        read = {name: [] for name in reading}
+        trained = {name: [] for name in training}
+        for _ in range(args.turns):
+            for name, batches in reading.items():
+                read[name].append(alone(batches, args.batches))
+            for name, batches in training.items():
+                trained[name].append(train(side, batches, args.steps))
+
+        cores = len(os.sched_getaffinity(0))
+        print(
+            f"Width {args.width}, batch {args.batch_size}, {jax.default_backend()}, {cores} cores, "
+            f"load {os.getloadavg()[0]:.1f}, {args.turns} turns\n"
+        )
+        print("| batches by | alone, images/s | of NumPy's | training, images/s | waits for its batch |")
+        print("|---|---|---|---|---|")
+        for name, turns in trained.items():
+            cells = ["", ""]
+            if name in read:
+                speed = args.batch_size / statistics.median(read[name])
+                ratio = statistics.median(np.divide(read["NumPy"], read[name]))
+                cells = [f"{speed:.0f}", f"{ratio:.2f}"]
+            seconds, waits = statistics.median(s for s, _ in turns), statistics.median(w / s for s, w in turns)
+            cells += [f"{args.batch_size / seconds:.3g}", "" if name.startswith("the same") else f"{waits:.1%}"]
+            print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
