@@ -146,15 +146,16 @@ class Checkpoints:
         for path in (self._manifest(step), self._directory(step)):
             if path.is_symlink():
                 return f"{path.name} is a symbolic link"
+        name = self._manifest(step).name
         try:
             manifest = files.read_json(self._manifest(step))
             hashes, identity, there = manifest["files"], manifest["identity"], manifest["step"]
         except (FaceDepthError, KeyError, TypeError) as error:
-            return f"its manifest cannot be read ({error})"
+            return f"its manifest {name} cannot be used ({error})"
         if not files.is_sealed(manifest):
-            return "its manifest is not as it was written"
+            return f"its manifest {name} is not as it was written"
         if not (isinstance(hashes, dict) and hashes and isinstance(identity, dict) and there == step):
-            return "its manifest lists no files, no identity or another step"
+            return f"its manifest {name} lists no files, no identity or another step"
         found = _files(self._directory(step))
         for name in sorted(hashes.keys() | found.keys()):
             if name not in found:

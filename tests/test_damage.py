@@ -1,0 +1,235 @@
+"""Every kind of damage to every file of a checkpoint and of prepared arrays is found before anything of it is used, and
+a place that cannot be written to ends in one sentence, what was whole before left whole."""
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import pytest
+from test_arrays import COUNT, contents, make
+from test_checkpoint import IDENTITY, restore, same, save, state
+
+from facedepth_jax import files
+from facedepth_jax.checkpoint import Checkpoints
+from facedepth_jax.data import arrays
+from facedepth_jax.errors import FaceDepthError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def flip(path, place):
+    """One bit, at a share of the file; an empty file has none and gets a byte."""
+    content = bytearray(path.read_bytes() or b"x")
+    content[int(place * (len(content) - 1))] ^= 1 << int(place * 7)
+    path.write_bytes(content)
+
+
+def link(path, target):
+    """To the very same content."""
+    shutil.move(path, target)
+    path.symlink_to(target)
+
+
+KINDS = {
+    "flipped at the start": lambda path, _: flip(path, 0.0),
+    "flipped in the middle": lambda path, _: flip(path, 0.5),
+    "flipped at the end": lambda path, _: flip(path, 0.9),
+    "truncated": lambda path, _: path.write_bytes(path.read_bytes()[:-2] or b"xx"),
+    "emptied": lambda path, _: path.write_bytes(b"" if path.stat().st_size else b"x"),
+    "missing": lambda path, _: path.unlink(),
+    "a folder": lambda path, _: (path.unlink(), path.mkdir()),
+    "a link": link,
+}
+
+
+@contextlib.contextmanager
+def damaged(path, kind, tmp_path):
+    """Undone at the end, to the very same file."""
+    kept = tmp_path / "kept"
+    shutil.move(path, kept)
+    shutil.copyfile(kept, path)
+    KINDS[kind](path, tmp_path / "target")
+    try:
+        yield
+    finally:
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        shutil.move(kept, path)
+
+
+# ---- checkpoints ----
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    save(folder, 10, 20)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_to_any_file_of_a_checkpoint(folder, tmp_path, kind, caplog):
+    """The one before is taken and the log names the bad one; where there is none before, it is no fresh start."""
+    alone = tmp_path / "alone"
+    names = [path.relative_to(folder) for path in (folder / "00000020").rglob("*") if path.is_file()]
+    assert len(names) > 8
+    for name in [*names, pathlib.Path("00000020.json")]:
+        caplog.clear()
+        with damaged(folder / name, kind, tmp_path):
+            assert same(restore(folder), state(10)), name
+            assert "The checkpoint of step 20 is damaged: " in caplog.text and name.name in caplog.text
+            shutil.copytree(folder, alone, symlinks=True, ignore=shutil.ignore_patterns("00000010*"))
+            with pytest.raises(FaceDepthError, match="All checkpoints in .* are damaged"):
+                restore(alone)
+            shutil.rmtree(alone)
+    caplog.clear()
+    assert same(restore(folder), state(20)) and not caplog.text
+
+
+def empty(path, _):
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    {
+        "empty": empty,
+        "missing": lambda path, _: shutil.rmtree(path),
+        "a file": lambda path, _: (shutil.rmtree(path), path.write_text("")),
+        "a link": link,
+        "one file more": lambda path, _: (path / "more").write_text(""),
+        "a link more": lambda path, _: (path / "state" / "more").symlink_to("/"),
+        "empty, and the manifest gone": lambda path, _: (empty(path, _), path.with_suffix(".json").unlink()),
+        "the manifest of another step": lambda path, _: shutil.copy(path.with_name("00000010.json"), f"{path}.json"),
+    }.items(),
+    ids=lambda harm: harm[0],
+)  # fmt: skip
+def test_damage_to_a_step_as_a_whole(folder, tmp_path, harm, caplog):
+    harm[1](folder / "00000020", tmp_path / "target")
+    assert same(restore(folder), state(10)) and "step 20 is damaged" in caplog.text
+    for path in folder.glob("00000010*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(FaceDepthError, match="All checkpoints in .* are damaged"):
+        restore(folder)
+
+
+def test_all_manifests_gone_is_no_fresh_start(folder):
+    for manifest in folder.glob("*.json"):
+        manifest.unlink()
+    with pytest.raises(FaceDepthError, match="All checkpoints in .* are damaged"):
+        restore(folder)
+    assert sorted(os.listdir(folder)) == ["00000010", "00000020"]  # and nothing was removed
+
+
+# ---- arrays ----
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_to_any_file_of_the_arrays(tmp_path, kind, remembered):
+    """Before the first opening, and after it has remembered what it hashed."""
+    path = tmp_path / "arrays"
+    make(path)
+    for name in [*arrays.FILES, "meta.json"]:
+        if remembered:
+            assert len(arrays.open(path)) == COUNT
+        with damaged(path / name, kind, tmp_path):
+            with pytest.raises(FaceDepthError, match="no meta.json" if kind == "missing" and "meta" in name else name):
+                arrays.open(path)
+    assert len(arrays.open(path)) == COUNT
+
+
+def test_arrays_that_are_a_link_as_a_whole(tmp_path):
+    """Who links a directory means it."""
+    make(tmp_path / "disk")
+    (tmp_path / "arrays").symlink_to(tmp_path / "disk")
+    assert len(arrays.open(tmp_path / "arrays")) == COUNT
+
+
+# ---- places ----
+
+FULL = """
+import os, resource, sys
+sys.path[:0] = sys.argv[2:]
+import numpy as np
+from test_arrays import make
+from facedepth_jax import files
+from facedepth_jax.checkpoint import Checkpoints
+from facedepth_jax.errors import FaceDepthError
+
+folder = sys.argv[1]
+state = {"x": np.random.default_rng(0).integers(0, 2**31, 100_000).astype(np.int32)}
+checkpoints = Checkpoints(folder + "/checkpoints", {})
+checkpoints.save(1, state)
+checkpoints.finish()
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # a full disk: no file can grow beyond
+
+
+def checkpoint():
+    checkpoints.save(2, state)
+    checkpoints.finish()
+
+
+for write in (checkpoint, lambda: files.write_bytes(folder + "/file", bytes(4000)), lambda: make(folder + "/arrays")):
+    try:
+        write()
+        print("no error")
+    except (FaceDepthError, OSError) as error:
+        print("error:", error)
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_a_full_disk(tmp_path):
+    """By the limit of a file's size, which ends in the same calls as a full disk."""
+    command = [sys.executable, "-c", FULL, str(tmp_path), str(ROOT), str(ROOT / "tests")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    said = done.stdout.splitlines()
+    assert len(said) == 3, done.stdout + done.stderr
+    assert re.fullmatch("error: Saving a checkpoint to .* failed .*File too large.*: the one before .*", said[0])
+    assert re.fullmatch("error: .*/file cannot be written: File too large.", said[1])
+    assert re.fullmatch("error: .*File too large.*", said[2])
+    assert os.listdir(tmp_path) == ["checkpoints"]
+    assert Checkpoints(tmp_path / "checkpoints", {}).steps() == [1]
+
+
+@pytest.fixture
+def read_only():
+    """A directory that we may read and not write, whoever runs the test: root may write anywhere, so be nobody."""
+    path = pathlib.Path(tempfile.mkdtemp())
+    make(path / "arrays")
+    for folder in (path / "arrays", path):
+        folder.chmod(0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield path
+    finally:
+        if root:
+            os.seteuid(0)
+        for folder in (path, path / "arrays"):
+            folder.chmod(0o755)
+        shutil.rmtree(path)
+
+
+def test_a_place_without_the_right_to_write(saved, read_only):
+    with pytest.raises(FaceDepthError, match="Cannot save the checkpoint .*: Permission denied"):
+        Checkpoints(read_only / "checkpoints", IDENTITY).save(1, state(1))
+    with pytest.raises(FaceDepthError, match="a.json cannot be written: Permission denied"):
+        files.write_json(read_only / "new" / "a.json", {})
+    assert len(arrays.open(read_only / "arrays")) == COUNT
+    assert sorted(os.listdir(read_only)) == ["arrays"] and sorted(contents(read_only / "arrays")) == sorted(
+        [*arrays.FILES, "meta.json"]
+    )
