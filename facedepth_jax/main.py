@@ -9,6 +9,7 @@ import pathlib
 import sys
 import traceback
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
@@ -44,9 +45,11 @@ def main(argv):
             print(f"error: {error}", file=sys.stderr)
         else:
             traceback.print_exc()
+        # One of several processes fails in JAX when another has gone, on GPUs and TPUs by an abort: 134 is its code.
+        code = 134 if PROCESS.value and isinstance(error, jax.errors.JaxRuntimeError) else 1
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)  # or this process waits: for threads of Orbax after a failed save, for the others of several
+        os._exit(code)  # or this process waits: for threads of Orbax after a failed save, for the other processes
 
 
 def parse(argv):

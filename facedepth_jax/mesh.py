@@ -20,23 +20,25 @@ EXAMPLES_SHARE = 0.25  # of a device's memory, at the most; the rest is the trai
 def join(process: str):
     """Makes this one of several processes that train together. Before anything else asks for a device.
 
+    If they do not come within five minutes, or one of them ends without the others, JAX aborts the process: 134.
+
     Args:
       process: "auto" where JAX finds the others by itself: on the hosts of a TPU slice, or in a Slurm step with a task
         for each GPU. Else "INDEX/COUNT@HOST:PORT", HOST being that of process 0, PORT a free one there.
 
     Raises:
-      FaceDepthError: for another text, or if the others do not come within five minutes.
+      FaceDepthError: for another text, or if there is nothing to find them by.
     """
     told = re.fullmatch(r"(\d+)/(\d+)@(.+:\d+)", process)
     if process != "auto" and not (told and int(told[1]) < int(told[2])):
         raise FaceDepthError(f"--process is {process!r}: give auto, or INDEX/COUNT@HOST:PORT, as 0/2@node1:1234.")
+    if told:  # with all devices of the host, whatever a scheduler's variables say
+        jax.distributed.initialize(told[3], int(told[2]), int(told[1]), cluster_detection_method="deactivate")
+        return
     try:
-        if told:  # all devices of the host, whatever a scheduler's variables say
-            jax.distributed.initialize(told[3], int(told[2]), int(told[1]), cluster_detection_method="deactivate")
-        else:
-            jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-        raise FaceDepthError(f"--process={process}: the processes do not come together ({error}).") from error
+        jax.distributed.initialize()
+    except ValueError as error:
+        raise FaceDepthError(f"--process=auto finds no TPU slice and no Slurm step ({error}).") from error
 
 
 def make_mesh() -> Mesh:
@@ -61,9 +63,14 @@ def check_batch_size(mesh: Mesh, batch_size: int, name: str):
 
 
 def put_everywhere(mesh: Mesh, tree):
-    """A pytree of arrays, the same in every process -> on every device. `jax.device_put` makes arrays that Orbax cannot
-    save where each process has one device."""
-    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+    """A pytree of arrays, the same in every process or divided among them -> whole on every device. `jax.device_put`
+    makes arrays that Orbax cannot save where each process has one device."""
+    return _everywhere(mesh)(tree)
+
+
+@functools.cache
+def _everywhere(mesh):
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
 
 
 def put_batch(mesh: Mesh, batch):
