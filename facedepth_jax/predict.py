@@ -31,7 +31,7 @@ from facedepth_jax.data import geometry
 from facedepth_jax.errors import FaceDepthError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
-MAX_BOX_PIXELS = 64 * 1024 * 1024
+MAX_PIXELS = 64 * 1024 * 1024  # of a box or a frame of a video; images have the same limit, see __init__.py
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 
 
@@ -82,7 +82,7 @@ def read_frames(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """(name, gray uint8 (H, W)) for an image, or for each frame of a video.
 
     Raises:
-      FaceDepthError: as `read_gray`; a video without a frame that can be decoded.
+      FaceDepthError: as `read_gray`; a video without a frame that can be decoded, or with frames that are too large.
     """
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         yield path.stem, read_gray(path)
@@ -91,6 +91,9 @@ def read_frames(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     number = 0
     try:
         while True:
+            width, height = (capture.get(side) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+            if width * height > MAX_PIXELS:  # before it is decoded; for the next frame again, as sizes may change
+                raise FaceDepthError(f"{path} has frames of {width:.0f} x {height:.0f} pixels, over {MAX_PIXELS}.")
             ok, image = capture.read()
             if not ok:
                 break
@@ -115,10 +118,8 @@ def check_box(path: Path, box: geometry.Box, shape: tuple[int, int]) -> None:
     text = f"{path}: the box of {box.w} x {box.h} pixels at x={box.x}, y={box.y}"
     if box.x >= width or box.y >= height or box.x + box.w <= 0 or box.y + box.h <= 0:
         raise FaceDepthError(f"{text} lies outside the image of {width} x {height} pixels.")
-    if box.w * box.h > MAX_BOX_PIXELS:
-        raise FaceDepthError(
-            f"{text} is too large (over {MAX_BOX_PIXELS} pixels); check the distance and focal length."
-        )
+    if box.w * box.h > MAX_PIXELS:
+        raise FaceDepthError(f"{text} is too large (over {MAX_PIXELS} pixels); check the distance and focal length.")
 
 
 def predict_mm(loaded, gray: np.ndarray) -> np.ndarray:

@@ -52,7 +52,8 @@ class BiwiSource:
           mask: take away the depth outside of the head masks that come with the database.
 
         Raises:
-          FaceDepthError: an option makes no sense; there is no sequence, or one twice; masks are wanted but not there.
+          FaceDepthError: an option makes no sense; there is no sequence, or one twice; masks are wanted but not there;
+            a symbolic link leads out of `raw`.
         """
         self._raw, self._register = Path(raw), register
         focal, mask = float(focal), bool(mask)
@@ -62,6 +63,8 @@ class BiwiSource:
             raise FaceDepthError(f"focal is {focal}, not 1 to {MAX_FOCAL_PX} pixels or 0 (the calibration's)")
         folders, self._notes = _find_sequences(self._raw)
         self._masks = _find_masks(self._raw) if mask else None
+        for folder, root in [(f, self._raw) for f in folders.values()] + [(self._masks, self._masks)] * mask:
+            images.check_links(folder, root)
         self._index, self._numbers, self._rejects, self._cameras = [], [], {}, {}
         poses, digest, self._folders = [], hashlib.sha256(), {}
         listings = {number: _listing(folder) for number, folder in folders.items()}

@@ -1,5 +1,6 @@
 """Raw image files, decoded as they are stored and checked first. Every reader's door to OpenCV."""
 
+import os
 import re
 import struct
 import zlib
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
+from facedepth_jax.errors import FaceDepthError
 
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in coded data 0xff is followed by 0 or a restart's number
 
@@ -44,6 +47,39 @@ def is_file(root: Path, path: str) -> bool:
         return (root / path).is_file()
     except OSError:
         return False
+
+
+def check_links(folder: Path, root: Path) -> None:
+    """A data set of others may not point at files outside of it: they would be read into arrays that are passed on.
+
+    Raises FaceDepthError where `folder`, or what is in it at any depth, is a symbolic link out of `root`, a circle of
+    links, or neither a file nor a folder.
+    """
+    whole, todo = root.resolve(), [folder]
+    _check_inside(folder, whole)
+    while todo:
+        try:
+            entries = list(os.scandir(todo.pop()))
+        except OSError:  # the reader says what it misses
+            continue
+        for entry in entries:
+            if entry.is_symlink():
+                _check_inside(Path(entry.path), whole)
+            elif entry.is_dir():
+                todo.append(Path(entry.path))
+            elif not entry.is_file():
+                raise FaceDepthError(f"{entry.path} is neither a file nor a folder; remove it")
+
+
+def _check_inside(path: Path, whole: Path) -> None:
+    try:
+        stays = path.resolve().is_relative_to(whole)
+    except (OSError, RuntimeError):  # a circle
+        stays = False
+    if not stays:
+        raise FaceDepthError(
+            f"{path} leads out of {whole} by a symbolic link; copy what is there, or give --raw the folder it leads to"
+        )
 
 
 def _read_image(root: Path, path: str, kind: str) -> np.ndarray:

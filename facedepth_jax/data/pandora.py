@@ -105,7 +105,8 @@ class PandoraSource:
           max_angle: frames with an angle beyond, in degrees, are extreme poses (A; the paper gives no limit).
 
         Raises:
-          FaceDepthError: an option out of its range or not for this release, a directory that is no Pandora.
+          FaceDepthError: an option out of its range or not for this release, a directory that is no Pandora, a symbolic
+            link that leads out of it.
         """
         if register not in REGISTER:
             raise FaceDepthError(f"register is '{register}', not one of {', '.join(REGISTER)}")
@@ -121,6 +122,7 @@ class PandoraSource:
             raise FaceDepthError(f"register={register} needs joints, which the cropped release in {raw} does not have")
         found = []
         for path, number, copy, fault in folders:
+            images.check_links(self._raw / path, self._raw)
             if self._cropped:
                 frames, values, read_fault, faults, *rest = _read_cropped(self._raw / path)
             else:
