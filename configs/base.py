@@ -54,4 +54,5 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.every.log = 50
     config.every.save = 1000
     config.every.evaluate = 1000  # on the validation split, with a picture
+    config.every.stuck_sec = 600  # seconds without a step after which every thread's stack is printed
     return config

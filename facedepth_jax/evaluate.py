@@ -45,6 +45,7 @@ def evaluate(
     *,
     frames: Sequence[str] | None = None,
     put: Callable = jax.device_put,
+    between: Callable[[], None] = lambda: None,
 ) -> dict:
     """Measures a network on rows of the arrays.
 
@@ -57,6 +58,7 @@ def evaluate(
       batch_size: frames a call of `predict`; does not change the result.
       frames: names of all N rows for error messages; without them the row numbers are named.
       put: places {"gray", "depth_mm"} of one batch on the devices.
+      between: called before each batch; what it raises ends the evaluation.
 
     Returns:
       Plain JSON values:
@@ -87,6 +89,7 @@ def evaluate(
 
     pending = None
     for start in range(0, rows.size, batch_size):
+        between()
         batch_rows = rows[start : start + batch_size]
         padded = np.pad(batch_rows, (0, batch_size - batch_rows.size), mode="edge")
         batch = put({"gray": gray[padded], "depth_mm": depth_mm[padded]})

@@ -1,6 +1,5 @@
 """What a run says: JSON lines, TensorBoard, the progress bar, and the guard against values that are not finite."""
 
-import contextlib
 import json
 import math
 import pathlib
@@ -12,27 +11,30 @@ import tensorboardX
 import tqdm
 
 from facedepth_jax import files
-from facedepth_jax.errors import FaceDepthError
 
 
-def check_finite(step: int, metrics: dict[str, float]):
-    """Raises FaceDepthError naming the step and the first value that is NaN or infinite."""
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise FaceDepthError(
-                f"Step {step}: {name} is {value}. The run stops, the last good checkpoint is kept; "
-                "try a lower learning rate, or look at the data."
-            )
+def first_not_finite(metrics: dict[str, float]) -> str | None:
+    """The first value that is NaN or infinite, in words."""
+    return next((f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)), None)
 
 
-# Of the thirteen metrics a line shows a few; metrics.jsonl has all.
-_NOT_SHOWN = ("train/grad", *(f"validation/{name}" for name in ("l2", "abs", "squared", "rmse_log", "rmse_s", "delta")))
+MOST_DATA = 0.5  # share of training time that may be waiting for data without a warning
+
+# Of the thirteen metrics a line shows a few, and of the times none; metrics.jsonl has all.
+_NOT_SHOWN = (
+    "train/grad",
+    "train/time",
+    *(f"validation/{name}" for name in ("l2", "abs", "squared", "rmse_log", "rmse_s", "delta")),
+)
 
 
 def _is_up_to(step, line):
-    """Whether a line of metrics.jsonl is whole, as a kill may not have left it, and of `step` or before."""
+    """Whether a line of metrics.jsonl is whole, as a kill may not have left it, and of `step` or before; but no
+    validation at `step` itself, which is what a run begins with."""
     try:
-        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+        values = json.loads(line)
+        begins = values["step"] == step and any(name.startswith("validation/") for name in values)
+        return line.endswith(b"\n") and values["step"] <= step and not begins
     except (ValueError, KeyError, TypeError):
         return False
 
@@ -79,25 +81,52 @@ class Logs:
 
 
 class Clock:
-    """Images a second between two log lines; what runs under `paused` is left out."""
+    """Where the time of a run goes: every second since its start is charged to one of PARTS.
+
+    start: preparing, opening, restoring. compile: the first step. data: batches that the device had nothing to do
+    before. step: all else between batches. evaluation: on the validation split. save: starting a save, and waiting for
+    the one before. test: the end of the run.
+    """
+
+    PARTS = ("start", "compile", "data", "step", "evaluation", "save", "test")
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
-        self._step = None
+        self._charged_until = time.perf_counter()
+        self._seconds = dict.fromkeys(self.PARTS, 0.0)
+        self._lap = None  # step and seconds at its begin
+        self._warned = False
+
+    def charge(self, part: str):
+        """What has passed since the last call goes to `part`."""
+        now = time.perf_counter()
+        self._seconds[part] += now - self._charged_until
+        self._charged_until = now
 
     def lap(self, step: int) -> dict[str, float]:
-        """`images_per_sec` since the last call; nothing at the first one, which has the compile before it."""
-        now = time.perf_counter()
-        rate = {}
-        if self._step is not None and step > self._step:
-            rate = {"images_per_sec": (step - self._step) * self._batch_size / (now - self._start)}
-        self._step, self._start = step, now
-        return rate
+        """Seconds by part since the last call and images a second in those of steps, data and saves.
 
-    @contextlib.contextmanager
-    def paused(self):
-        """The time in here does not count."""
-        begin = time.perf_counter()
-        yield
-        if self._step is not None:
-            self._start += time.perf_counter() - begin
+        At the first call since the start, with no images a second.
+        """
+        self.charge("step")
+        begun, before = self._lap or (step, dict.fromkeys(self.PARTS, 0.0))
+        self._lap = step, dict(self._seconds)
+        passed = {part: self._seconds[part] - before[part] for part in self.PARTS}
+        found = {f"time_{part}_sec": passed[part] for part in self.PARTS if part != "test"}
+        if step > begun:
+            training = passed["step"] + passed["data"] + passed["save"]
+            found["images_per_sec"] = (step - begun) * self._batch_size / training
+            if passed["data"] > MOST_DATA * training and not self._warned:
+                self._warned = True
+                print(
+                    f"warning: from step {begun} to {step} {passed['data'] / training:.0%} of the time was waiting for "
+                    "data: the disk of data.dir, or a core of this machine, is too slow for the device.",
+                    file=sys.stderr,
+                )
+        return found
+
+    def account(self) -> str:
+        """One line: the seconds since the start, and the share of each part."""
+        total = sum(self._seconds.values()) or 1.0
+        parts = [f"{part} {sec:.1f} s ({sec / total:.0%})" for part, sec in self._seconds.items() if sec]
+        return f"Time: {total:.1f} s: {', '.join(parts)}"

@@ -8,7 +8,7 @@ from facedepth_jax.data.check import check
 from facedepth_jax.data.prepare import prepare
 from facedepth_jax.data.sources import DATASETS, make_source, options_of, recognise
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.stopping import stop_event
+from facedepth_jax.stopping import Stopped, stop_event
 
 
 def main() -> None:
@@ -16,6 +16,8 @@ def main() -> None:
     try:
         _run(*_flags())
         sys.stdout.flush()
+    except Stopped as stopped:
+        print(stopped)
     except FaceDepthError as error:
         sys.exit(f"error: {error}")
     except BrokenPipeError:  # who reads has seen enough, as `head`

@@ -29,6 +29,7 @@ def check_values(config):
         ("every.log", every.log, 1),
         ("every.save", every.save, 1),
         ("every.evaluate", every.evaluate, 1),
+        ("every.stuck_sec", every.stuck_sec, 1),
     ):
         if value < least:
             raise FaceDepthError(f"{name} is {value}: it must be at least {least}.")

@@ -6,6 +6,7 @@ a rank, float32 (2,), lower is better: by the first number, then by the second. 
 
 import functools
 import pathlib
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -25,9 +26,9 @@ SAMPLES = 8  # faces in a picture
 EVALUATION_BATCH = 32  # images a device; no figure depends on it
 
 
-def make_task(config, nets: dict[str, Net], data: Arrays, devices):
-    """The task of a method, by the net that it has."""
-    return (Verification if "verifier" in nets else Depth)(config, nets, data, devices)
+def make_task(config, nets: dict[str, Net], data: Arrays, devices, between: Callable[[], None] = lambda: None):
+    """The task of a method, by the net that it has; `between` is called before each batch of an evaluation."""
+    return (Verification if "verifier" in nets else Depth)(config, nets, data, devices, between)
 
 
 class Depth:
@@ -36,12 +37,13 @@ class Depth:
 
     net = "generator"
 
-    def __init__(self, config, nets: dict[str, Net], data, devices):
+    def __init__(self, config, nets: dict[str, Net], data, devices, between):
         module = nets["generator"].module
         self._config = config
         self._code = code_of(config)
         self._data = data
         self._devices = devices
+        self._between = between
         self._put = functools.partial(_put, devices)
         self._batch_size = EVALUATION_BATCH * devices.size
         self._predict = jax.jit(
@@ -58,6 +60,12 @@ class Depth:
         arrays = {"gray": data.gray, "depth_mm": data.depth_mm, "subject": subject}
         arrays, put = mesh.place_examples(self._devices, arrays)
         return map(put, pipeline.batches(arrays, train_rows, **options))
+
+    def frames_of(self, step: int, train_rows, **options) -> list[str]:
+        """Names of the frames of a step's batch, of all processes."""
+        return _names(
+            self._data, pipeline.batches(_row_numbers(self._data), train_rows, start_step=step - 1, **options)
+        )
 
     def validate(self, generator: NetState, step: int, workdir: pathlib.Path):
         """The validation split's figures and their rank; a picture beside."""
@@ -115,6 +123,7 @@ class Depth:
             self._batch_size,
             frames=data.frames["frame"],
             put=self._put,
+            between=self._between,
         )
 
     def _sample(self, generator: NetState, rows):
@@ -139,9 +148,10 @@ class Verification:
 
     net = "verifier"
 
-    def __init__(self, config, nets: dict[str, Net], data, devices):
+    def __init__(self, config, nets: dict[str, Net], data, devices, between):
         self._config = config
         self._devices = devices
+        self._between = between
         self._data = data
         self._module = nets["verifier"].module
         for split in ("validation", "test"):
@@ -152,6 +162,12 @@ class Verification:
         data = self._data
         arrays, put = mesh.place_examples(self._devices, {"depth_mm": data.depth_mm})
         return map(put, pipeline.pair_batches(arrays, train_rows, data.frames["subject"][train_rows], **options))
+
+    def frames_of(self, step: int, train_rows, **options) -> list[str]:
+        """Names of the frames of a step's batch, of all processes."""
+        subjects = self._data.frames["subject"][train_rows]
+        drawn = pipeline.pair_batches(_row_numbers(self._data), train_rows, subjects, start_step=step - 1, **options)
+        return _names(self._data, drawn)
 
     def validate(self, verifier: NetState, step: int, workdir: pathlib.Path):
         """The validation pairs' figures and their rank."""
@@ -181,7 +197,7 @@ class Verification:
     def _verify(self, net_state, split, depth_levels=None):
         code = code_of(self._config)
         depth_levels = depth_levels or verification.true_depth(self._data, code)
-        return verify(Verifier(self._module, net_state, code), depth_levels, self._data, split)
+        return verify(Verifier(self._module, net_state, code), depth_levels, self._data, split, self._between)
 
 
 def _header(config, data, best: Best):
@@ -194,6 +210,15 @@ def _header(config, data, best: Best):
         "step": int(best.step),
         "steps": config.train.steps,
     }
+
+
+def _row_numbers(data):
+    return {"row": np.arange(len(data))}
+
+
+def _names(data, batches):
+    """Of the frames of the first of such batches, each once."""
+    return data.frames["frame"][np.unique(next(batches)["row"])].tolist()
 
 
 def _save_net(path, best: Best):

@@ -1,11 +1,15 @@
-"""The loop, the same for every method: prepare, restore, [save, next, step, log, evaluate], test.
+"""The loop, the same for every method: prepare, restore, [save, evaluate, next, step, log], test.
 
 The order is a law: a state is saved before the step that consumes (donates) it, and the step's number alone decides
-which examples it sees, so 20 steps are 10 steps and 10 resumed, to the bit.
+which examples it sees and whether it is evaluated, so 20 steps are 10 steps and 10 resumed, to the bit. A save comes
+before the evaluation of the same step, so whatever ends the one, the run that goes on does it again.
 """
 
+import faulthandler
 import functools
+import glob
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,35 +23,60 @@ from facedepth_jax.data.frames import SPLITS
 from facedepth_jax.data.prepare import prepare
 from facedepth_jax.data.sources import make_source
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.logs import Clock, Logs, check_finite
+from facedepth_jax.logs import Clock, Logs, first_not_finite
 from facedepth_jax.runs import build, check_values, code_of
 from facedepth_jax.state import init_state, keep_better, no_best
-from facedepth_jax.stopping import stop_event
+from facedepth_jax.stopping import Stopped, stop_event
 from facedepth_jax.tasks import make_task
+
+GPUS = "/dev/nvidia[0-9]*"
+ASK_STEPS = 10  # how often several processes ask each other for a signal: to answer takes the devices' time
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
     """Trains `config` in `workdir`, or goes on with it, and evaluates the test split; the README says what it leaves.
 
+    SIGTERM and SIGINT, to any of the processes, save and end it with a line that says how to go on.
+
     Raises FaceDepthError for a config, data or a workdir that cannot be used, and for values that are not finite.
     """
-    workdir = pathlib.Path(workdir)
     check_values(config)
+    clock = Clock(config.train.batch_size)
+    try:
+        _run(config, pathlib.Path(workdir), clock)
+        print(clock.account())
+    except Stopped as stopped:
+        print(f"{clock.account()}\n{stopped}")
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _run(config, workdir, clock):
     build(config, subjects=1)  # what no run can be made with is found before the data are made
     devices = mesh.make_mesh()
     mesh.check_batch_size(devices, config.train.batch_size, "train.batch_size")
+    _warn_of_unused_gpus()
     stop = stop_event()
-    data = _open_data(config, stop)
+
+    def alive():
+        """Between the steps and between an evaluation's batches: puts off the watchdog, looks for a signal."""
+        faulthandler.dump_traceback_later(config.every.stuck_sec, file=sys.__stderr__)
+        if mesh.any_process(stop.is_set()):
+            raise Stopped("Stopped before the first step: the same command begins.")
+
+    _prepare(config.data, stop)
+    data = _open_data(config.data)
+    alive()
     train_rows, _, _ = (data.rows(split) for split in SPLITS)  # an empty one is found now
     method, nets = build(config, subjects=len(np.unique(data.frames["subject"][train_rows])))
-    task = make_task(config, nets, data, devices)
+    task = make_task(config, nets, data, devices, alive)
 
     state = init_state(nets, config.seed, config.data.size)
-    saved = jax.device_put({"state": state, "best": no_best(state.nets[task.net])}, mesh.replicated(devices))
+    saved = mesh.put_everywhere(devices, {"state": state, "best": no_best(state.nets[task.net])})
     checkpoints = Checkpoints(workdir / "checkpoints", _identity(config, data))
     saved = checkpoints.restore(saved) or saved
     state, best = saved.pop("state"), saved.pop("best")
-    start = int(state.step)
+    start = saved_step = int(state.step)
     if start > config.train.steps:
         raise FaceDepthError(
             f"{workdir} has done {start} steps, train.steps is {config.train.steps}: "
@@ -64,17 +93,19 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
         ),
         donate_argnums=0,
     )
+    drawn = {"batch_size": config.train.batch_size, "seed": config.seed}
     batches = task.batches(
-        train_rows,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        start_step=start,
-        process=jax.process_index(),
-        processes=jax.process_count(),
+        train_rows, start_step=start, process=jax.process_index(), processes=jax.process_count(), **drawn
     )
     logs = Logs(workdir, start, config.train.steps)
-    clock = Clock(config.train.batch_size)
     pending = None  # the metrics of the step before: read one step late, so that the device never waits for the host
+
+    def not_finite(step, what):
+        checkpoints.finish()  # what is on its way to the disk is good
+        return FaceDepthError(
+            f"Step {step}: {what}. The run stops, the last good checkpoint is kept; try a lower learning rate, "
+            f"or look at the frames of this step: {', '.join(task.frames_of(step, train_rows, **drawn))}."
+        )
 
     def settle():
         nonlocal pending
@@ -82,66 +113,107 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
             step, metrics = pending
             pending = None
             metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            check_finite(step, metrics)
+            if what := first_not_finite(metrics):
+                raise not_finite(step, what)
             logs.advance(step, {name: f"{metrics[name]:.3g}" for name in sorted(metrics) if name.startswith("loss")})
             if step % config.every.log == 0 or step == config.train.steps:
                 logs.write(step, metrics | clock.lap(step), "train")
 
     def save(step):
+        nonlocal saved_step
         settle()
         if not bool(_all_finite(state)):
-            raise FaceDepthError(f"Step {step}: a parameter is not finite. The run stops, the last checkpoint is kept.")
-        checkpoints.save(step, {"state": state, "best": best})
+            raise not_finite(step, "a parameter is not finite")
+        clock.charge("step")
+        checkpoints.save(step, {"state": state, "best": best}, int(best.step))
+        saved_step = step
+        clock.charge("save")
 
     def validate(step):
         settle()
-        with clock.paused():
+        clock.charge("step")
+        try:
             figures, rank = task.validate(state.nets[task.net], step, workdir)
             logs.write(step, figures, "validation")
+        finally:
+            clock.charge("evaluation")
         return keep_better(best, state.nets[task.net], np.int32(step), rank)
 
+    clock.charge("start")
+    step = start
     try:
-        for step in range(start + 1, config.train.steps + 1):
-            if step - 1 > start and (stop.is_set() or (step - 1) % config.every.save == 0):
-                save(step - 1)
-            if stop.is_set():
-                checkpoints.finish()
-                print(f"Stopped at step {step - 1}, which is saved: the same command continues.")
-                return
+        for step in range(start, config.train.steps + 1):
+            if jax.process_count() == 1 or step % ASK_STEPS == 0:
+                alive()
+            checkpoints.check()
+            last = step == config.train.steps
+            if step > saved_step and (last or step % config.every.save == 0):
+                save(step)
+            if last or step and step % config.every.evaluate == 0:
+                best = validate(step)
+            if last:
+                break
+            clock.charge("step")
             batch = next(batches)
+            idle = pending is None or all(value.is_ready() for value in pending[1].values())
+            clock.charge("data" if idle else "step")
             with jax.transfer_guard("disallow"):
                 state, metrics = step_fn(state, batch)
+            if step == start:
+                clock.charge("compile")
             settle()
-            pending = step, metrics
-            if step % config.every.evaluate == 0:
-                best = validate(step)
-        if start < config.train.steps:
-            save(config.train.steps)
-            checkpoints.finish()
-        settle()
-        if config.train.steps % config.every.evaluate:  # after the save: a longer run would not measure here
-            best = validate(config.train.steps)
+            pending = step + 1, metrics
+    except Stopped:
+        if step > saved_step:
+            save(step)
+        checkpoints.finish()
+        clock.charge("save")
+        if step:
+            raise Stopped(f"Stopped at step {step}, which is saved: the same command continues.") from None
+        raise
     finally:
         logs.close()
-    task.finish(best, workdir)
+    checkpoints.finish()
+    clock.charge("save")
+    try:
+        task.finish(best, workdir)
+    except Stopped:
+        raise Stopped(f"Stopped in the last evaluation, step {step} is saved: the same command continues.") from None
+    finally:
+        clock.charge("test")
 
 
-def _open_data(config, stop):
-    """The arrays, prepared first if the config says from what."""
-    data = config.data
+def _warn_of_unused_gpus():
+    if jax.default_backend() == "cpu" and glob.glob(GPUS):
+        print(
+            "warning: this machine has a GPU and JAX uses the CPU: install the extra [cuda], or look at JAX_PLATFORMS.",
+            file=sys.stderr,
+        )
+
+
+def _prepare(data, stop):
+    """Makes the arrays if the config says from what: one process does, the others wait."""
+    stopped = Stopped("Stopped before the first step: the same command begins.")
     if data.dataset and jax.process_index() == 0:
         source = make_source(data.dataset, data.raw_dir, data.options.to_dict())
-        prepare(
-            source,
-            data.dir,
-            face_mm=data.face_mm,
-            size=data.size,
-            seed=data.seed,
-            pair_lists={"validation": data.pairs_validation, "test": data.pairs_test},
-            workers=data.workers,
-            stopped=stop.is_set,
-        )
-    _wait_for_all("prepared")
+        try:
+            prepare(
+                source,
+                data.dir,
+                face_mm=data.face_mm,
+                size=data.size,
+                seed=data.seed,
+                pair_lists={"validation": data.pairs_validation, "test": data.pairs_test},
+                workers=data.workers,
+                stopped=stop.is_set,
+            )
+        except Stopped as raised:
+            stopped = raised
+    if mesh.any_process(stop.is_set()):
+        raise stopped
+
+
+def _open_data(data):
     opened = arrays_on_disk.open(data.dir)
     if opened.gray.shape[1] != data.size:
         raise FaceDepthError(f"{data.dir} holds images of {opened.gray.shape[1]} px, data.size is {data.size}.")
@@ -149,13 +221,6 @@ def _open_data(config, stop):
     if face_mm != data.face_mm:  # `predict` crops by the run's own
         raise FaceDepthError(f"{data.dir} holds crops of {face_mm:g} mm, data.face_mm is {data.face_mm:g}.")
     return opened
-
-
-def _wait_for_all(name):
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
 
 
 def _identity(config, data):
@@ -170,6 +235,7 @@ def _identity(config, data):
 def _write_config(config, workdir):
     """The resolved config into the run, for who reads it later. What may not change is in the checkpoints."""
     if jax.process_index() == 0:
+        files.remove_partial(workdir)
         files.write_json(workdir / "config.json", config.to_dict())
 
 

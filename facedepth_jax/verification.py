@@ -77,10 +77,11 @@ def _compare(module, variables, a, b):
     return module.apply(variables, a, b, method="compare")
 
 
-def _in_batches(function, *arrays):
+def _in_batches(function, between, *arrays):
     """`function` over equally long arrays (n, ...), BATCH at a time, padded with the last one."""
     results = []
     for start in range(0, len(arrays[0]), BATCH):
+        between()
         parts = [array[start : start + BATCH] for array in arrays]
         fill = BATCH - len(parts[0])
         padded = [np.pad(part, [(0, fill)] + [(0, 0)] * (part.ndim - 1), mode="edge") for part in parts]
@@ -88,24 +89,37 @@ def _in_batches(function, *arrays):
     return np.concatenate(results)
 
 
-def scores(verifier: Verifier, depth_levels: DepthLevels, rows_a: np.ndarray, rows_b: np.ndarray) -> np.ndarray:
+def scores(
+    verifier: Verifier,
+    depth_levels: DepthLevels,
+    rows_a: np.ndarray,
+    rows_b: np.ndarray,
+    between: Callable[[], None] = lambda: None,
+) -> np.ndarray:
     """Logits of the pairs (rows_a[i], rows_b[i]), float64 (orders, n): in the given order and, for a verifier of both
-    orders, in the other one."""
+    orders, in the other one. `between` is called before each batch."""
     variables = {"params": verifier.net_state.params, "batch_stats": verifier.net_state.batch_stats}
     rows, places = np.unique(np.concatenate([rows_a, rows_b]), return_inverse=True)
-    features = _in_batches(lambda rows: _features(verifier.module, variables, depth_levels(rows)), rows)
+    features = _in_batches(lambda rows: _features(verifier.module, variables, depth_levels(rows)), between, rows)
     a, b = features[places[: len(rows_a)]], features[places[len(rows_a) :]]
     orders = [(a, b), (b, a)] if verifier.both_orders else [(a, b)]
     compare = functools.partial(_compare, verifier.module, variables)
-    return np.stack([_in_batches(compare, *order) for order in orders]).astype(np.float64)
+    return np.stack([_in_batches(compare, between, *order) for order in orders]).astype(np.float64)
 
 
-def verify(verifier: Verifier, depth_levels: DepthLevels, data: Arrays, split: str) -> dict:
+def verify(
+    verifier: Verifier,
+    depth_levels: DepthLevels,
+    data: Arrays,
+    split: str,
+    between: Callable[[], None] = lambda: None,
+) -> dict:
     """Accuracy on the fixed pairs of a split.
 
     Args:
       depth_levels: the depth maps: `true_depth`, `generated_depth`, or any map by row.
       split: "validation" or "test".
+      between: called before each batch; what it raises ends the verification.
 
     Returns:
       Plain JSON values:
@@ -119,9 +133,14 @@ def verify(verifier: Verifier, depth_levels: DepthLevels, data: Arrays, split: s
       FaceDepthError: no pairs, or one of a frame that the data do not have; an output that is not finite.
     """
     rows_a, rows_b, same = pair_rows(data, split)
-    logits = scores(verifier, depth_levels, rows_a, rows_b)
-    if not np.isfinite(logits).all():
-        raise FaceDepthError("The verifier's output is not finite: its weights, or the depth maps, are unusable.")
+    logits = scores(verifier, depth_levels, rows_a, rows_b, between)
+    bad = ~np.isfinite(logits).all(axis=0)
+    if bad.any():
+        a, b = (data.frames["frame"][rows[bad][0]] for rows in (rows_a, rows_b))
+        raise FaceDepthError(
+            f"The verifier's output is not finite for {bad.sum()} of {bad.size} pairs, the first is {a} and {b}: "
+            "its weights, or the depth maps, are unusable."
+        )
     probability = (1 / (1 + np.exp(-np.clip(logits, -500, 500)))).mean(0)
     right = (probability > THRESHOLD) == same
     cells = {angles: {} for angles in ANGLE_SUBSETS}

@@ -35,6 +35,7 @@ from facedepth_jax import files
 from facedepth_jax.data import arrays, geometry, pairs, summary
 from facedepth_jax.data.frames import SPLITS, Frame, FrameInfo, Reject, Source
 from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.stopping import Stopped
 
 CHUNK_FRAMES = 64
 HEAD_WINDOW_PX = 9  # "the depth values around the head center" of section 3.2: about 2 cm at Kinect range
@@ -76,7 +77,7 @@ def prepare(
         "" or no entry: they are drawn.
       workers: processes; 0 works in this one.
       shard: (i, n) makes every n-th chunk from the i-th on; whoever makes the last missing chunk merges. (0, 1): all.
-      stopped: asked after each chunk; once true, the work ends with a FaceDepthError that says how to go on.
+      stopped: asked after each chunk; once true, the work ends with Stopped, what is finished is kept.
 
     Returns:
       the arrays; None where chunks of other shards are still missing.
@@ -84,6 +85,7 @@ def prepare(
     Raises:
       FaceDepthError: settings that make no sense or differ from those of what is there, more than half of the frames
         rejected, a split that lost all its frames, a pair list that does not fit, a full disk, no permission to write.
+      Stopped: see `stopped`.
     """
     out, (shard_index, shards) = Path(out), shard
     if not 0 <= shard_index < shards:
@@ -117,7 +119,7 @@ def prepare(
     todo = [number for number in chunks[shard_index::shards] if not _chunk_file(parts, number).exists()]
     rejects = []
     job = _Job(source, parts, face_mm, size, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
-    made = _make_chunks(job, todo, workers)
+    made = _make_chunks(job, todo, workers, stopped)
     with _progress(sum(len(_part(index, number)) for number in todo)) as progress, contextlib.closing(made):
         for frames, rejected in made:
             progress(frames)
@@ -127,7 +129,7 @@ def prepare(
             _check_not_hopeless(rejects, index, parts)
     missing = sum(not _chunk_file(parts, number).exists() for number in chunks)
     if stopped():
-        raise FaceDepthError(f"stopped with {missing} of {len(chunks)} chunks to do; the same command continues")
+        raise Stopped(f"Stopped with {missing} of {len(chunks)} chunks to do: the same command continues.")
     if missing and parts.exists():
         print(f"shard {shard_index}/{shards} is done; {missing} of {len(chunks)} chunks are left to other shards")
         return None
@@ -191,7 +193,9 @@ def _box(image, head_xy, distance_mm, focal_px, face_mm, cropped) -> geometry.Bo
     return geometry.crop_box(head_xy, distance_mm, focal_px, face_mm)
 
 
-def _make_chunks(job: _Job, numbers: list[int], workers: int) -> Iterator[tuple[int, list[dict]]]:
+def _make_chunks(
+    job: _Job, numbers: list[int], workers: int, stopped: Callable[[], bool]
+) -> Iterator[tuple[int, list[dict]]]:
     """Makes the chunks, yields what `_make_chunk` returns for each; closing it leaves no process and no half chunk."""
     if not workers or not numbers:
         yield from (_make_chunk(job, number) for number in numbers)
@@ -202,6 +206,8 @@ def _make_chunks(job: _Job, numbers: list[int], workers: int) -> Iterator[tuple[
         for future in as_completed([pool.submit(_make_chunk_in_worker, number) for number in numbers]):
             yield future.result()
     except BrokenProcessPool:
+        if stopped():  # a signal to the whole process group has ended the workers
+            return
         raise FaceDepthError(
             "a worker process died, perhaps for want of memory; the same command continues, --workers may differ"
         ) from None
@@ -300,7 +306,7 @@ def _read_listings(job: _Job, index: list[FrameInfo], stopped: Callable[[], bool
     columns, rejects = {name: [] for name in arrays.COLUMNS}, []
     for number in numbers:
         if stopped():
-            raise FaceDepthError("stopped while checking the chunks; the same command continues")
+            raise Stopped("Stopped while checking the chunks: the same command continues.")
         for attempt in (1, 2):
             try:
                 listing = _read_chunk(job, number, _part(index, number))[2]
@@ -354,7 +360,7 @@ def _merge(
         def images():
             for number in range(math.ceil(len(index) / CHUNK_FRAMES)):
                 if stopped():
-                    raise FaceDepthError("stopped while merging the chunks; the same command continues")
+                    raise Stopped("Stopped while merging the chunks: the same command continues.")
                 try:
                     yield _read_chunk(job, number, _part(index, number))[:2]
                 except ValueError as error:
