@@ -119,8 +119,10 @@ class Checkpoints:
         steps = self.steps()
         latest = [known for known in steps if known <= step][-self._keep :]  # what is newer was damaged: see restore
         for old in set(steps) - {*latest, best_step}:
+            self._mark(old).touch()  # or half of it would look damaged after a kill, and never go
             _remove(self._manifest(old))
             _remove(self._directory(old))
+            self._mark(old).unlink()
 
     def check(self):
         """Raises FaceDepthError if the last save has failed by now. Does not wait, for every step."""

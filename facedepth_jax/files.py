@@ -34,7 +34,7 @@ def write_bytes(path: str | os.PathLike, content: bytes):
     path, temporary = pathlib.Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -45,6 +45,13 @@ def write_bytes(path: str | os.PathLike, content: bytes):
         if temporary:
             pathlib.Path(temporary).unlink(missing_ok=True)
         raise FaceDepthError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def remove_partial(folder: str | os.PathLike):
+    """Removes what killed writes left in a folder and below it, where nobody else writes."""
+    for path in pathlib.Path(folder).rglob(".*.partial"):
+        if path.is_file():
+            path.unlink()
 
 
 def write_json(path: str | os.PathLike, content):

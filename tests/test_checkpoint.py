@@ -162,6 +162,24 @@ def test_the_first_save_killed_is_a_fresh_start(tmp_path, monkeypatch):
     assert same(restore(tmp_path), state(10)) and sorted(os.listdir(tmp_path)) == ["00000010", "00000010.json"]
 
 
+def test_killed_while_an_old_one_is_removed(folder, monkeypatch):
+    """Its manifest is gone and its files are not: no damage, and no rest after the next start."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(Killed):
+            save(folder, 30, keep=1)
+    assert (folder / "00000010").is_dir() and not (folder / "00000010.json").exists()
+    assert Checkpoints(folder, IDENTITY).steps() == [20, 30] and same(restore(folder), state(30))
+    assert not list(folder.glob("00000010*"))
+
+
 def test_going_on_after_damage_writes_over_it(folder):
     flip(folder / "00000020" / "state" / "_METADATA")
     save(folder, 20)

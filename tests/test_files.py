@@ -44,6 +44,26 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path, monkeypatch, call):
     assert (tmp_path / "a").read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
 
 
+def test_what_a_killed_write_left_is_removed(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    files.write_bytes(tmp_path / "new" / "a", b"old")
+    (tmp_path / ".data.partial").mkdir()  # of prepared arrays, and somebody else's
+    (tmp_path / ".partial").write_text("somebody's")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(Killed):
+            files.write_bytes(tmp_path / "new" / "a", b"new")
+    assert len(os.listdir(tmp_path / "new")) == 2 and (tmp_path / "new" / "a").read_bytes() == b"old"
+    files.remove_partial(tmp_path)
+    assert os.listdir(tmp_path / "new") == ["a"]
+    assert sorted(os.listdir(tmp_path)) == [".data.partial", ".partial", "new"]
+
+
 def test_nan_is_no_json(tmp_path):
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "a.json", {"a": float("nan")})
