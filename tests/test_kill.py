@@ -1,0 +1,113 @@
+"""A run that is killed anywhere ends, by the same command, as one that was left in peace: to the bit."""
+
+import multiprocessing
+import os
+import pathlib
+import random
+import shutil
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tools"))
+import soak
+
+KILLS = 24
+
+
+class Program:
+    """`python -m facedepth_jax.main`, from where it has imported everything: a fork of a process that did only that.
+
+    With poll, wait and send_signal as of subprocess.
+    """
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["facedepth_jax.main"])
+
+    def __init__(self, flags, log, cache):
+        self._process = self.context.Process(target=_main, args=(flags, str(log), str(cache)))
+        self._process.start()
+
+    def poll(self):
+        return self._process.exitcode
+
+    def send_signal(self, number):
+        os.kill(self._process.pid, number)
+
+    def wait(self, timeout):
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, f"still there after {timeout} s"
+        return self._process.exitcode
+
+
+def _main(flags, log, cache):
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1), os.dup2(handle, 2)
+    os.chdir(soak.ROOT)
+    import jax
+    from absl import app
+
+    from facedepth_jax import main
+
+    jax.config.update("jax_compilation_cache_dir", cache)  # the same nets are compiled again and again
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    sys.argv = ["main", *flags]
+    app.run(main.main, flags_parser=main.parse)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """A run of 12 steps that was left in peace."""
+    place = soak.Place(tmp_path_factory.mktemp("whole"), "synthetic.py:ae")
+    finish(place, cache)
+    return place
+
+
+def start(place, cache, **options):
+    return Program(place.flags(**options), place.folder / "log", cache)
+
+
+def finish(place, cache, **options):
+    code = start(place, cache, **options).wait(soak.PATIENCE_S)
+    assert code == 0, (place.folder / "log").read_text()
+
+
+def test_killed_anywhere(whole, cache, tmp_path):
+    """Twenty and more kills in all phases, and as many lives as they take."""
+    rng = random.Random(1)
+    place, hits, ends = soak.Place(tmp_path / "killed", whole.config), [], 0
+    place.folder.mkdir()
+    for _ in range(4 * KILLS):
+        if len(hits) >= KILLS and set(hits) == set(soak.PHASES):
+            break
+        wanted = rng.choice([name for name in soak.PHASES if name not in hits] or soak.PHASES)
+        delay_s = rng.choice([0, rng.uniform(0, 0.4)])
+        end = soak.disturb(lambda: start(place, cache), place, wanted, delay_s)
+        if end.phase:
+            hits.append(end.phase)
+            continue
+        assert end.code == 0, (place.folder / "log").read_text()
+        assert soak.difference(place, whole) == "", hits
+        ends += 1
+        shutil.rmtree(place.folder)
+        place.folder.mkdir()
+    assert len(hits) >= KILLS and set(hits) == set(soak.PHASES), hits
+    finish(place, cache)
+    assert soak.difference(place, whole) == "", hits
+    print(hits, ends + 1)
+
+
+def test_resumed_twice(whole, cache, tmp_path):
+    """To step 4, to step 8, to the end."""
+    place = soak.Place(tmp_path / "resumed", whole.config)
+    place.folder.mkdir()
+    for steps in (4, 8):
+        finish(place, cache, steps=steps)
+        assert place.saved() == steps and soak.difference(place, whole)
+    finish(place, cache)
+    assert soak.difference(place, whole) == ""
