@@ -23,7 +23,7 @@ import grain
 import jax
 import numpy as np
 from absl import flags
-from train_step import LAM, SIZE_PX, Jax, make_batch, make_weights
+from train_step import LAM, Jax, make_batch, make_weights
 
 from facedepth_jax import mesh
 from facedepth_jax.data import pipeline

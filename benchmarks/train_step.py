@@ -50,7 +50,7 @@ OURS, TORCH, PLAIN = "this", "PyTorch", "plain flax"
 SIZE_PX, LAM, B1 = 96, 3000.0, 0.5
 INFERENCE = (1, 32)
 TRAINING, FACTS = ("training",), ("facts",)  # what a side is asked for, besides ("inference" or "product", size)
-BUDGET_S = 60.0
+BUDGET_S = 40.0
 # Of values and of gradients. Of a GPU's float32, which may be computed in TF32, no more is asked than of bfloat16.
 TOLERANCE = {"float64": (1e-10, 1e-10), "float32": (1e-3, 2e-2), "bfloat16": (5e-2, 0.5)}
 
@@ -319,44 +319,90 @@ def measure(pipes, work, turns, seconds):
     return times
 
 
-def rows(pipes, works, width, args):
-    """Lines of the table, and the best matrix product in FLOP/s. works: {work: images a call}, the training first."""
+def heads(names):
+    """The first two lines of the table."""
+    titles = ["", "width", "batch", *(f"images/s: {name}" for name in names)]
+    titles += [f"{OURS} / {name}" for name in names[1:]]
+    for what in ("of the peak", "compiling, s", "memory, MiB"):
+        titles += [f"{what}: {name}" for name in names]
+    return f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}"
+
+
+def rows(names, pipes, works, width, flops_an_image, args, kind=""):
+    """Lines of the table, and the best matrix product in FLOP/s.
+
+    Args:
+      names: of the columns; where one has no pipe, its cells are empty.
+      works: {work: images a call}, the training first.
+      flops_an_image: {"training" or "inference": FLOP}; filled here if it is empty.
+      kind: said before each work.
+    """
     times, facts = {}, {}
     for work in works:
         times[work] = measure(pipes, work, args.turns, args.seconds)
         if work == TRAINING:
-            for name, pipe in pipes.items():
-                pipe.send((FACTS, 0))
-                facts[name] = received(pipe, name)
+            facts = asked_for_facts(pipes)
     side = 2048 if facts[OURS]["device"] == "cpu" else 8192
     fast = {name: pipe for name, pipe in pipes.items() if name != PLAIN}
     peak = 2 * side**3 / min(map(min, measure(fast, ("product", side), args.turns, 0.2).values()))
+    if not flops_an_image:
+        flops = asked_for_facts({name: pipes[name] for name in pipes if name != TORCH})
+        flops = flops.get(PLAIN, flops[OURS])["flops"]
+        flops_an_image |= {work[0]: flops[work] / images for work, images in works.items()}
 
-    pipes[PLAIN].send((FACTS, 0))
-    flops = received(pipes[PLAIN], PLAIN)["flops"]
     lines = []
     for work, images in works.items():
         median = {name: statistics.median(values) for name, values in times[work].items()}
-        cells = [work[0], str(width), str(images), *(f"{images / seconds:.3g}" for seconds in median.values())]
-        for name in list(pipes)[1:]:
-            ratios = [theirs / ours for theirs, ours in zip(times[work][name], times[work][OURS], strict=False)]
-            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})")
-        cells += [f"{flops[work] / seconds / peak:.0%}" for seconds in median.values()]
-        if work == TRAINING:
-            cells += [
-                f"{fact['compile_s'] or max(0, fact['first_s'] - median[name]):.1f}" for name, fact in facts.items()
-            ]
-            cells += [f"{fact['memory_mib']:.0f}" for fact in facts.values()]
-        else:
-            cells += [""] * (2 * len(pipes))
+        cells = [f"{kind}{work[0]}", str(width), str(images)]
+        cells += [f"{images / median[name]:.3g}" if name in pipes else "" for name in names]
+        for name in names[1:]:
+            ratios = [t / o for t, o in zip(times[work].get(name, []), times[work][OURS], strict=False)]
+            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})" if ratios else "")
+        speed = flops_an_image[work[0]] * images / peak
+        cells += [f"{speed / median[name]:.0%}" if name in pipes else "" for name in names]
+        for fact in ("compile_s", "memory_mib"):
+            for name in names:
+                told = work == TRAINING and name in pipes
+                value = facts[name][fact] if told else 0
+                if told and value is None:
+                    value = max(0, facts[name]["first_s"] - median[name])
+                cells.append(f"{value:.{1 if fact == 'compile_s' else 0}f}" if told else "")
         lines.append(f"| {' | '.join(cells)} |")
     return lines, peak
 
 
-def main():
-    def numbers(text):
-        return [int(number) for number in text.split(",")]
+def asked_for_facts(pipes):
+    for pipe in pipes.values():
+        pipe.send((FACTS, 0))
+    return {name: received(pipe, name) for name, pipe in pipes.items()}
 
+
+def numbers(text):
+    return [int(number) for number in text.split(",")]
+
+
+def sides():
+    """Who takes part here."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
+    if importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed (pip install -e '.[bench]'): the table is without it.\n")
+        return [OURS, PLAIN]
+    return [OURS, TORCH, PLAIN]
+
+
+def agreements(worst, what):
+    """A sentence for each side but OURS."""
+    for name in dict.fromkeys(name for name, _ in worst):
+        kinds = ", ".join(f"{kind} {value:.0e}" for (of, kind), value in worst.items() if of == name)
+        yield f"{what} {name} agrees to: {kinds}."
+
+
+def proved_in_float64(names):
+    with contest(names, 4, 3, "float64", steps=2) as (_, worst):
+        return list(agreements(worst, "Float64, width 4, batch 3, two steps:"))
+
+
+def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", type=numbers, default=[16, 32, 128], help="as 16,32,128; even")
     parser.add_argument("--batches", type=numbers, default=[8, 16, 32], help="as 8,16,32")
@@ -364,37 +410,22 @@ def main():
     parser.add_argument("--seconds", type=float, default=1.0, help="the least that a turn takes")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
-    names = [OURS, TORCH, PLAIN]
-    if importlib.util.find_spec("torch") is None:
-        names.remove(TORCH)
-        print("PyTorch is not installed (pip install -e '.[bench]'): this project against plain flax only.\n")
-
-    said = []
-
-    def say(worst, what):
-        for name in names[1:]:
-            kinds = ", ".join(f"{kind} {value:.0e}" for (of, kind), value in worst.items() if of == name)
-            said.append(f"{what} {name} agrees to: {kinds}.")
-
-    with contest(names, 4, 3, "float64", steps=2) as (_, worst):
-        say(worst, "Float64, width 4, batch 3, two steps:")
-    heads = ["", "width", "batch", *(f"images/s: {name}" for name in names)]
-    heads += [f"{OURS} / {name}" for name in names[1:]]
-    for what in ("of the peak", "compiling, s", "memory, MiB"):
-        heads += [f"{what}: {name}" for name in names]
+    names = sides()
+    said, peaks = proved_in_float64(names), []
     cores = len(os.sched_getaffinity(0))
     print(f"{args.dtype}, {cores} cores, load {os.getloadavg()[0]:.1f}, {args.turns} turns of {args.seconds} s\n")
-    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
-    peaks = []
+    print(heads(names), flush=True)
     for width in args.widths:
+        flops_an_image = {}
         for batch_size in args.batches:
-            works = {TRAINING: batch_size}
-            if batch_size == args.batches[-1]:
+            works, taking_part = {TRAINING: batch_size}, names
+            if batch_size == args.batches[0]:
                 works |= {("inference", images): images for images in INFERENCE}
-            with contest(names, width, batch_size, args.dtype) as (pipes, worst):
-                say(worst, f"{args.dtype}, width {width}, batch {batch_size}:")
-                lines, peak = rows(pipes, works, width, args)
+            else:
+                taking_part = names[:-1]  # plain flax takes minutes, and its images/s hardly depend on the batch
+            with contest(taking_part, width, batch_size, args.dtype) as (pipes, worst):
+                said += agreements(worst, f"{args.dtype}, width {width}, batch {batch_size}:")
+                lines, peak = rows(names, pipes, works, width, flops_an_image, args)
             print(*lines, sep="\n", flush=True)
             peaks.append(peak)
     print(f"\nThe peak: {min(peaks) / 1e9:.0f} to {max(peaks) / 1e9:.0f} GFLOP/s.", *said, sep="\n")

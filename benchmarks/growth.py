@@ -1,0 +1,131 @@
+"""How speed and memory of the cGAN's training step grow with width, batch, image size and the number of devices.
+
+    python benchmarks/growth.py [--out=docs]
+
+From one point, the first value of each list, one thing grows at a time; each point is measured in a process of its own.
+Prints the table and writes the picture, OUT/growth.png.
+
+Everything is on the CPU. Devices are XLA's forced host devices, so they share the machine's cores: one device on one
+core against two on two shows what a second one brings; beyond that only the operations and the memory of a device can
+fall, which shows that the work is divided. Both are XLA's, of what it compiles for one device; the memory is state,
+batch and the most that the step needs beside them. Images/s are the median of --turns turns of at least --seconds.
+"""
+
+import argparse
+import concurrent.futures
+import functools
+import math
+import multiprocessing
+import os
+import statistics
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from train_step import LAM, make_nets, numbers
+
+from facedepth_jax import levels, mesh
+from facedepth_jax.state import init_state
+from facedepth_jax.steps import METHODS
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+NAMES = ("width", "batch", "image, px", "devices")
+
+
+def measured(point, cores, turns, seconds):
+    """Images/s, GFLOP and MiB of one device, in a process that has not computed yet."""
+    os.sched_setaffinity(0, cores)
+    forced = f"--xla_force_host_platform_device_count={point['devices']}"
+    os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {forced}" if "XLA_FLAGS" in os.environ else forced
+    jax.config.update("jax_platforms", "cpu")
+    devices = mesh.make_mesh()
+    nets, size = make_nets(point["width"], jnp.dtype("float32")), point["image, px"]
+    rng, shape = np.random.default_rng(0), (point["batch"], size, size)
+    batch = {"gray": rng.integers(0, 256, shape, np.uint8), "depth_mm": rng.integers(0, 2500, shape).astype(np.uint16)}
+    batch = mesh.put_batch(devices, batch)
+    state = jax.device_put(init_state(nets, 0, size), mesh.replicated(devices))
+    step = functools.partial(METHODS["cgan"].step, nets=nets, code=levels.DepthCode(), seed=0, lam=LAM)
+    step = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+    memory = step.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    held += memory.temp_size_in_bytes
+
+    def run(count):
+        nonlocal state
+        start = time.perf_counter()
+        for _ in range(count):
+            state, metrics = step(state, batch)
+        jax.block_until_ready(metrics)
+        return (time.perf_counter() - start) / count
+
+    run(1)
+    count = max(1, math.ceil(seconds / run(1)))
+    took = statistics.median(run(count) for _ in range(turns))
+    return point["batch"] / took, step.cost_analysis()["flops"] / 1e9, held / 2**20
+
+
+def points(grown, cores):
+    """(what grows, the point, the cores it has); grown: {name: values}."""
+    first = {name: values[0] for name, values in grown.items()}
+    for name, values in grown.items():
+        for value in values:
+            yield name, first | {name: value}, cores[:value] if name == "devices" else cores
+
+
+def picture(found, path):
+    """Images/s and memory over each of the four. found: (what grows, its value, images/s, MiB a device)"""
+    with plt.rc_context({"font.size": 8}):
+        figure, axes = plt.subplots(2, len(NAMES), figsize=(9, 4), sharex="col", layout="constrained")
+        for column, name in zip(axes.T, NAMES, strict=True):
+            values, *rows = zip(*((value, *figures) for what, value, *figures in found if what == name), strict=True)
+            for axis, row, color in zip(column, rows, ("C0", "C1"), strict=True):
+                axis.plot(values, row, "o-", color=color)
+                axis.set_ylim(bottom=0)
+                axis.grid(alpha=0.3)
+            column[1].set_xscale("log", base=2)
+            column[1].set_xticks(values, values)
+            column[1].minorticks_off()
+            column[1].set_xlabel(name)
+        axes[0, 0].set_ylabel("images/s")
+        axes[1, 0].set_ylabel("MiB a device")
+        figure.savefig(path, dpi=110, metadata={"Software": None})
+        plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--widths", type=numbers, default=[16, 32, 64, 128], help="as 16,32; even")
+    parser.add_argument("--batches", type=numbers, default=[16, 32, 64, 128])
+    parser.add_argument("--sizes", type=numbers, default=[96, 192], help="pixels, multiples of 16")
+    parser.add_argument("--devices", type=numbers, default=[1, 2, 4, 8])
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    args = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    print(f"{len(cores)} cores, load {os.getloadavg()[0]:.1f}, {args.turns} turns of {args.seconds} s\n")
+    print(f"| what grows | {' | '.join(NAMES)} | cores | images/s | GFLOP a device | MiB a device |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    found, known = [], {}
+    grown = dict(zip(NAMES, (args.widths, args.batches, args.sizes, args.devices), strict=True))
+    spawn = multiprocessing.get_context("spawn")
+    for name, point, own_cores in points(grown, cores):
+        key = (*point.values(), *own_cores)
+        if key not in known:
+            with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as fresh:
+                known[key] = fresh.submit(measured, point, own_cores, args.turns, args.seconds).result()
+        speed, gflop, mib = known[key]
+        found.append((name, point[name], speed, mib))
+        cells = [name, *point.values(), len(own_cores), f"{speed:.3g}", f"{gflop:.3g}", f"{mib:.0f}"]
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    picture(found, args.out / "growth.png")
+
+
+if __name__ == "__main__":
+    main()
