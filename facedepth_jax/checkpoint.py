@@ -248,13 +248,15 @@ def load_weights(path: pathlib.Path, like):
         flat = safetensors.numpy.load(path.read_bytes())
     except FileNotFoundError as error:
         raise FaceDepthError(f"There is no {path}: has the run been evaluated yet?") from error
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError, KeyError) as error:  # KeyError: a type that NumPy does not have
         raise FaceDepthError(f"{path} is no file of weights ({error}).") from error
 
     def pick(keys, value):
         name = "/".join(str(key.key) for key in keys)
-        if name not in flat or flat[name].shape != value.shape:
-            raise FaceDepthError(f"{path} does not fit the run's config.json: {name} is missing or of another shape.")
+        if name not in flat or (flat[name].shape, flat[name].dtype) != (value.shape, value.dtype):
+            raise FaceDepthError(
+                f"{path} does not fit the run's config.json: {name} is missing, or of another shape or type."
+            )
         return flat[name]
 
     return jax.tree_util.tree_map_with_path(pick, like)

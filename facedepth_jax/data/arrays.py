@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import stat
+import tokenize
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,6 +60,8 @@ COLUMNS = {
 PAIR_SPLITS = ("validation", "test")
 FILES = ("gray.npy", "depth_mm.npy", "frames.csv", *(f"pairs_{split}.tsv" for split in PAIR_SPLITS))
 _AGAIN = "remove the directory and prepare or copy it again"
+# What the parsers of CSV and of NumPy's headers raise for a file that is something else.
+_UNREADABLE = (OSError, ValueError, KeyError, OverflowError, EOFError, SyntaxError, tokenize.TokenError, csv.Error)
 _VERIFIED = ".verified.json"  # what was hashed before; a convenience, never needed
 
 
@@ -246,7 +249,7 @@ def _map_files(path: Path) -> Arrays:
         gray = np.load(path / "gray.npy", mmap_mode="r", allow_pickle=False)
         depth_mm = np.load(path / "depth_mm.npy", mmap_mode="r", allow_pickle=False)
         counts = _counts(frames)
-    except (OSError, ValueError, KeyError, OverflowError, EOFError, csv.Error) as error:
+    except _UNREADABLE as error:
         raise FaceDepthError(f"the files in {path} cannot be read ({error}); {_AGAIN}") from None
     shape = (len(lines), meta["size_px"], meta["size_px"])
     for name, array, dtype in (("gray.npy", gray, np.uint8), ("depth_mm.npy", depth_mm, np.uint16)):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from facedepth_jax.data import images, registration
-from facedepth_jax.data.frames import MAX_FOCAL_PX
+from facedepth_jax.data.frames import MAX_FOCAL_PX, parse_number
 
 MAX_SIZE_PX = 4096
 MAX_HEAD_MM = 100_000.0
@@ -75,7 +75,7 @@ def parse_pose(content: bytes | None) -> tuple[list[float], tuple[str, str] | No
     if content is None:
         return useless, ("pose cannot be read", "")
     try:
-        numbers = [float(text) for text in content.split()]
+        numbers = [parse_number(word.decode("latin-1")) for word in content.split()]
     except ValueError:
         return useless, ("pose is damaged", "it holds something else than numbers")
     if len(numbers) != 12:
@@ -120,7 +120,7 @@ def read_cameras(folder: Path) -> tuple[tuple[registration.Camera, registration.
 def _parse_camera(content: bytes) -> registration.Camera:
     """A .cal: 3x3 intrinsics, four distortion coefficients, 3x3 R, T in mm, width and height. ValueError if not so."""
     try:
-        numbers = [float(text) for text in content.split()]
+        numbers = [parse_number(word.decode("latin-1")) for word in content.split()]
     except ValueError:
         raise ValueError("it holds something else than numbers") from None
     if len(numbers) != 27:

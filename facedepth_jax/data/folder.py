@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from facedepth_jax.data import images
-from facedepth_jax.data.frames import MAX_FOCAL_PX, SPLITS, Frame, FrameInfo, Reject
+from facedepth_jax.data.frames import MAX_FOCAL_PX, SPLITS, Frame, FrameInfo, Reject, parse_number
 from facedepth_jax.errors import FaceDepthError
 
 REQUIRED = ("frame", "subject", "sequence", "gray", "depth", "head_x", "head_y")
@@ -159,7 +159,7 @@ def _parse(line: dict, root: Path, focal: float) -> dict:
     for name in _NUMBERS:
         text = row.get(name, "")
         try:
-            row[name] = float(text) if text else math.nan
+            row[name] = parse_number(text) if text else math.nan
         except ValueError:
             raise ValueError(f"'{name}' is '{text}', not a number") from None
         unknown = math.isnan(row[name]) and name in ("yaw", "pitch", "roll")  # may be said

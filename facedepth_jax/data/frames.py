@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -9,6 +10,14 @@ import numpy as np
 
 SPLITS = ("train", "validation", "test")
 MAX_FOCAL_PX = 1_000_000  # more is a mistake
+_NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf)", re.IGNORECASE)
+
+
+def parse_number(text: str) -> float:
+    """A number in a raw data set's text. ValueError otherwise; `float` also takes 1_0 and digits of other scripts."""
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"{text!r} is no number")
+    return float(text)
 
 
 @dataclasses.dataclass(frozen=True)

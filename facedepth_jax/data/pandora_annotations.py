@@ -11,6 +11,7 @@ import re
 import numpy as np
 
 from facedepth_jax.data import geometry, images
+from facedepth_jax.data.frames import parse_number
 
 DEPTH_SIZE, COLOUR_SIZE = (424, 512), (1080, 1920)  # Kinect v2's, (H, W)
 JOINTS, HEAD = 17, 3
@@ -176,7 +177,7 @@ def read_angles(content: bytes) -> tuple[dict[int, object], int]:
             unread += 1
             continue
         try:
-            roll, pitch, yaw = map(float, cells[1:4])
+            roll, pitch, yaw = map(parse_number, cells[1:4])
         except ValueError:
             roll = pitch = yaw = math.nan
         frame = int(cells[0])
