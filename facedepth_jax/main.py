@@ -39,6 +39,7 @@ def main(argv):
     try:
         if PROCESS.value:
             mesh.join(PROCESS.value)
+        mesh.keep_compiled()
         train.run(config, pathlib.Path(WORKDIR.value or f"runs/{name}-{config.method}"))
     except Exception as error:
         if isinstance(error, FaceDepthError | OSError):  # an OSError says what and where: a full disk, a missing right

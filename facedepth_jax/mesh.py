@@ -5,6 +5,8 @@ alike.
 """
 
 import functools
+import os
+import pathlib
 import re
 
 import jax
@@ -39,6 +41,25 @@ def join(process: str):
         jax.distributed.initialize()
     except ValueError as error:
         raise FaceDepthError(f"--process=auto finds no TPU slice and no Slurm step ({error}).") from error
+
+
+def keep_compiled():
+    """What GPUs and TPUs run is kept compiled in ~/.cache/facedepth_jax, so that a run that goes on begins at once.
+
+    The user's JAX_COMPILATION_CACHE_DIR wins. A folder that others can write is not used, for it holds machine code.
+    Not for CPUs: some refuse at every load what they have written (JAX's issue 38445), and a home may be shared by
+    unlike ones.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.default_backend() == "cpu":
+        return
+    folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "facedepth_jax"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stat = folder.stat()
+    except OSError:  # no home, or a read-only one
+        return
+    if stat.st_uid == os.getuid() and not stat.st_mode & 0o022:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def make_mesh() -> Mesh:

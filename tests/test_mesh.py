@@ -5,6 +5,10 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+
+from facedepth_jax import mesh
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 PROGRAM = """
@@ -81,3 +85,30 @@ def test_four_devices_train_as_one():
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_where_executables_are_kept(tmp_path, monkeypatch):
+    """On a GPU in a folder that only the user can write; nowhere on a CPU, or where the user says otherwise."""
+    kept = []
+    monkeypatch.setattr(jax.config, "update", lambda name, value: kept.append((name, value)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    mesh.keep_compiled()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    mesh.keep_compiled()
+    assert not kept and not os.listdir(tmp_path)
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    folder = tmp_path / "facedepth_jax"
+    mesh.keep_compiled()
+    assert kept == [("jax_compilation_cache_dir", str(folder))] and folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o770)
+    mesh.keep_compiled()
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    folder.chmod(0o700)
+    mesh.keep_compiled()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    mesh.keep_compiled()
+    assert len(kept) == 1
