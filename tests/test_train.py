@@ -1,15 +1,22 @@
-"""train.py: what is refused before the first step, and that nothing is changed by it. The loop: test_end_to_end.py."""
+"""train.py: what is refused before the first step, and that nothing is changed by it; stopped in any phase, watched,
+poisoned. The loop as a user runs it: test_end_to_end.py."""
 
+import dataclasses
 import json
+import os
 import pathlib
+import re
+import signal
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
-from facedepth_jax import mesh, runs, train, verification
+from facedepth_jax import evaluate, levels, losses, mesh, runs, steps, tasks, train, verification
 from facedepth_jax.checkpoint import Checkpoints, save_weights
 from facedepth_jax.data import arrays, pipeline
 from facedepth_jax.errors import FaceDepthError
@@ -117,8 +124,14 @@ def test_a_config_that_cannot_be_used(tmp_path, text):
 
 @pytest.fixture(scope="module")
 def people_dir(tmp_path_factory):
-    """Domes of five people, four frames each, as wide and deep as the person."""
-    path = tmp_path_factory.mktemp("people") / "arrays"
+    return write_people(tmp_path_factory.mktemp("people") / "arrays")
+
+
+POISON_MM = 60_000
+
+
+def write_people(path, poisoned=None):
+    """Domes of five people, four frames each, as wide and deep as the person. One pixel of a frame may be poisoned."""
     rng = np.random.default_rng(0)
     names = [f"{person}{i}" for person in "abcde" for i in range(4)]
     frames = {name: [kind(0)] * len(names) for name, kind in arrays.COLUMNS.items()}
@@ -129,6 +142,8 @@ def people_dir(tmp_path_factory):
     shapes = [np.hypot((x - 48) * (0.8 + 0.1 * (i // 4)), y - 48) + rng.normal(size=(96, 96)) for i in range(20)]
     depth = np.stack([np.where(r < 40, 700 + (3 + i // 4) * r, 0) for i, r in enumerate(shapes)]).astype(np.uint16)
     gray = rng.integers(0, 256, depth.shape).astype(np.uint8)
+    if poisoned:
+        depth[names.index(poisoned), 0, 0] = POISON_MM
     pair_lists = {
         split: [(names[a], names[b], int(b < i + 3)) for a in range(i, i + 3) for b in range(a + 1, i + 4)]
         for split, i in (("validation", 12), ("test", 16))
@@ -139,7 +154,14 @@ def people_dir(tmp_path_factory):
 
 
 def verifier_config(people_dir, **changes):
-    config = verifier.get_config("folder")
+    return people_config(verifier.get_config("folder"), people_dir, **changes)
+
+
+def ae_config(people_dir, **changes):
+    return people_config(folder.get_config("ae"), people_dir, **changes)
+
+
+def people_config(config, people_dir, **changes):
     config.width = 2
     config.train.batch_size, config.train.steps, config.train.learning_rate = 8, 8, 0.02
     config.every.log, config.every.save, config.every.evaluate = 1, 3, 2
@@ -148,10 +170,44 @@ def verifier_config(people_dir, **changes):
     return config
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """The same nets are compiled again and again."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_batches():
+    """An evaluation of four frames, or of the pairs of them, takes several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "EVALUATION_BATCH", 2)
+        patch.setattr(tasks, "SAMPLES", 2)
+        patch.setattr(verification, "BATCH", 2)
+        yield
+
+
 @pytest.fixture(scope="module")
 def verifier_run(people_dir, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    workdir = tmp_path_factory.mktemp("runs") / "verifier"
     train.run(verifier_config(people_dir), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def ae_run(people_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "ae"
+    train.run(ae_config(people_dir), workdir)
     return workdir
 
 
@@ -245,3 +301,220 @@ def test_a_verifier_without_pairs_to_be_chosen_by(data_dir, tmp_path):
     with pytest.raises(FaceDepthError, match="has no pairs"):
         train.run(verifier_config(data_dir, **{"data.size": SIZE}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# --- stopped in any phase ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_signals():
+    """The caller's ways with signals again after the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def signal_at(monkeypatch, owner, name, call, number=signal.SIGTERM):
+    """Sends a signal at the beginning of so manieth call of a function; the list has an entry for every call."""
+    function, calls = getattr(owner, name), []
+
+    def wrapper(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, wrapper)
+    return calls
+
+
+def stopped_and_continued(config_of, people_dir, workdir, capsys, monkeypatch, *where):
+    """Stops a run by a signal, gives its last line; then the same again, to its end."""
+    before = arrays.open(people_dir).fingerprint
+    with monkeypatch.context() as patch:
+        calls = signal_at(patch, *where)
+        train.run(config_of(people_dir), workdir)
+        assert len(calls) == where[2], "it went on after the signal"
+    assert not (workdir / "results.json").exists()
+    *_, times, line = capsys.readouterr().out.splitlines()
+    assert times.startswith("Time: ")
+    assert arrays.open(people_dir).fingerprint == before
+    saved = {int(path.stem) for path in (workdir / "checkpoints").glob("*.json")}
+    train.run(config_of(people_dir), workdir)
+    return line, max(saved, default=0)
+
+
+def same_end(workdir, whole):
+    names = ["results.json", "results.md", *(path.name for path in whole.glob("*.safetensors"))]
+    assert len(names) == 3
+    for name in names:
+        assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
+    assert lines(workdir) == lines(whole)
+
+
+# Validation after steps 2, 4, 6, 8, of 2 batches; the test split has 2 too. Saved are 3, 6, 8.
+@pytest.mark.parametrize(
+    "phase, step, where",
+    [
+        ("the first compile", 1, (steps, "apply_gradients", 1)),
+        ("validation, saved already", 6, (evaluate, "_batch_sums", 2 * 2 + 1, signal.SIGINT)),
+        ("validation, not saved yet", 4, (evaluate, "_batch_sums", 2 + 1)),
+        ("the last validation", 8, (evaluate, "_batch_sums", 3 * 2 + 1)),
+        ("the test split", None, (evaluate, "_batch_sums", 4 * 2 + 1)),
+    ],
+)
+def test_a_signal_in_any_phase(phase, step, where, ae_run, people_dir, tmp_path, capsys, monkeypatch, own_signals):
+    line, saved = stopped_and_continued(ae_config, people_dir, tmp_path, capsys, monkeypatch, *where)
+    if step is None:
+        assert line == "Stopped in the last evaluation, step 8 is saved: the same command continues." and saved == 8
+    else:
+        assert line == f"Stopped at step {step}, which is saved: the same command continues." and saved == step
+    same_end(tmp_path, ae_run)
+
+
+# A list has 6 pairs of 4 frames: 2 batches of features, and 3 of pairs in each order.
+@pytest.mark.parametrize(
+    "step, where",
+    [
+        (2, (verification, "_features", 2)),
+        (4, (verification, "_compare", 6 + 4)),
+        (None, (verification, "_compare", 4 * 6 + 5)),
+    ],
+)
+def test_a_signal_while_pairs_are_verified(
+    step, where, verifier_run, people_dir, tmp_path, capsys, monkeypatch, own_signals
+):
+    line, saved = stopped_and_continued(verifier_config, people_dir, tmp_path, capsys, monkeypatch, *where)
+    assert line.startswith(f"Stopped at step {step}, which is saved: " if step else "Stopped in the last evaluation")
+    assert saved == (step or 8)
+    same_end(tmp_path, verifier_run)
+
+
+def test_a_signal_before_the_first_step(people_dir, tmp_path, capsys, monkeypatch, own_signals):
+    line, saved = stopped_and_continued(ae_config, people_dir, tmp_path, capsys, monkeypatch, train, "init_state", 1)
+    assert line == "Stopped before the first step: the same command begins." and saved == 0
+
+
+# --- watched ----------------------------------------------------------------------------------------------------------
+
+
+def test_where_the_time_went(ae_run):
+    """Of every line of training; that of each second is there once: test_logs.py."""
+    every = [json.loads(line) for line in (ae_run / "metrics.jsonl").read_text().splitlines()]
+    training = [line for line in every if "train/loss_g" in line]
+    assert len(training) == 8
+    compiled, evaluated, saved = (
+        [line["step"] for line in training if line[f"train/time_{part}_sec"] > 0]
+        for part in ("compile", "evaluation", "save")
+    )
+    # Read one step late, and an evaluation and a save wait for it: what comes after step 2 is in the line of step 3.
+    assert compiled == [1] and evaluated == [3, 5, 7] and saved == [4, 7]
+
+
+def test_a_run_that_waits_for_data_says_so(people_dir, tmp_path, capsys, monkeypatch):
+    batches = tasks.Depth.batches
+    monkeypatch.setattr(
+        tasks.Depth, "batches", lambda *args, **kwargs: (time.sleep(0.5) or b for b in batches(*args, **kwargs))
+    )
+    train.run(ae_config(people_dir, **{"train.steps": 3, "every.evaluate": 9, "every.save": 9}), tmp_path)
+    assert "of the time was waiting for data" in capsys.readouterr().err
+
+
+def test_a_stuck_run_shows_where_it_stands(people_dir, tmp_path, capfd, monkeypatch):
+    validate = tasks.Depth.validate
+
+    def hangs_for_a_while(*args):
+        time.sleep(2)
+        return validate(*args)
+
+    monkeypatch.setattr(tasks.Depth, "validate", hangs_for_a_while)
+    train.run(ae_config(people_dir, **{"train.steps": 1, "every.stuck_sec": 1}), tmp_path)
+    assert re.search(r"Timeout \(0:00:01\)!.*hangs_for_a_while", capfd.readouterr().err, re.DOTALL)
+
+
+@pytest.mark.parametrize("backend, there, said", [("cpu", 1, True), ("cpu", 0, False), ("gpu", 1, False)])
+def test_a_gpu_that_is_not_used(backend, there, said, data_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(train, "GPUS", str(tmp_path / "nvidia[0-9]*"))
+    for name in ["nvidiactl", "nvidia0"][: 1 + there]:
+        (tmp_path / name).touch()
+    with pytest.raises(FaceDepthError, match="holds images of 16 px"):
+        train.run(config_of(data_dir, **{"data.size": 32}), tmp_path / "run")
+    assert ("this machine has a GPU and JAX uses the CPU" in capsys.readouterr().err) == said
+
+
+# --- values that are not finite ---------------------------------------------------------------------------------------
+
+
+def drawn(method, data, step, batch_size):
+    """Names of the frames of a step's batch, read from its images."""
+    rows = data.rows("train")
+    options = {"batch_size": batch_size, "seed": folder.get_config().seed, "start_step": step - 1}
+    images = {"depth_mm": data.depth_mm}
+    if method == "ae":
+        batch = next(pipeline.batches(images, rows, **options))["depth_mm"]
+    else:
+        batch = next(pipeline.pair_batches(images, rows, data.frames["subject"][rows], **options))["depth_mm"]
+    names = {image.tobytes(): name for image, name in zip(data.depth_mm, data.frames["frame"], strict=True)}
+    return {names[image.tobytes()] for image in batch.reshape(-1, *data.depth_mm.shape[1:])}
+
+
+def test_poisoned_data(people_dir, tmp_path, monkeypatch):
+    """One frame becomes NaN: the first step that draws it stops the run and names it among the step's frames."""
+    batches = [drawn("ae", arrays.open(people_dir), step, 2) for step in (1, 2, 3)]
+    step = 3
+    poisoned = min(batches[step - 1] - batches[0] - batches[1])
+    data_dir = tmp_path / "arrays"
+    write_people(data_dir, poisoned)
+    healthy = levels.levels_from_mm
+
+    def levels_from_mm(depth_mm, code):
+        bad = (jnp.asarray(depth_mm) == POISON_MM).any((-1, -2), keepdims=True)
+        return jnp.where(bad, jnp.nan, healthy(depth_mm, code))
+
+    monkeypatch.setattr(levels, "levels_from_mm", levels_from_mm)
+    changes = {"train.batch_size": 2, "train.steps": 12, "every.save": 1, "every.evaluate": 20}
+    with pytest.raises(
+        FaceDepthError, match=rf"^Step {step}: \w+ is nan\. .* look at the frames of this step: "
+    ) as error:
+        train.run(ae_config(data_dir, **changes), tmp_path / "run")
+    named = re.search(r"frames of this step: (.*)\.$", str(error.value))[1].split(", ")
+    assert poisoned in named and set(named) == batches[step - 1] and len(named) == len(set(named))
+    assert sorted(path.stem for path in (tmp_path / "run/checkpoints").glob("*.json"))[-1] == f"{step - 1:08d}"
+    assert not (tmp_path / "run/results.json").exists()
+
+
+def test_the_frames_of_a_step_of_the_verifier(people_dir):
+    config, data = verifier_config(people_dir), arrays.open(people_dir)
+    task = tasks.make_task(config, runs.build(config, 1)[1], data, mesh.make_mesh())
+    for step in (1, 5):
+        named = task.frames_of(step, data.rows("train"), batch_size=2, seed=config.seed)
+        assert set(named) == drawn("verifier", data, step, 2) and len(named) == len(set(named)) < 12
+
+
+def test_poisoned_gradients(people_dir, tmp_path, monkeypatch):
+    """The loss is finite, its derivative is not."""
+    mse = losses.mse
+    monkeypatch.setattr(losses, "mse", lambda a, b: mse(a, b) + jnp.sqrt(0 * a).sum((1, 2, 3)))
+    with pytest.raises(FaceDepthError, match=r"^Step 1: grad_norm_g is nan\. .* frames of this step: \w\d, \w\d"):
+        train.run(ae_config(people_dir, **{"every.save": 1}), tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_poisoned_weights_that_no_metric_shows(people_dir, tmp_path, monkeypatch):
+    """The last update makes them NaN: they are not saved, and not evaluated."""
+    apply_gradients = steps.apply_gradients
+
+    def poisoned(net, net_state, gradients, batch_stats):
+        new = apply_gradients(net, net_state, gradients, batch_stats)
+        count = new.opt_state[0].count
+        return dataclasses.replace(new, params=jax.tree.map(lambda x: jnp.where(count == 8, jnp.nan, x), new.params))
+
+    monkeypatch.setattr(steps, "apply_gradients", poisoned)
+    with pytest.raises(
+        FaceDepthError, match=r"^Step 8: a parameter is not finite\. .* frames of this step: \w\d, \w\d"
+    ):
+        train.run(ae_config(people_dir), tmp_path)
+    assert sorted(path.stem for path in (tmp_path / "checkpoints").glob("*.json")) == ["00000003", "00000006"]
+    assert not (tmp_path / "generator.safetensors").exists()
