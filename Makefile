@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test format clean
+.PHONY: demo test bench format clean
 
 demo: .venv/ready
 	$(BIN)/python -m facedepth_jax.main --config=configs/synthetic.py --workdir=runs/demo
@@ -11,6 +11,20 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+# On a CPU, Linux only; each prints one table. With `.venv/bin/pip install -e '.[bench]'` against PyTorch too. The GPU's
+# is benchmarks/gpu.py.
+bench: .venv/ready
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/growth.py
+	taskset -c 0 $(BIN)/python benchmarks/render.py
+	taskset -c 0 $(BIN)/python benchmarks/synthetic.py
+	rm -rf runs/bench
+	$(BIN)/python tools/raw_trees.py --dataset=biwi --out=runs/bench/biwi --frames=4 --repeat=28
+	$(BIN)/python tools/raw_trees.py --dataset=pandora --out=runs/bench/pandora --frames=1 --repeat=24
+	$(BIN)/python benchmarks/prepare.py --biwi=runs/bench/biwi --pandora=runs/bench/pandora
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -121,7 +121,7 @@ def main():
                 known[key] = fresh.submit(measured, point, own_cores, args.turns, args.seconds).result()
         speed, gflop, mib = known[key]
         found.append((name, point[name], speed, mib))
-        cells = [name, *point.values(), len(own_cores), f"{speed:.3g}", f"{gflop:.3g}", f"{mib:.0f}"]
+        cells = [name, *point.values(), len(own_cores), f"{speed:.3g}", f"{gflop:.3g}", f"{mib:.3g}"]
         print(f"| {' | '.join(map(str, cells))} |", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     picture(found, args.out / "growth.png")

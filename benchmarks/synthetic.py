@@ -71,11 +71,12 @@ def main(size_px):
         "sensor": seconds(draw_noise, keys)[0] + seconds(measure, draw_noise(keys), raster.depth_mm, ones, ones)[0],
     }
     total = whole + rows["drawing the scene (host)"]
-    print(f"{BATCH_FRAMES / total:.0f} whole frames a second at {size_px} x {size_px}; compile {first - whole:.1f} s")
-    for name, value in rows.items():
-        print(f"{name:26s} {1e3 * value / BATCH_FRAMES:6.2f} ms  {value / total:5.2f} of a frame")
-    rest = total - sum(rows.values())
-    print(f"{'paint, room, camera':26s} {1e3 * rest / BATCH_FRAMES:6.2f} ms  {rest / total:5.2f} of a frame")
+    rows["paint, room, camera"] = total - sum(rows.values())
+    print(f"{size_px} x {size_px} px, {jax.default_backend()}, compiling {first - whole:.1f} s\n")
+    print("| | frames a second | ms a frame | of a frame |\n|---|---|---|---|")
+    for name, value in ({"whole frame": total} | rows).items():
+        frame = value / BATCH_FRAMES
+        print(f"| {name} | {1 / frame:.0f} | {1e3 * frame:.2f} | {value / total:.0%} |")
 
 
 if __name__ == "__main__":

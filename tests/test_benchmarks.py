@@ -1,4 +1,4 @@
-"""benchmarks/train_step.py: its table, what it proves before, and that it stops where two sides differ."""
+"""benchmarks/: each at a tiny size; what train_step.py proves before, and that it stops where two sides differ."""
 
 import importlib.util
 import os
@@ -6,19 +6,20 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))  # they import each other
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
-@pytest.fixture(scope="module")
-def out():
-    """What the program prints at a tiny size."""
+def run(name, *args):
+    """What a program prints."""
     return subprocess.run(
-        [sys.executable, "benchmarks/train_step.py", "--widths=4", "--batches=2", "--turns=2", "--seconds=0"],
+        [sys.executable, f"benchmarks/{name}.py", *args],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},  # compiles in half the time
         stdout=subprocess.PIPE,
@@ -27,30 +28,44 @@ def out():
     ).stdout
 
 
+def cells(out):
+    """[{column: cell}] of the one table that was printed."""
+    lines = out.splitlines() if isinstance(out, str) else out
+    heads, _, *lines = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines if line[:1] == "|"]
+    return [dict(zip(heads, line, strict=True)) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def out():
+    """Of train_step.py."""
+    return run("train_step", "--widths=4", "--batches=2", "--turns=2", "--seconds=0")
+
+
 @pytest.fixture(scope="module")
 def program():
-    """The program as a module."""
-    spec = importlib.util.spec_from_file_location("train_step", ROOT / "benchmarks" / "train_step.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """A program as a module, by name."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 def test_one_table_of_all_sides(out):
     sides = ["this", *(["PyTorch"] if HAS_TORCH else []), "plain flax"]
-    heads, _, *lines = [
-        [cell.strip() for cell in line[1:-1].split("|")] for line in out.splitlines() if line[:1] == "|"
-    ]
-    assert [line[:3] for line in lines] == [["training", "4", "2"], ["inference", "4", "1"], ["inference", "4", "32"]]
+    lines = cells(out)
+    works = [("training", "4", "2"), ("inference", "4", "1"), ("inference", "4", "32")]
+    assert [(line[""], line["width"], line["batch"]) for line in lines] == works
     for line in lines:
-        cells = dict(zip(heads, line, strict=True))
         for name in sides:
-            assert float(cells[f"images/s: {name}"]) > 0 and int(cells[f"of the peak: {name}"][:-1]) < 100
+            assert float(line[f"images/s: {name}"]) > 0 and int(line[f"of the peak: {name}"][:-1]) < 100
         for name in sides[1:]:
-            ratio, least, most = map(float, re.findall(r"[\d.]+", cells[f"this / {name}"]))
+            ratio, least, most = map(float, re.findall(r"[\d.]+", line[f"this / {name}"]))
             assert 0 < least <= ratio <= most
-    cells = dict(zip(heads, lines[0], strict=True))
-    assert all(float(cells[f"memory, MiB: {name}"]) > 0 and cells[f"compiling, s: {name}"] for name in sides)
+    assert all(float(lines[0][f"memory, MiB: {name}"]) > 0 and lines[0][f"compiling, s: {name}"] for name in sides)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +88,7 @@ def test_other_gradients_stop_it(program, dtype, apart):
 
     def agreement(loss=1.4, **changed):
         theirs = {"losses": {"loss_d": np.float64(loss)}, "gradients": gradients | changed}
-        return program.agreement({"this": ("cpu", proof), "PyTorch": ("cpu", theirs)}, 16, dtype)
+        return program("train_step").agreement({"this": ("cpu", proof), "PyTorch": ("cpu", theirs)}, 16, dtype)
 
     near = agreement(**{"generator/up1/kernel": kernel * (1 + apart)})
     assert near == {("PyTorch", "losses"): 0.0, ("PyTorch", "gradients"): pytest.approx(apart, rel=1e-3)}
@@ -89,4 +104,128 @@ def test_other_gradients_stop_it(program, dtype, apart):
 
 def test_another_device_stops_it(program):
     with pytest.raises(SystemExit, match="PyTorch computes on gpu, this project on cpu"):
-        program.agreement({"this": ("cpu", {}), "PyTorch": ("gpu", {})}, 16, "float32")
+        program("train_step").agreement({"this": ("cpu", {}), "PyTorch": ("gpu", {})}, 16, "float32")
+
+
+class Pipe:
+    """A side that answers at once: seconds a call of each work, its facts."""
+
+    def __init__(self, seconds, facts):
+        self.seconds, self.facts = seconds, facts
+
+    def send(self, request):
+        self.request = request
+
+    def recv(self):
+        return self.facts if self.request[0] == ("facts",) else self.seconds[self.request[0][0]]
+
+
+def test_what_the_table_says_of_times(program):
+    """Plain flax counts the operations where it takes part; where not, its cells are empty."""
+    train_step = program("train_step")
+    flops = {("training",): 8e9, ("inference", 4): 1e9}
+
+    def pipe(training, inference, **facts):
+        known = {"device": "cpu", "first_s": 9.0, "compile_s": 3.0, "memory_mib": 70.4, "flops": flops}
+        return Pipe({"training": training, "inference": inference, "product": 2 * 2048**3 / 1e11}, known | facts)
+
+    pipes = {
+        "this": pipe(0.5, 0.1, flops={work: 99 for work in flops}),
+        "PyTorch": pipe(1.0, 0.05, compile_s=None, flops=None),
+        "plain flax": pipe(2.0, 0.4),
+    }
+    args, counted = types.SimpleNamespace(turns=2, seconds=0), {}
+    works = {("training",): 2, ("inference", 4): 4}
+    lines, peak = train_step.rows(list(pipes), pipes, works, 16, counted, args)
+    assert peak == pytest.approx(1e11) and counted == {"training": 4e9, "inference": 0.25e9}
+    training, inference = cells(train_step.heads(list(pipes)).splitlines() + lines)
+    of_each = {
+        "images/s": ["4", "2", "1"], "of the peak": ["16%", "8%", "4%"],
+        "compiling, s": ["3.0", "8.0", "3.0"], "memory, MiB": ["70", "70", "70"],
+    }  # fmt: skip
+    for what, values in of_each.items():
+        assert [training[f"{what}: {name}"] for name in pipes] == values
+    assert training["this / PyTorch"] == "2.00 (2.00-2.00)" and training["this / plain flax"] == "4.00 (4.00-4.00)"
+    assert inference["this / PyTorch"] == "0.50 (0.50-0.50)" and inference["of the peak: this"] == "10%"
+    assert inference["memory, MiB: this"] == ""
+
+    names = list(pipes)
+    del pipes["plain flax"]
+    lines, _ = train_step.rows(names, pipes, {("training",): 2}, 16, counted, args, "bfloat16, ")
+    (training,) = cells(train_step.heads(names).splitlines() + lines)
+    assert training[""] == "bfloat16, training" and training["of the peak: this"] == "16%"
+    assert {value for name, value in training.items() if "plain flax" in name} == {""}
+
+
+def test_pipeline():
+    found = cells(
+        run(
+            "pipeline",
+            *("--width=2", "--batch_size=4", "--frames=64", "--batches=2", "--steps=2", "--turns=1", "--processes=1"),
+        )
+    )
+    found = {line.pop("batches by"): line for line in found}
+    assert found.pop("the same batch again")["waits for its batch"] == ""
+    assert found["NumPy"]["of NumPy's"] == "1.00"
+    assert set(found) == {
+        "NumPy",
+        *(f"the pipeline, {how}" for how in ("in the loop itself", "one thread", "two threads")),
+        "row numbers by one thread, gathered on the device",
+        "grain's processes: 1",
+    }
+    for line in found.values():
+        assert float(line["alone, images/s"]) > 0 and float(line["training, images/s"]) > 0
+        assert 0 < float(line["waits for its batch"][:-1]) < 100
+
+
+def test_evaluate(program, monkeypatch, capsys):
+    evaluate = program("evaluate")
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--widths=2", "--frames=40", "--turns=1"])
+    monkeypatch.setattr(evaluate, "EVALUATION_BATCH", 4)
+    evaluate.main()
+    (line,) = cells(capsys.readouterr().out)
+    alone, both = (float(line[name]) for name in ("forward pass alone, images/s", "with the metrics, images/s"))
+    cost = float(re.fullmatch(r"(.*)% of the forward pass", line["the metrics cost"])[1])
+    assert line["frames"] == "40" and alone > 0
+    assert cost == pytest.approx(100 * (alone / both - 1), abs=2 + 0.02 * cost)  # of rounded figures
+
+
+def test_growth(tmp_path):
+    sizes = ("--widths=2", "--batches=8", "--sizes=32", "--devices=2,1", "--turns=1", "--seconds=0")
+    found = cells(run("growth", *sizes, f"--out={tmp_path}"))
+    assert [line["what grows"] for line in found] == ["width", "batch", "image, px", "devices", "devices"]
+    assert {tuple(line.values())[1:] for line in found[:3]} == {tuple(found[0].values())[1:]}  # the first point
+    assert all(float(line["images/s"]) > 0 for line in found)
+    two, one = found[3:]
+    for what in ("GFLOP a device", "MiB a device"):  # the work is divided, the state is not
+        assert 0.45 < float(two[what]) / float(one[what]) < 0.75
+    assert (tmp_path / "growth.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_gpu():
+    """On whatever is here."""
+    out = run("gpu", "--width=2", "--batches=2", "--dtypes=float32", "--turns=1", "--seconds=0", "--steps=2")
+    speed, costs = out.split("The state is donated, and the loop moves nothing between host and device")
+    (line,) = cells(speed)
+    assert line[""] == "float32, training" and float(line["images/s: this"]) > 0
+    shares = [float(line["share"][:-1]) for line in cells(costs)]
+    assert len(shares) == 3 and 100 > shares[0] >= shares[1] >= shares[2] > 0
+    assert re.search(r"\| `.*(Generator|Discriminator).*` \|", costs)
+
+
+def test_costs_of_a_profile(program):
+    compiled = """
+  %fusion.2 = f32[2]{0} fusion(%p), metadata={op_name="jit(adversarial_step)/jvp(Generator)/up1/conv" stack_frame_id=1}
+  ROOT %convolution.7 = f32[2]{0} custom-call(%p), metadata={op_name="jit(adversarial_step)/jvp(Generator)/up1/conv"}
+  %call.1 = f32[2]{0} call(%p), metadata={op_name="jit(adversarial_step)/jvp(Generator)/up2/conv"}
+  %copy.3 = f32[2]{0} copy(%p)
+"""
+
+    def event(duration_ns, **stats):
+        return types.SimpleNamespace(duration_ns=duration_ns, stats=stats.items())
+
+    events = [event(3, hlo_op="fusion.2"), event(4, hlo_op="convolution.7"), event(5, hlo_op="copy.3")]
+    events += [event(90, hlo_op="call.1"), event(80), event(3, hlo_op="fusion.2")]
+    line = types.SimpleNamespace(events=events)
+    profile = types.SimpleNamespace(planes=[types.SimpleNamespace(lines=[line])])
+    assert program("gpu").costs(profile, compiled) == {"jvp(Generator)/up1/conv": 10, "copy.3": 5}
