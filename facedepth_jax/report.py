@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.evaluate import MEAN_MAP
 from facedepth_jax.metrics import METRICS
 from facedepth_jax.runs import load_verifier, verify_generated
+from facedepth_jax.stopping import Stopped, stop_event
 from facedepth_jax.tables import markdown_table
 
 CURVE_METRICS = ("l1", "rmse_lin", "delta_1.25^(1/4)")
@@ -108,7 +109,7 @@ def read_run(path: Path) -> Run:
     return run
 
 
-def verify_run(run: Run, judges: dict[str, tuple[Path, dict]]) -> dict:
+def verify_run(run: Run, judges: dict[str, tuple[Path, dict]], between: Callable[[], None]) -> dict:
     """`verification.verify` of a run's test pairs, from its verification.json or, the first time, from its data.
 
     Args:
@@ -136,7 +137,7 @@ def verify_run(run: Run, judges: dict[str, tuple[Path, dict]]) -> dict:
         raise FaceDepthError(
             f"{data.path} is not the data that {run.path} was trained on: prepare it as it was, with the run's config."
         )
-    found = verify_generated(load_verifier(verifier_path), run.path, data)
+    found = verify_generated(load_verifier(verifier_path), run.path, data, between)
     files.write_json(file, {"weights": weights, "test": found})
     return found
 
@@ -420,12 +421,19 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
     return "\n".join(parts), values, images
 
 
-def write_report(paths: Sequence[Path], out: Path, verifiers: Sequence[Path] = (), errors: bool = False) -> str:
+def write_report(
+    paths: Sequence[Path],
+    out: Path,
+    verifiers: Sequence[Path] = (),
+    errors: bool = False,
+    between: Callable[[], None] = lambda: None,
+) -> str:
     """Reads the runs, writes the report into the directory `out`, returns its markdown.
 
     Args:
       verifiers: verifiers' runs, one for each data set (or fold) of the runs.
       errors: whether the grid of faces has maps of the error.
+      between: called before each batch of a verification; what it raises ends the report.
 
     Raises:
       FaceDepthError: a run cannot be used or the report cannot be written.
@@ -438,7 +446,7 @@ def write_report(paths: Sequence[Path], out: Path, verifiers: Sequence[Path] = (
         if other != path:
             raise FaceDepthError(f"{other} and {path} are verifiers of the same data: give one of them.")
     if judges:
-        runs = [dataclasses.replace(run, verification=verify_run(run, judges)) for run in runs]
+        runs = [dataclasses.replace(run, verification=verify_run(run, judges, between)) for run in runs]
     runs, judged = pool_folds(runs, judges)
     by_data = {}
     for run in runs:
@@ -472,8 +480,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--errors", action="store_true", help="maps of the error in the grid of faces")
     args = parser.parse_args(argv)
+    stop = stop_event()
+
+    def between():
+        if stop.is_set():
+            raise Stopped("Stopped: the runs that were verified are known, the same command continues.")
+
     try:
-        print(write_report(args.runs, args.out, args.verifiers, args.errors))
+        print(write_report(args.runs, args.out, args.verifiers, args.errors, between))
+    except Stopped as stopped:
+        print(stopped)
     except FaceDepthError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

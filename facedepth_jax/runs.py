@@ -90,8 +90,9 @@ def load_verifier(run_dir) -> Verifier:
     return Verifier(module, net_state, code_of(config))
 
 
-def verify_generated(verifier: Verifier, run_dir, data) -> dict:
+def verify_generated(verifier: Verifier, run_dir, data, between: Callable[[], None] = lambda: None) -> dict:
     """A run's generated depth on the test pairs, both images of a pair generated; as `verification.verify` gives it.
+    `between` is called before each batch.
 
     Raises FaceDepthError for a run without a generator, or whose images do not suit the verifier or the data.
     """
@@ -100,9 +101,8 @@ def verify_generated(verifier: Verifier, run_dir, data) -> dict:
         raise FaceDepthError(f"{run_dir} and the verifier differ in what a level of depth stands for (config.code).")
     if generator.size != data.gray.shape[1]:
         raise FaceDepthError(f"{run_dir} takes images of {generator.size} px, {data.path} has {data.gray.shape[1]}.")
-    return verification.verify(
-        verifier, verification.generated_depth(generator.predict, data, verifier.code), data, "test"
-    )
+    depth_levels = verification.generated_depth(generator.predict, data, verifier.code)
+    return verification.verify(verifier, depth_levels, data, "test", between)
 
 
 def _load(run_dir, name):

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import signal
+from types import SimpleNamespace
 
 import imageio.v3 as iio
 import numpy as np
@@ -338,6 +340,37 @@ def test_a_verifier_that_cannot_be_used_is_one_sentence(tmp_path, capsys, spoil,
     assert run(tmp_path / "out", f"--verifier={verifier}", judged_run) == 1
     assert re.fullmatch(f"error: .*{sentence}.*\n", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_signal_while_a_run_is_verified(tmp_path, capsys, monkeypatch):
+    """Exit code 0 and how to go on; the run that was verified before needs it no more."""
+    verifier = make_verifier(tmp_path / "verifier")
+    runs = [make_run(tmp_path / str(i), seed=i) for i in range(2)]
+    for path in runs:
+        (path / "generator.safetensors").write_bytes(b"weights")
+    asked = []
+
+    def verify(verifier, run_dir, data, between):
+        asked.append(run_dir.name)
+        between()
+        if len(asked) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        between()
+        return verification(0.6)
+
+    monkeypatch.setattr(report, "verify_generated", verify)
+    monkeypatch.setattr(report, "load_verifier", str)
+    monkeypatch.setattr(report.arrays, "open", lambda path: SimpleNamespace(fingerprint="f" * 64))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert run(tmp_path / "out", f"--verifier={verifier}", *runs) == 0
+        assert capsys.readouterr().out.endswith("the same command continues.\n")
+        assert not (tmp_path / "out").exists()
+        assert run(tmp_path / "out", f"--verifier={verifier}", *runs) == 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert asked == ["0", "1", "1"] and (tmp_path / "out" / "report.md").exists()
 
 
 def test_a_verifiers_run_is_no_column(tmp_path, capsys):
