@@ -51,7 +51,7 @@ class Place:
     def data(self):
         return self.folder / "data"
 
-    def flags(self, steps: int = STEPS, workers: int = 0) -> list[str]:
+    def flags(self, steps: int = STEPS) -> list[str]:
         """Of `facedepth_jax.main`, for a few steps of a tiny net on tiny faces."""
         values = {
             "width": 2,
@@ -63,7 +63,7 @@ class Place:
             "data.options.subjects": CONFIGS[self.config],
             "data.options.frames_per_sequence": 2,
             "data.options.image_size": 128,
-            "data.workers": workers,
+            "data.workers": 0,
             "data.size": 32,
             "data.dir": self.data,
         }
@@ -180,9 +180,9 @@ def _arrays(checkpoint: pathlib.Path) -> dict[str, bytes]:
     }
 
 
-def command(place: Place, log: pathlib.Path, **options):
+def command(place: Place, log: pathlib.Path):
     """Starts the run as a user does."""
-    line = [sys.executable, "-m", "facedepth_jax.main", *place.flags(**options)]
+    line = [sys.executable, "-m", "facedepth_jax.main", *place.flags()]
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(log.parents[1] / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -224,9 +224,8 @@ def soak_one(place: Place, whole: Place, whole_s: float, rng: random.Random, dea
         )
         if time.monotonic() > deadline:
             wanted, delay_s = None, PATIENCE_S
-        sent, workers = rng.choice((signal.SIGKILL, signal.SIGTERM)), rng.choice((0, 2))
-        saved = place.saved()
-        end = disturb(lambda: command(place, log, workers=workers), place, wanted, delay_s, sent)  # noqa: B023
+        sent, saved = rng.choice((signal.SIGKILL, signal.SIGTERM)), place.saved()
+        end = disturb(lambda: command(place, log), place, wanted, delay_s, sent)
         count.starts += 1
         if end.saved < saved:
             sys.exit(f"error: {place.folder} had step {saved} saved and has {end.saved}.")
