@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facedepth_jax import levels, metrics
+from facedepth_jax import levels, mesh, metrics
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.levels import DepthCode
 
@@ -44,7 +44,7 @@ def evaluate(
     batch_size: int,
     *,
     frames: Sequence[str] | None = None,
-    put: Callable = jax.device_put,
+    devices: jax.sharding.Mesh | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> dict:
     """Measures a network on rows of the arrays.
@@ -55,9 +55,9 @@ def evaluate(
       depth_mm: uint16 (N, S, S), 0 = none, may be a memmap.
       rows: the rows to measure, each counted once.
       code: how depth becomes levels.
-      batch_size: frames a call of `predict`; does not change the result.
+      batch_size: frames a call of `predict`, a multiple of the devices; does not change the result.
       frames: names of all N rows for error messages; without them the row numbers are named.
-      put: places {"gray", "depth_mm"} of one batch on the devices.
+      devices: among which a batch is divided, each process reading its share; all, by default.
       between: called before each batch; what it raises ends the evaluation.
 
     Returns:
@@ -76,6 +76,7 @@ def evaluate(
     if rows.size == 0:
         raise FaceDepthError("There is no frame to evaluate: the split is empty; check the data set's splits.")
 
+    devices = devices or mesh.make_mesh()
     collected = []
 
     def collect(batch_rows, sums):
@@ -92,8 +93,9 @@ def evaluate(
         between()
         batch_rows = rows[start : start + batch_size]
         padded = np.pad(batch_rows, (0, batch_size - batch_rows.size), mode="edge")
-        batch = put({"gray": gray[padded], "depth_mm": depth_mm[padded]})
-        sums = _batch_sums(predict(batch["gray"]), batch["depth_mm"], code)
+        mine = mesh.share(padded)
+        batch = mesh.put_batch(devices, {"gray": gray[mine], "depth_mm": depth_mm[mine]})
+        sums = mesh.put_everywhere(devices, _batch_sums(predict(batch["gray"]), batch["depth_mm"], code))
         if pending is not None:  # one batch late, so that the device never waits for the host
             collect(*pending)
         pending = batch_rows, sums

@@ -80,6 +80,19 @@ class Logs:
         self._events.close()
 
 
+class Silence:
+    """What the other processes say: the first speaks for all."""
+
+    def write(self, step, values, prefix):
+        pass
+
+    def advance(self, step, shown):
+        pass
+
+    def close(self):
+        pass
+
+
 class Clock:
     """Where the time of a run goes: every second since its start is charged to one of PARTS.
 

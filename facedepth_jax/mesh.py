@@ -89,9 +89,20 @@ def put_everywhere(mesh: Mesh, tree):
     return _everywhere(mesh)(tree)
 
 
+def local(tree):
+    """A pytree of arrays that every device has whole -> on this process's first device alone."""
+    return jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
+
+
 @functools.cache
 def _everywhere(mesh):
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+
+
+def share(batch: np.ndarray) -> np.ndarray:
+    """This process's part of a batch (B, ...) that all know, B a multiple of the devices."""
+    size = len(batch) // jax.process_count()
+    return batch[jax.process_index() * size :][:size]
 
 
 def put_batch(mesh: Mesh, batch):

@@ -44,11 +44,10 @@ class Depth:
         self._data = data
         self._devices = devices
         self._between = between
-        self._put = functools.partial(_put, devices)
         self._batch_size = EVALUATION_BATCH * devices.size
         self._predict = jax.jit(
             lambda net_state, gray: forward(module, net_state, image_from_gray(gray)[..., None]),
-            out_shardings=mesh.replicated(devices),
+            out_shardings=mesh.divided(devices),
         )
 
     def batches(self, train_rows, **options):
@@ -122,7 +121,7 @@ class Depth:
             self._code,
             self._batch_size,
             frames=data.frames["frame"],
-            put=self._put,
+            devices=self._devices,
             between=self._between,
         )
 
@@ -131,7 +130,8 @@ class Depth:
         rows = rows[np.linspace(0, len(rows) - 1, min(SAMPLES, len(rows))).round().astype(int)]
         gray, truth = self._data.gray[rows], self._data.depth_mm[rows]
         padded = np.resize(gray, (self._batch_size, *gray.shape[1:]))
-        image = self._predict(generator, self._put({"gray": padded})["gray"])
+        batch = mesh.put_batch(self._devices, {"gray": mesh.share(padded)})
+        image = mesh.put_everywhere(self._devices, self._predict(generator, batch["gray"]))
         image = jax.device_get(image)[: len(rows), ..., 0]
         estimate = mm_from_levels(levels_from_image(image, self._code), self._code)
         return {
@@ -228,11 +228,3 @@ def _save_net(path, best: Best):
 
 def _grid(sample):
     return pictures.grid(sample["gray"], {"truth": sample["truth_mm"], "estimate": sample["estimate_mm"]})
-
-
-def _put(devices, batch):
-    """A batch that every process has whole: gray is divided, for the net; depth goes everywhere, for the sums."""
-    return {
-        name: jax.device_put(value, mesh.divided(devices) if name == "gray" else mesh.replicated(devices))
-        for name, value in batch.items()
-    }

@@ -23,7 +23,7 @@ from facedepth_jax.data.frames import SPLITS
 from facedepth_jax.data.prepare import prepare
 from facedepth_jax.data.sources import make_source
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.logs import Clock, Logs, first_not_finite
+from facedepth_jax.logs import Clock, Logs, Silence, first_not_finite
 from facedepth_jax.runs import build, check_values, code_of
 from facedepth_jax.state import init_state, keep_better, no_best
 from facedepth_jax.stopping import Stopped, stop_event
@@ -44,11 +44,13 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
     clock = Clock(config.train.batch_size)
     try:
         _run(config, pathlib.Path(workdir), clock)
-        print(clock.account())
+        last = clock.account()
     except Stopped as stopped:
-        print(f"{clock.account()}\n{stopped}")
+        last = f"{clock.account()}\n{stopped}"
     finally:
         faulthandler.cancel_dump_traceback_later()
+    if jax.process_index() == 0:
+        print(last)
 
 
 def _run(config, workdir, clock):
@@ -97,7 +99,7 @@ def _run(config, workdir, clock):
     batches = task.batches(
         train_rows, start_step=start, process=jax.process_index(), processes=jax.process_count(), **drawn
     )
-    logs = Logs(workdir, start, config.train.steps)
+    logs = Silence() if jax.process_index() else Logs(workdir, start, config.train.steps)
     pending = None  # the metrics of the step before: read one step late, so that the device never waits for the host
 
     def not_finite(step, what):

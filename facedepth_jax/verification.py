@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facedepth_jax import levels
+from facedepth_jax import levels, mesh
 from facedepth_jax.data import pairs
 from facedepth_jax.data.arrays import Arrays
 from facedepth_jax.data.splits import ANGLE_SUBSETS, SEQUENCE_SUBSETS, in_subset
@@ -98,7 +98,8 @@ def scores(
 ) -> np.ndarray:
     """Logits of the pairs (rows_a[i], rows_b[i]), float64 (orders, n): in the given order and, for a verifier of both
     orders, in the other one. `between` is called before each batch."""
-    variables = {"params": verifier.net_state.params, "batch_stats": verifier.net_state.batch_stats}
+    # Every process does all of it, on one device: there are few pairs.
+    variables = mesh.local({"params": verifier.net_state.params, "batch_stats": verifier.net_state.batch_stats})
     rows, places = np.unique(np.concatenate([rows_a, rows_b]), return_inverse=True)
     features = _in_batches(lambda rows: _features(verifier.module, variables, depth_levels(rows)), between, rows)
     a, b = features[places[: len(rows_a)]], features[places[len(rows_a) :]]

@@ -1,10 +1,6 @@
-"""Evaluation: every frame once, the same figures however it is batched."""
+"""Evaluation: every frame once, the same figures however it is batched. On several devices: test_processes.py."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -99,38 +95,6 @@ def test_memmaps(arrays, tmp_path):
     np.save(tmp_path / "depth_mm.npy", depth_mm)
     mapped = np.load(tmp_path / "depth_mm.npy", mmap_mode="r")
     assert ev.evaluate(predict, gray, mapped, range(9), CODE, 8) == ev.evaluate(predict, *arrays, range(9), CODE, 8)
-
-
-FOUR_DEVICES = """
-import sys
-
-sys.path.insert(0, "tests")
-import jax
-from jax.sharding import NamedSharding, PartitionSpec
-from test_evaluate import CODE, ev, make_arrays, predict
-
-assert jax.device_count() == 4
-mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-divided = NamedSharding(mesh, PartitionSpec("data"))
-gray, depth_mm = make_arrays()
-baseline = ev.mean_map_baseline(depth_mm, range(40), CODE)
-for net in (predict, baseline):
-    one = ev.evaluate(net, gray, depth_mm, range(21), CODE, 16)
-    four = ev.evaluate(net, gray, depth_mm, range(21), CODE, 16, put=lambda batch: jax.device_put(batch, divided))
-    for column in ("all", "valid", "mm"):
-        for key, value in one[column].items():
-            assert abs(four[column][key] - value) <= 1e-6 * value, (column, key, value, four[column][key])
-print("equal")
-"""
-
-
-def test_four_devices_give_the_same_figures():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    root = pathlib.Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", FOUR_DEVICES], env=environment, cwd=root, capture_output=True, text=True, check=False
-    )
-    assert done.stdout == "equal\n", done.stderr
 
 
 def test_an_estimate_that_is_not_finite_names_its_frames(arrays):
