@@ -24,6 +24,9 @@ WORKDIR = flags.DEFINE_string(
 PROCESS = flags.DEFINE_string(
     "process", None, "For one of several processes: auto on a TPU slice, else INDEX/COUNT@HOST:PORT of process 0."
 )
+INSIST = flags.DEFINE_bool(
+    "insist", False, "Go on in a workdir whose checkpoints have another config or other data, and log the difference."
+)
 flags.mark_flag_as_required("config")
 
 
@@ -40,7 +43,7 @@ def main(argv):
         if PROCESS.value:
             mesh.join(PROCESS.value)
         mesh.keep_compiled()
-        train.run(config, pathlib.Path(WORKDIR.value or f"runs/{name}-{config.method}"))
+        train.run(config, pathlib.Path(WORKDIR.value or f"runs/{name}-{config.method}"), INSIST.value)
     except Exception as error:
         if isinstance(error, FaceDepthError | OSError):  # an OSError says what and where: a full disk, a missing right
             print(f"error: {error}", file=sys.stderr)

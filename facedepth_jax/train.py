@@ -33,17 +33,21 @@ GPUS = "/dev/nvidia[0-9]*"
 ASK_STEPS = 10  # how often several processes ask each other for a signal: to answer takes the devices' time
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, insist: bool = False):
     """Trains `config` in `workdir`, or goes on with it, and evaluates the test split; the README says what it leaves.
 
     SIGTERM and SIGINT, to any of the processes, save and end it with a line that says how to go on.
 
-    Raises FaceDepthError for a config, data or a workdir that cannot be used, and for values that are not finite.
+    Args:
+      insist: go on from checkpoints of another config or other data, as far as their nets fit.
+
+    Raises FaceDepthError for a config, data or a workdir that cannot be used, for values that are not finite, and at
+    the next step after a save that failed.
     """
     check_values(config)
     clock = Clock(config.train.batch_size)
     try:
-        _run(config, pathlib.Path(workdir), clock)
+        _run(config, pathlib.Path(workdir), clock, insist)
         last = clock.account()
     except Stopped as stopped:
         last = f"{clock.account()}\n{stopped}"
@@ -53,7 +57,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path):
         print(last)
 
 
-def _run(config, workdir, clock):
+def _run(config, workdir, clock, insist):
+    files.check_local(workdir)
     build(config, subjects=1)  # what no run can be made with is found before the data are made
     devices = mesh.make_mesh()
     mesh.check_batch_size(devices, config.train.batch_size, "train.batch_size")
@@ -75,7 +80,7 @@ def _run(config, workdir, clock):
 
     state = init_state(nets, config.seed, config.data.size)
     saved = mesh.put_everywhere(devices, {"state": state, "best": no_best(state.nets[task.net])})
-    checkpoints = Checkpoints(workdir / "checkpoints", _identity(config, data))
+    checkpoints = Checkpoints(workdir / "checkpoints", _identity(config, data), insist=insist)
     saved = checkpoints.restore(saved) or saved
     state, best = saved.pop("state"), saved.pop("best")
     start = saved_step = int(state.step)

@@ -2,6 +2,7 @@
 a place that cannot be written to ends in one sentence, what was whole before left whole."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -13,11 +14,14 @@ import tempfile
 import pytest
 from test_arrays import COUNT, contents, make
 from test_checkpoint import IDENTITY, restore, same, save, state
+from test_train import people_dir, verifier_config  # noqa: F401
 
-from facedepth_jax import files
+from facedepth_jax import files, runs, train
 from facedepth_jax.checkpoint import Checkpoints
 from facedepth_jax.data import arrays
+from facedepth_jax.data.prepare import prepare
 from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.state import TrainState, init_state, no_best
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -233,3 +237,60 @@ def test_a_place_without_the_right_to_write(saved, read_only):
     assert sorted(os.listdir(read_only)) == ["arrays"] and sorted(contents(read_only / "arrays")) == sorted(
         [*arrays.FILES, "meta.json"]
     )
+
+
+# ---- runs ----
+
+
+def test_a_save_that_failed_stops_the_run_at_the_next_step(people_dir, tmp_path, monkeypatch):  # noqa: F811
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_seal", fail)
+    with pytest.raises(FaceDepthError, match="Saving a checkpoint to .* failed .*No space left on device"):
+        train.run(verifier_config(people_dir, **{"every.save": 4, "every.evaluate": 100}), tmp_path)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert 4 <= max(steps) < 8, "the next save would have been at step 8"
+
+
+def test_who_insists_goes_on_with_other_values(people_dir, tmp_path):  # noqa: F811
+    done = {"train.steps": 1, "every.evaluate": 1}
+    config = verifier_config(people_dir, **done)
+    seed = config.seed
+    fresh = init_state(runs.build(config, subjects=3)[1], seed, 96)
+    saved = {"state": TrainState(fresh.step + 1, fresh.nets), "best": no_best(fresh.nets["verifier"])}
+    checkpoints = Checkpoints(tmp_path / "checkpoints", train._identity(config, arrays.open(people_dir)))
+    checkpoints.save(1, saved)
+    checkpoints.finish()
+    with pytest.raises(FaceDepthError, match=rf"belongs to a run with seed = {seed} \(not 5\): .* or --insist"):
+        train.run(verifier_config(people_dir, seed=5, **done), tmp_path)
+    with pytest.raises(FaceDepthError, match="does not fit the nets of this run: best/"):
+        train.run(verifier_config(people_dir, width=3, **done), tmp_path, insist=True)
+    assert not (tmp_path / "config.json").exists()
+    command = [sys.executable, "-m", "facedepth_jax.main", "--config=configs/verifier.py:folder", "--insist"]
+    command += [f"--workdir={tmp_path}", f"--config.data.dir={people_dir}", "--config.data.dataset=", "--config.seed=5"]
+    command += ["--config.width=2", "--config.data.face_mm=240.0", "--config.train.batch_size=8"]
+    command += ["--config.train.steps=1", "--config.every.evaluate=1", "--config.train.learning_rate=0.02"]
+    insisted = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert insisted.returncode == 0, insisted.stderr
+    assert f"Going on, as insisted, from a checkpoint with seed = {seed} (not 5)" in insisted.stderr
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "file:///tmp/run"])
+def test_an_address_is_no_directory(people_dir, tmp_path, monkeypatch, address):  # noqa: F811
+    """Or pathlib would make a folder `gs:` of it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FaceDepthError, match="is an address .*: give a local directory, or mount the bucket"):
+        train.run(verifier_config(people_dir), address)
+    with pytest.raises(FaceDepthError, match="is an address"):
+        files.write_bytes(pathlib.Path(address) / "a", b"")
+    with pytest.raises(FaceDepthError, match="is an address"):
+        prepare(None, address)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_workdir_that_is_no_directory(people_dir, tmp_path):  # noqa: F811
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FaceDepthError, match="cannot be written: (Not a directory|File exists)"):
+        train.run(verifier_config(people_dir), tmp_path / "file" / "run")

@@ -87,6 +87,7 @@ def prepare(
         rejected, a split that lost all its frames, a pair list that does not fit, a full disk, no permission to write.
       Stopped: see `stopped`.
     """
+    files.check_local(out)
     out, (shard_index, shards) = Path(out), shard
     if not 0 <= shard_index < shards:
         raise FaceDepthError(
