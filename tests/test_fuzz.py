@@ -30,10 +30,10 @@ from test_pandora import make as make_pandora
 
 from facedepth_jax import files, predict
 from facedepth_jax.checkpoint import Checkpoints, load_weights
-from facedepth_jax.data import arrays, biwi, biwi_files, images, pairs
+from facedepth_jax.data import arrays, biwi, biwi_files, images, pairs, prepare
 from facedepth_jax.data.biwi import BiwiSource
 from facedepth_jax.data.folder import REQUIRED, FolderSource
-from facedepth_jax.data.frames import SPLITS, Frame, Reject
+from facedepth_jax.data.frames import SPLITS, Frame, FrameInfo, Reject
 from facedepth_jax.data.pandora import PandoraSource
 from facedepth_jax.errors import FaceDepthError
 
@@ -477,6 +477,35 @@ def test_pair_lists(image_folder, content):
         return
     text = content.decode("utf-8-sig")
     assert all(same in (0, 1) and f"{a}\t{b}\t{same}" in text for a, b, same in found)
+
+
+LISTING = {"settings_sha256": "s", "chunk": 0, "frames": [{"frame": "a"}], "rejects": [{"frame": "b"}]}
+
+
+@pytest.fixture(scope="module")
+def chunk(tmp_path_factory):
+    """A job, and the bytes of its only chunk."""
+    job = prepare._Job(None, tmp_path_factory.mktemp("parts"), 320.0, 4, "s")
+    content = {"gray": np.ones((1, 4, 4), np.uint8), "depth_mm": np.ones((1, 4, 4), np.uint16)}
+    content["listing"] = np.frombuffer(json.dumps(LISTING).encode(), np.uint8)
+    packed = io.BytesIO()
+    np.savez(packed, **content, sha256=np.array(prepare._content_sha256(**content)))
+    return job, packed.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # NumPy's and zipfile's
+@thousand
+@given(changes=byte_changes)
+def test_a_chunk_of_a_preparation(chunk, changes):
+    """What is not as it was written is made again, whatever zipfile and NumPy say of it."""
+    job, whole = chunk
+    prepare._chunk_file(job.parts, 0).write_bytes(change_bytes(whole, changes))
+    try:
+        gray, depth_mm, listing = prepare._read_chunk(job, 0, [FrameInfo(n, "s", 0, "train") for n in "ab"])
+    except ValueError as error:
+        assert str(error)
+    else:
+        assert gray.all() and depth_mm.all() and gray.shape == (1, 4, 4) and listing == LISTING
 
 
 # ---- checkpoints and weights ----
