@@ -58,12 +58,12 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, insist: bool =
 
 
 def _run(config, workdir, clock, insist):
+    stop = stop_event()
     files.check_local(workdir)
     build(config, subjects=1)  # what no run can be made with is found before the data are made
     devices = mesh.make_mesh()
     mesh.check_batch_size(devices, config.train.batch_size, "train.batch_size")
     _warn_of_unused_gpus()
-    stop = stop_event()
 
     def alive():
         """Between the steps and between an evaluation's batches: puts off the watchdog, looks for a signal."""

@@ -170,6 +170,7 @@ def test_killed_and_run_again(raw, tmp_path, whole, how, workers):
     process = start(tmp_path / "slow.py", *flags)
     wait_for(lambda: list((tmp_path / "out.parts").glob("*.npz")))
     if how == "SIGTERM to all":
+        time.sleep(0.5)  # amid the next chunk
         os.killpg(process.pid, signal.SIGTERM)  # as a scheduler's may be, to every process
     else:
         process.send_signal(how)
