@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# GKE: prints a JobSet of one pod on one host with all its chips, a single-host TPU slice or a GPU node.
+# GKE: prints a JobSet of a pod on each host with all its chips, of a TPU slice or of GPU nodes.
 #
 #   export IMAGE=... CLAIM=... CONFIG=configs/synthetic_full.py:cgan
 #   launch/gke.sh tpu [--config.KEY=VALUE ...] | kubectl apply -f -
@@ -8,23 +8,27 @@
 # again; runs/ and data/ lie on it. A file system, no bucket: checkpoints are renamed when complete.
 # NAME (facedepth) is the JobSet's and the run's. SPOT=1 takes spot nodes. CHIPS (8) and ACCELERATOR, the node's label:
 # tpu: tpu-v6e-slice (default) or tpu-v5-lite-podslice, TOPOLOGY=2x4; gpu: nvidia-h100-80gb (default), nvidia-l4, ...
+# HOSTS (1): several need a CLAIM that all mount at once; TPUs of 16 chips are TOPOLOGY=4x4 HOSTS=4 CHIPS=4.
 # The cluster needs the JobSet controller and Kubernetes 1.31 or newer.
 set -euo pipefail
 kind=${1:-}
 : "${IMAGE:?set IMAGE to an image made with launch/Dockerfile}"
 : "${CLAIM:?set CLAIM to a PersistentVolumeClaim for runs and data}"
 : "${CONFIG:?set CONFIG to a config, as configs/synthetic_full.py:cgan}"
-name=${NAME:-facedepth} chips=${CHIPS:-8}
+name=${NAME:-facedepth} chips=${CHIPS:-8} hosts=${HOSTS:-1}
 
 yaml() { printf "'%s'" "${1//\'/\'\'}"; } # a YAML string, whatever is in it
 
 case $kind in
   tpu)
+    process=auto
     resource=google.com/tpu
     selector="cloud.google.com/gke-tpu-accelerator: $(yaml "${ACCELERATOR:-tpu-v6e-slice}")
                 cloud.google.com/gke-tpu-topology: $(yaml "${TOPOLOGY:-2x4}")"
     ;;
   gpu)
+    # Kubernetes puts the pod's index there; the name is the one that a JobSet gives its first pod.
+    process="\$(JOB_COMPLETION_INDEX)/$hosts@$name-train-0-0.$name:1234"
     resource=nvidia.com/gpu
     selector="cloud.google.com/gke-accelerator: $(yaml "${ACCELERATOR:-nvidia-h100-80gb}")"
     ;;
@@ -34,6 +38,7 @@ case $kind in
     ;;
 esac
 shift
+if ((hosts > 1)); then set -- "--process=$process" "$@"; fi
 if [[ ${SPOT:-} ]]; then
   selector+="
                 cloud.google.com/gke-spot: 'true'"
@@ -55,9 +60,10 @@ spec:
       replicas: 1
       template:
         spec:
-          parallelism: 1
-          completions: 1
-          backoffLimit: 3
+          completionMode: Indexed
+          parallelism: $hosts
+          completions: $hosts
+          backoffLimit: $((3 * hosts))
           # Stopped and saved, or the node was taken away: again, as often as it happens. What main refuses: never.
           podFailurePolicy:
             rules:
@@ -77,7 +83,6 @@ spec:
               containers:
                 - name: main
                   image: $(yaml "$IMAGE")
-                  # Several hosts: parallelism and completions above and, once main has it, its flag, in this line.
                   command: [launch/run.sh]
                   args:$([[ $arguments ]] && echo "$arguments" || echo ' []')
                   env:

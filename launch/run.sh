@@ -20,8 +20,11 @@ fi
 
 # main exits with 0 when it has finished and when it was stopped. Only a run that comes to its end writes results.json,
 # under another name and then renamed: another file than before is the mark. The file itself is none, for a finished run
-# that is given more steps has it from the start.
-results_stamp() { [[ ! -e $WORKDIR/results.json ]] || stat --format='%i %y' "$WORKDIR/results.json"; }
+# that is given more steps has it from the start. Of several processes the first writes it, before any of them exits.
+results_stamp() {
+  ls "$WORKDIR" >/dev/null 2>&1 || true # so that NFS looks again for what another host wrote
+  [[ ! -e $WORKDIR/results.json ]] || stat --format='%i %y' "$WORKDIR/results.json"
+}
 before=$(results_stamp)
 
 # Some schedulers signal every process, some only this one. main saves at the first SIGTERM or the first SIGINT and ends
@@ -40,8 +43,8 @@ for ((left = ${RESTARTS:-3}; ; left--)); do
     seen=$signals code=0
     wait "$child" || code=$?
   done
-  # 128 and more: it was killed (memory, a driver) and goes on from its last checkpoint. What main refuses once, it will
-  # refuse again.
+  # 128 and more: it was killed (memory, a driver, the end of another of several processes) and goes on from the last
+  # checkpoint. What main refuses once, it will refuse again.
   ((code >= 128 && signals == 0 && left > 0)) || break
   echo "run.sh: killed with code $code, starting again, $((left - 1)) more times." >&2
   sleep "${PAUSE_SEC:-10}"

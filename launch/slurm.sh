@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #SBATCH --job-name=facedepth
 #SBATCH --nodes=1
-#SBATCH --ntasks=1
+#SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
@@ -9,10 +9,10 @@
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=TERM@180
-# One Slurm node, as many of its GPUs as are asked for. From the repository, on a file system that all nodes share:
+# Slurm nodes, as many GPUs of each as are asked for. From the repository, on a file system that all nodes share:
 #
 #   export CONFIG=configs/synthetic_full.py:cgan WORKDIR=runs/full
-#   sbatch --gpus-per-node=4 launch/slurm.sh [--config.KEY=VALUE ...]
+#   sbatch [--nodes=2] --gpus-per-node=4 launch/slurm.sh [--config.KEY=VALUE ...]
 #
 # An array over lambda, a run in WORKDIR/lam_VALUE each (prepare the data first, or every task prepares them):
 #
@@ -35,9 +35,14 @@ if [[ ${SLURM_ARRAY_TASK_ID:-} ]]; then
   set -- "--config.loss.lam=$lam" "$@"
 fi
 
+if ((${SLURM_JOB_NUM_NODES:-1} > 1)); then # one process a node, with all GPUs there; the first node has process 0
+  first=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?}" | head -n 1)
+  export FIRST=$first:$((20000 + SLURM_JOB_ID % 20000))
+fi
 code=0
-# Several nodes: --nodes above and, once main has it, the flag for several processes, in this line.
-srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash launch/run.sh "$@" || code=$?
+# shellcheck disable=SC2016 # each task has its own SLURM_PROCID
+srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" bash -c \
+  'exec bash launch/run.sh ${FIRST:+"--process=$SLURM_PROCID/$SLURM_NTASKS@$FIRST"} "$@"' run.sh "$@" || code=$?
 
 # Not after scancel, which stops a run just so, and not where Slurm queues the job again by itself.
 if ((code == 75)) && [[ $(squeue --noheader --jobs="$job" --format=%T) == RUNNING ]]; then

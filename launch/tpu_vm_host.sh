@@ -5,7 +5,10 @@ cd "$(dirname "$0")/.."
 disk=${DISK_PATH:-/mnt/facedepth}
 
 sudo mkdir -p "$disk"
-if ! mountpoint --quiet "$disk"; then
+if [[ ${NFS:-} ]]; then
+  command -v mount.nfs >/dev/null || sudo apt-get install --yes nfs-common
+  mountpoint --quiet "$disk" || sudo mount -t nfs "$NFS" "$disk"
+elif ! mountpoint --quiet "$disk"; then
   # By label, for the device's name depends on the kind of disk.
   if ! sudo mount LABEL=facedepth "$disk"; then
     echo "error: no disk with an ext4 file system labelled facedepth: see docs/launching.md" >&2
@@ -26,5 +29,6 @@ if [[ ! -e .venv/ready ]]; then # the VM's own Python is too old
 fi
 
 # To a file, so that a connection that breaks ends nothing: the run goes on, and who connects next waits for the lock.
-echo "The log is $disk/$(basename "${WORKDIR:?}").log"
-PYTHON=.venv/bin/python exec flock "$disk/lock" bash launch/run.sh "$@" >>"$disk/$(basename "$WORKDIR").log" 2>&1
+log=$disk/$(basename "${WORKDIR:?}")${NFS:+-$HOSTNAME}.log
+echo "The log is $log"
+PYTHON=.venv/bin/python exec flock .venv/lock bash launch/run.sh "$@" >>"$log" 2>&1

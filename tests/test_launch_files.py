@@ -29,7 +29,8 @@ for words in json.load(sys.stdin):
         sys.argv = ["main", *words]  # where ml_collections looks for --config.KEY
         main.parse(sys.argv)
         config = main.CONFIG.value
-        print(json.dumps([config.method, main.WORKDIR.value, config.loss.lam, config.data.dir]), flush=True)
+        told = [config.method, main.WORKDIR.value, config.loss.lam, config.data.dir, main.PROCESS.value]
+        print(json.dumps(told), flush=True)
         os._exit(0)
 """
 
@@ -70,49 +71,55 @@ def test_scripts_are_bash(path):
     assert run(["bash", "-n", path], os.environ).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["slurm.sh", "gke.sh", "tpu_vm.sh", "skypilot.yaml"])
-def test_one_line_is_marked_for_several_hosts(name):
-    lines = (ROOT / "launch" / name).read_text().splitlines()
-    (marked,) = [i for i, line in enumerate(lines) if "in this line." in line]
-    assert lines[marked].lstrip().startswith("# Several ") and "multihost" not in "".join(lines)
-
-
-def main_lines(tmp_path):
-    """Place -> the command line of main that it comes to, as words."""
+def main_lines(tmp_path, hosts):
+    """Place -> the command line of main that it comes to, as words; of several hosts that of the second."""
     dry = environment(tmp_path, DRY_RUN="1", PYTHON="python")
     lines = {}
+    several = hosts > 1
     alone = run(["launch/run.sh", "--config.data.dir=a b"], dry | {"WORKDIR": "runs/x"}).stdout
-    lines["run.sh"] = shlex.split(alone), ("runs/x", 3000.0, "a b")
+    lines["run.sh"] = shlex.split(alone), ("runs/x", 3000.0, "a b", None)
 
     stand_in(tmp_path, "srun", "at = sys.argv.index('bash'); os.execvp('bash', sys.argv[at:])")
+    stand_in(tmp_path, "scontrol", "print('n3\\nn4')")
     slurm = dry | {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "1", "LAMBDAS": "1.0 20.0"}
-    array = run(["bash", "launch/slurm.sh", "--config.data.dir=a b"], slurm | {"WORKDIR": "runs/y"}).stdout
-    lines["slurm.sh"] = shlex.split(array), ("runs/y/lam_20.0", 20.0, "a b")
+    slurm |= {"SLURM_JOB_NUM_NODES": str(hosts), "SLURM_JOB_NODELIST": "n[3-4]", "SLURM_PROCID": "1"}
+    slurm |= {"SLURM_NTASKS": str(hosts), "WORKDIR": "runs/y"}
+    array = run(["bash", "launch/slurm.sh", "--config.data.dir=a b"], slurm).stdout
+    process = "1/2@n3:20007" if several else None
+    lines["slurm.sh"] = shlex.split(array), ("runs/y/lam_20.0", 20.0, "a b", process)
 
-    (jobset,) = jobsets(tmp_path, "tpu", "--config.data.dir=it's")
-    container = pod(jobset)["containers"][0]
-    env = {entry["name"]: entry["value"] for entry in container["env"]}
-    inside = run([*container["command"], *container["args"]], dry | env).stdout
-    lines["gke.sh"] = shlex.split(inside), ("runs/facedepth", 3000.0, "it's")
+    for kind in ("tpu", "gpu"):
+        (jobset,) = jobsets(tmp_path, kind, "--config.data.dir=it's", HOSTS=str(hosts))
+        container = pod(jobset)["containers"][0]
+        env = {entry["name"]: entry["value"] for entry in container["env"]}
+        words = [word.replace("$(JOB_COMPLETION_INDEX)", "1") for word in container["args"]]
+        inside = run([*container["command"], *words], dry | env).stdout
+        process = {"tpu": "auto", "gpu": "1/2@facedepth-train-0-0.facedepth:1234"}[kind] if several else None
+        lines[f"gke.sh {kind}"] = shlex.split(inside), ("runs/facedepth", 3000.0, "it's", process)
 
-    tpu = {"TPU": "z", "PROJECT": "p", "ZONE": "q", "DISK": "d"}
+    tpu = {"TPU": "z", "PROJECT": "p", "ZONE": "q"}
+    tpu |= {"NFS": "1.2.3.4:/share", "ACCELERATOR": "v6e-16"} if several else {"DISK": "d"}
     printed = run(["launch/tpu_vm.sh", "--config.data.dir=a b"], dry | tpu).stdout
     (ssh,) = [shlex.split(line)[-1] for line in printed.splitlines() if " ssh " in line]
     on_host = shlex.split(ssh.removeprefix("--command=").rsplit("&&", 1)[1])
-    assert on_host[3:5] == ["bash", "launch/tpu_vm_host.sh"]
-    command = [*on_host[:4], "launch/run.sh", *on_host[5:]]  # as tpu_vm_host.sh hands it on, see its own test
-    lines["tpu_vm.sh"] = shlex.split(run(command, dry).stdout), ("runs/z", 3000.0, "a b")
+    at = on_host.index("launch/tpu_vm_host.sh")
+    on_host[at] = "launch/run.sh"  # as tpu_vm_host.sh hands it on, see its own test
+    told = shlex.split(run(on_host, dry).stdout)
+    lines["tpu_vm.sh"] = told, ("runs/z", 3000.0, "a b", "auto" if several else None)
 
     sky = yaml.safe_load((ROOT / "launch/skypilot.yaml").read_text())
     given = {"RUN": "w", "ARGUMENTS": "--config.data.dir=a --config.loss.lam=5.0"}
+    given |= {"SKYPILOT_NUM_NODES": str(hosts), "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
     there = run(["bash", "-c", sky["run"]], dry | given).stdout
-    lines["skypilot.yaml"] = shlex.split(there), ("/facedepth_runs/w", 5.0, "a")
+    process = "1/2@10.0.0.1:1234" if several else None
+    lines["skypilot.yaml"] = shlex.split(there), ("/facedepth_runs/w", 5.0, "a", process)
     return lines
 
 
-def test_every_place_comes_to_the_same_main_line_and_its_flags_take_it(tmp_path):
-    lines = main_lines(tmp_path)
-    for name, (words, (workdir, _, _)) in lines.items():
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_every_place_comes_to_the_same_main_line_and_its_flags_take_it(tmp_path, hosts):
+    lines = main_lines(tmp_path, hosts)
+    for name, (words, (workdir, *_)) in lines.items():
         python = ".venv/bin/python" if name == "skypilot.yaml" else "python"
         assert words[:5] == [python, "-m", "facedepth_jax.main", f"--config={CONFIG}", f"--workdir={workdir}"], name
     flags = json.dumps([words[3:] for words, _ in lines.values()])
@@ -238,7 +245,8 @@ def test_slurm_is_asked_for_a_signal_to_the_step_and_to_queue_again():
     lines = (ROOT / "launch/slurm.sh").read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if not line.startswith("#"))
     options = [line.removeprefix("#SBATCH ") for line in lines[:first] if line.startswith("#SBATCH ")]
-    assert {"--requeue", "--signal=TERM@180", "--open-mode=append", "--nodes=1", "--ntasks=1"} <= set(options)
+    asked_for = {"--requeue", "--signal=TERM@180", "--open-mode=append", "--nodes=1", "--ntasks-per-node=1"}
+    assert asked_for <= set(options)
 
 
 # --- Kubernetes ------------------------------------------------------------------------------------------------------
@@ -272,6 +280,7 @@ def test_a_jobset_of_one_pod_that_comes_back(tmp_path, kind, chips, selector):
     (replicated,) = jobset["spec"]["replicatedJobs"]
     job = replicated["template"]["spec"]
     assert (replicated["replicas"], job["parallelism"], job["completions"]) == (1, 1, 1)
+    assert job["completionMode"] == "Indexed"
     stopped, disrupted, refused = job["podFailurePolicy"]["rules"]
     (container,) = pod(jobset)["containers"]
     for rule, action, codes in ((stopped, "Ignore", [75]), (refused, "FailJob", [1])):
@@ -295,6 +304,10 @@ def test_a_jobset_of_one_pod_that_comes_back(tmp_path, kind, chips, selector):
     assert pod(spot)["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert "other" in pod(spot)["nodeSelector"].values() and spot["metadata"]["name"] == "b"
     assert pod(spot)["containers"][0]["resources"] == {"limits": {chips: "4"}}
+
+    (several,) = jobsets(tmp_path, kind, HOSTS="4")
+    job = several["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (job["parallelism"], job["completions"]) == (4, 4)
 
 
 # --- Cloud TPU VM ----------------------------------------------------------------------------------------------------
@@ -351,12 +364,19 @@ def test_a_tpu_vm_is_asked_for_again_until_the_run_has_finished(tmp_path, states
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("tmp.")]  # the archive of the code
 
 
-def test_more_chips_than_one_host_has_are_refused(tmp_path):
-    env = environment(tmp_path, TPU="t", PROJECT="p", ZONE="z", DISK="d", ACCELERATOR="v6e-16", DRY_RUN="1")
-    done = run(["launch/tpu_vm.sh"], env)
-    assert done.returncode == 1 and "take v6e-8 or v5litepod-8" in done.stdout
-    done = run(["launch/tpu_vm.sh"], env | {"ACCELERATOR": "v5litepod-8"})
-    assert "--runtime-version=v2-alpha-tpuv5-lite" in done.stdout
+def test_several_hosts_have_no_disk_but_a_share(tmp_path):
+    env = environment(tmp_path, TPU="t", PROJECT="p", ZONE="z", DRY_RUN="1")
+    done = run(["launch/tpu_vm.sh"], env | {"DISK": "d", "ACCELERATOR": "v5litepod-8"})
+    assert "--runtime-version=v2-alpha-tpuv5-lite --data-disk=" in done.stdout and "NFS=" not in done.stdout
+    done = run(["launch/tpu_vm.sh"], env | {"NFS": "1.2.3.4:/s", "ACCELERATOR": "v5litepod-16"})
+    assert "--data-disk" not in done.stdout and "NFS=1.2.3.4:/s" in done.stdout.replace("\\", "")
+    assert done.stdout.count("--worker=all") == 2
+    for wrong, sentence in (
+        ({"ACCELERATOR": "v6e-16", "DISK": "d"}, "set NFS to"),
+        ({"ACCELERATOR": "v4-8"}, "v4-8: "),
+    ):
+        done = run(["launch/tpu_vm.sh"], env | wrong)
+        assert done.returncode == 1 and sentence in done.stdout
 
 
 def test_the_tpu_vm_mounts_its_disk_and_waits_for_a_run_that_is_there(tmp_path):
@@ -374,9 +394,10 @@ def test_the_tpu_vm_mounts_its_disk_and_waits_for_a_run_that_is_there(tmp_path):
     (disk / "runs" / "t").mkdir(parents=True)
     env = environment(tmp_path, DISK_PATH=str(disk), WORKDIR="runs/t")
     command = ["bash", f"{tmp_path}/launch/tpu_vm_host.sh", "--config.loss.lam=1.0"]
-    with subprocess.Popen(["flock", f"{disk}/lock", "sleep", "1"]):  # a run whose watcher has gone
+    lock = tmp_path / ".venv" / "lock"
+    with subprocess.Popen(["flock", lock, "sleep", "1"]):  # a run whose watcher has gone
         wait_until = time.monotonic() + 5
-        while not (disk / "lock").exists() and time.monotonic() < wait_until:
+        while not lock.exists() and time.monotonic() < wait_until:
             time.sleep(0.02)
         time.sleep(0.1)
         started = time.monotonic()
