@@ -13,13 +13,13 @@ each net's gradients as a whole, for an activation that is 0 but for rounding ha
 they do not, it stops with a sentence.
 
 Then they are timed in turns: medians of --turns turns of at least --seconds each. A side that has used BUDGET_S sits
-out the rest. A ratio is the median of the turns' ratios, the smallest and the largest in brackets. The peak is the best
+out the rest. Inference, and plain flax at all, are measured beside the first batch of a width alone. A ratio is the median of the turns' ratios, the smallest and the largest in brackets. The peak is the best
 matrix product that JAX or PyTorch made beside the row; the operations are, for all sides, those that XLA counts in
-plain flax. Compiling includes tracing; for PyTorch it is what its first inference and step took beyond a step. Memory
+plain flax there, an image. Compiling includes tracing; for PyTorch it is what its first inference and step took beyond a step. Memory
 is the most that a process held while training, beyond what it held with the libraries imported; what the compiler left
 is in it. Without PyTorch its columns are left out. Linux only.
 
-With --dtype=bfloat16 on a GPU, PyTorch is compiled, channels last, under autocast: not run yet.
+On a GPU: `gpu.py`.
 """
 
 import argparse
