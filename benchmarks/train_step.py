@@ -13,13 +13,14 @@ each net's gradients as a whole, for an activation that is 0 but for rounding ha
 they do not, it stops with a sentence.
 
 Then they are timed in turns: medians of --turns turns of at least --seconds each. A side that has used BUDGET_S sits
-out the rest. Inference, and plain flax at all, are measured beside the first batch of a width alone. A ratio is the median of the turns' ratios, the smallest and the largest in brackets. The peak is the best
-matrix product that JAX or PyTorch made beside the row; the operations are, for all sides, those that XLA counts in
-plain flax there, an image. Compiling includes tracing; for PyTorch it is what its first inference and step took beyond a step. Memory
-is the most that a process held while training, beyond what it held with the libraries imported; what the compiler left
-is in it. Without PyTorch its columns are left out. Linux only.
+out the rest. Inference, and plain flax at all, are measured beside the first batch of a width alone. A ratio is the
+median of the turns' ratios, the smallest and the largest in brackets. The peak is the best matrix product that JAX or
+PyTorch made beside the row; the operations an image are, for all sides, those that XLA counts in plain flax. Compiling
+includes tracing; for PyTorch it is what its first inference and step took beyond a step. Memory is the most that a
+process held while training, beyond what it held with the libraries imported; what the compiler left is in it. Without
+PyTorch its columns are left out. Linux only.
 
-On a GPU: `gpu.py`.
+bfloat16 and GPUs: `gpu.py`.
 """
 
 import argparse
@@ -408,12 +409,11 @@ def main():
     parser.add_argument("--batches", type=numbers, default=[8, 16, 32], help="as 8,16,32")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="the least that a turn takes")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args()
     names = sides()
     said, peaks = proved_in_float64(names), []
     cores = len(os.sched_getaffinity(0))
-    print(f"{args.dtype}, {cores} cores, load {os.getloadavg()[0]:.1f}, {args.turns} turns of {args.seconds} s\n")
+    print(f"float32, {cores} cores, load {os.getloadavg()[0]:.1f}, {args.turns} turns of {args.seconds} s\n")
     print(heads(names), flush=True)
     for width in args.widths:
         flops_an_image = {}
@@ -423,8 +423,8 @@ def main():
                 works |= {("inference", images): images for images in INFERENCE}
             else:
                 taking_part = names[:-1]  # plain flax takes minutes, and its images/s hardly depend on the batch
-            with contest(taking_part, width, batch_size, args.dtype) as (pipes, worst):
-                said += agreements(worst, f"{args.dtype}, width {width}, batch {batch_size}:")
+            with contest(taking_part, width, batch_size, "float32") as (pipes, worst):
+                said += agreements(worst, f"Float32, width {width}, batch {batch_size}:")
                 lines, peak = rows(names, pipes, works, width, flops_an_image, args)
             print(*lines, sep="\n", flush=True)
             peaks.append(peak)
