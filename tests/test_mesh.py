@@ -112,3 +112,9 @@ def test_where_executables_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     mesh.keep_compiled()
     assert len(kept) == 1
+
+
+@pytest.mark.parametrize("process", ["2", "2/2@host:1", "0/2@host", "0/2", "-1/2@host:1", "Auto"])
+def test_what_is_no_process_is_refused(process):
+    with pytest.raises(FaceDepthError, match="give auto, or INDEX/COUNT@HOST:PORT"):
+        mesh.join(process)
