@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import jax
+import pytest
 
 from facedepth_jax import mesh
+from facedepth_jax.errors import FaceDepthError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
