@@ -25,7 +25,7 @@ HOMES = {
 FLOORS = [
     ["main.py", "report.py", "predict.py", "prepare.py"],  # programs
     ["train.py"],
-    ["tasks.py"],
+    ["tasks.py", "finished.py"],
     ["runs.py"],
     [
         "steps.py",

@@ -10,7 +10,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 
-from facedepth_jax import pictures, report
+from facedepth_jax import finished, pictures, report
 from facedepth_jax.metrics import METRICS
 
 BETTER = {metric.key: metric.better for metric in METRICS}
@@ -358,9 +358,9 @@ def test_a_signal_while_a_run_is_verified(tmp_path, capsys, monkeypatch):
         between()
         return verification(0.6)
 
-    monkeypatch.setattr(report, "verify_generated", verify)
-    monkeypatch.setattr(report, "load_verifier", str)
-    monkeypatch.setattr(report.arrays, "open", lambda path: SimpleNamespace(fingerprint="f" * 64))
+    monkeypatch.setattr(finished, "verify_generated", verify)
+    monkeypatch.setattr(finished, "load_verifier", str)
+    monkeypatch.setattr(finished.arrays, "open", lambda path: SimpleNamespace(fingerprint="f" * 64))
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         assert run(tmp_path / "out", f"--verifier={verifier}", *runs) == 0
