@@ -64,7 +64,7 @@ class Place:
             "data.options.frames_per_sequence": 2,
             "data.options.image_size": 128,
             "data.workers": 0,
-            "data.size": 32,
+            "data.size": 96 if "verifier" in self.config else 32,  # that net takes no other
             "data.dir": self.data,
         }
         places = [f"--config={ROOT}/configs/{self.config}", f"--workdir={self.run}"]
