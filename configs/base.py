@@ -14,9 +14,9 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.dtype = "float32"  # of the computation; "bfloat16" on GPUs and TPUs. Parameters and losses stay float32
 
     config.loss = ml_collections.ConfigDict()
-    # Lambda of Eq. 5, not in the paper: RESULTS.md has what it buys and costs. With Eq. 3 as a mean over 96 x 96
-    # pixels, 1,000 is what a lambda of 0.11 is with Eq. 3 as a sum.
-    config.loss.lam = 1_000.0
+    # Lambda of Eq. 5, not in the paper: RESULTS.md has the sweep. With Eq. 3 as a mean over 96 x 96 pixels, 3,000 is
+    # what a lambda of 0.33 is with Eq. 3 as a sum.
+    config.loss.lam = 3_000.0
     config.loss.l1_weight = 100.0  # pix2pix
     # Cui et al.: 0.001 on the MSE. Read as a sum over 96 x 96 pixels, for it to weigh as much as a cross entropy; here
     # the MSE is a mean, so 0.001 x 9,216. An assumption.

@@ -77,7 +77,7 @@ def main_lines(tmp_path, hosts):
     lines = {}
     several = hosts > 1
     alone = run(["launch/run.sh", "--config.data.dir=a b"], dry | {"WORKDIR": "runs/x"}).stdout
-    lines["run.sh"] = shlex.split(alone), ("runs/x", 1000.0, "a b", None)
+    lines["run.sh"] = shlex.split(alone), ("runs/x", 3000.0, "a b", None)
 
     stand_in(tmp_path, "srun", "at = sys.argv.index('bash'); os.execvp('bash', sys.argv[at:])")
     stand_in(tmp_path, "scontrol", "print('n3\\nn4')")
@@ -95,7 +95,7 @@ def main_lines(tmp_path, hosts):
         words = [word.replace("$(JOB_COMPLETION_INDEX)", "1") for word in container["args"]]
         inside = run([*container["command"], *words], dry | env).stdout
         process = {"tpu": "auto", "gpu": "1/2@facedepth-train-0-0.facedepth:1234"}[kind] if several else None
-        lines[f"gke.sh {kind}"] = shlex.split(inside), ("runs/facedepth", 1000.0, "it's", process)
+        lines[f"gke.sh {kind}"] = shlex.split(inside), ("runs/facedepth", 3000.0, "it's", process)
 
     tpu = {"TPU": "z", "PROJECT": "p", "ZONE": "q"}
     tpu |= {"NFS": "1.2.3.4:/share", "ACCELERATOR": "v6e-16"} if several else {"DISK": "d"}
@@ -105,7 +105,7 @@ def main_lines(tmp_path, hosts):
     at = on_host.index("launch/tpu_vm_host.sh")
     on_host[at] = "launch/run.sh"  # as tpu_vm_host.sh hands it on, see its own test
     told = shlex.split(run(on_host, dry).stdout)
-    lines["tpu_vm.sh"] = told, ("runs/z", 1000.0, "a b", "auto" if several else None)
+    lines["tpu_vm.sh"] = told, ("runs/z", 3000.0, "a b", "auto" if several else None)
 
     sky = yaml.safe_load((ROOT / "launch/skypilot.yaml").read_text())
     given = {"RUN": "w", "ARGUMENTS": "--config.data.dir=a --config.loss.lam=5.0"}
