@@ -133,6 +133,8 @@ def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
             axes.set_xscale("log")
         else:
             axes.set_xscale("symlog", linthresh=lams[1])
+        axes.set_xticks(lams, [f"{lam:g}" for lam in lams])
+        axes.minorticks_off()
         axes.set_xlabel("λ")
         axes.set_title(f"{metric.label} ({metric.better} is better)", fontsize=10)
     axes.legend()
