@@ -59,7 +59,8 @@ class Checkpoints:
       folder: `WORKDIR/checkpoints`.
       identity: plain JSON values that must be the same when the run goes on: data, split, seed, batch size, nets.
       keep: how many of the latest are kept.
-      insist: go on where the identity differs, and log how; what is saved then has the new one.
+      insist: go on where the identity differs, and log how; what is saved then has the new one. `insisted` is True
+        where `restore` has done so.
     """
 
     def __init__(self, folder, identity: dict[str, Any], keep: int = 3, insist: bool = False):
@@ -67,6 +68,7 @@ class Checkpoints:
         self._identity = identity
         self._keep = keep
         self._insist = insist
+        self.insisted = False  # True once a checkpoint with another identity was restored
         self._pending = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
 
@@ -217,6 +219,7 @@ class Checkpoints:
                 f"{self._folder} belongs to a run with {text}: give the old values, another --workdir, "
                 "or --insist to go on with the new ones."
             )
+        self.insisted = True
         logger.warning("Going on, as insisted, from a checkpoint with %s.", text)
 
     def _check_shapes(self, step, like):

@@ -54,6 +54,8 @@ def folder(saved, tmp_path):
 
 
 def test_restores_the_newest_to_the_bit(folder):
+    insists = Checkpoints(folder, IDENTITY, insist=True)
+    assert insists.restore(state(0)) and not insists.insisted  # there was nothing to insist on
     restored = restore(folder)
     assert jax.tree.structure(restored) == jax.tree.structure(state(20)) and same(restored, state(20))
     assert not same(restored, state(10))
@@ -203,7 +205,7 @@ def test_another_runs_checkpoint_is_refused_with_the_difference(folder, change, 
 @pytest.mark.parametrize("change, difference", OTHERS)
 def test_who_insists_goes_on_and_it_is_logged(folder, change, difference, caplog):
     checkpoints = Checkpoints(folder, IDENTITY | change, insist=True)
-    assert same(checkpoints.restore(state(0)), state(20))
+    assert same(checkpoints.restore(state(0)), state(20)) and checkpoints.insisted
     assert re.search(f"as insisted, from a checkpoint with {difference}", caplog.text)
     checkpoints.save(30, state(30))  # is the new run's
     checkpoints.finish()
