@@ -13,6 +13,7 @@ import time
 
 import jax
 import numpy as np
+from train_step import numbers
 
 from facedepth_jax.evaluate import evaluate
 from facedepth_jax.levels import DepthCode, image_from_gray
@@ -50,9 +51,6 @@ def measured(width, frames, turns):
 
 
 def main():
-    def numbers(text):
-        return [int(number) for number in text.split(",")]
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--widths", type=numbers, default=[16, 128], help="as 16,128; even")
     parser.add_argument("--frames", type=numbers, default=[1024, 96], help="of each width, as 1024,96")

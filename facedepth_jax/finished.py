@@ -155,7 +155,9 @@ def _read_verifier(path: Path) -> dict:
     try:
         if results["method"] != "verifier":
             raise FaceDepthError(f"{path} is a run of '{results['method']}': --verifier wants a verifier's.")
-        results["test"]["cells"], results["baseline_mean_map"]["accuracy"], results["fingerprint"]
+        results["fingerprint"]
+        for found in (results["test"], results["baseline_mean_map"]):
+            folds.pool_verification([found])  # all that is asked of it later
     except (KeyError, TypeError) as error:
         raise FaceDepthError(
             f"{path / 'results.json'} is damaged or of another version: train the verifier again."
@@ -196,5 +198,6 @@ def _pool_folds(runs: Sequence[Run], judges: dict[str, tuple[Path, dict]]) -> tu
                 name: folds.pool_verification([judge[name] for judge in those])
                 for name in ("test", "baseline_mean_map")
             }
+        results["n_frames"] = results["test"]["n_frames"]
         pooled.append(dataclasses.replace(group[0], results=results, verification=found, folds=tuple(group)))
     return pooled, judged

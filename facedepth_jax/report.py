@@ -179,11 +179,12 @@ def sample_grid(columns: dict[str, list[Run]], errors: bool = False) -> np.ndarr
 def table_2(columns: dict[str, list[Run]], judge: dict, dataset: str) -> str:
     """Table 2 of every column, with what bounds it: the verifier on true depth and on the mean map."""
     original, mean_map = judge["test"], judge["baseline_mean_map"]
+    auc = "" if original["auc"] is None else f" (area under the ROC curve {original['auc']:.4f})"
     parts = [
         "### Table 2, face verification\n",
         "Original / generated depth (pairs); a pair is in a cell when both of its frames are. On true depth the "
-        f"verifier is right in {original['accuracy']:.4f} of {original['n']} pairs (area under the ROC curve "
-        f"{original['auc']:.4f}), on the mean training map, where all look alike, in {mean_map['accuracy']:.4f}.\n",
+        f"verifier is right in {original['accuracy']:.4f} of {original['n']} pairs{auc}, on the mean training map, "
+        f"where all look alike, in {mean_map['accuracy']:.4f}.\n",
     ]
     for title, runs in columns.items():
         parts.append(tables.verification_table(original["cells"], [run.verification["cells"] for run in runs], title))
@@ -256,7 +257,8 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
         ]
     if (image := sample_grid(columns, errors)) is not None:
         images[f"faces-{name}.png"] = pictures.encode_png(image)
-        parts.append(f"### Faces of the test split\n\n![gray, truth and estimates](faces-{name}.png)\n")
+        where = "the first fold's test split" if runs[0].folds else "the test split"
+        parts.append(f"### Faces of {where}\n\n![gray, truth and estimates](faces-{name}.png)\n")
     return "\n".join(parts), values, images
 
 

@@ -8,6 +8,7 @@ before the evaluation of the same step, so whatever ends the one, the run that g
 import faulthandler
 import functools
 import glob
+import itertools
 import pathlib
 import sys
 
@@ -30,7 +31,7 @@ from facedepth_jax.stopping import Stopped, stop_event
 from facedepth_jax.tasks import make_task
 
 GPUS = "/dev/nvidia[0-9]*"
-ASK_STEPS = 10  # how often several processes ask each other for a signal: to answer takes the devices' time
+ASK_EVERY = 10  # steps or batches: when several processes ask each other for a signal, which takes the devices' time
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, insist: bool = False):
@@ -65,11 +66,14 @@ def _run(config, workdir, clock, insist):
     mesh.check_batch_size(devices, config.train.batch_size, "train.batch_size")
     _warn_of_unused_gpus()
 
+    calls = itertools.count()
+
     def alive():
         """Between the steps and between an evaluation's batches: puts off the watchdog, looks for a signal."""
         faulthandler.dump_traceback_later(config.every.stuck_sec, file=sys.__stderr__)
-        if mesh.any_process(stop.is_set()):
-            raise Stopped("Stopped before the first step: the same command begins.")
+        asks = jax.process_count() == 1 or next(calls) % ASK_EVERY == 0
+        if asks and mesh.any_process(stop.is_set()):
+            raise Stopped("Stopped before a step: the same command continues.")
 
     _prepare(config.data, stop)
     data = _open_data(config.data)
@@ -83,6 +87,8 @@ def _run(config, workdir, clock, insist):
     checkpoints = Checkpoints(workdir / "checkpoints", _identity(config, data), insist=insist)
     saved = checkpoints.restore(saved) or saved
     state, best = saved.pop("state"), saved.pop("best")
+    if checkpoints.insisted:  # its rank is of other values, or other data
+        best = no_best(state.nets[task.net])
     start = saved_step = int(state.step)
     if start > config.train.steps:
         raise FaceDepthError(
@@ -150,8 +156,7 @@ def _run(config, workdir, clock, insist):
     step = start
     try:
         for step in range(start, config.train.steps + 1):
-            if jax.process_count() == 1 or step % ASK_STEPS == 0:
-                alive()
+            alive()
             checkpoints.check()
             last = step == config.train.steps
             if step > saved_step and (last or step % config.every.save == 0):
@@ -200,7 +205,7 @@ def _warn_of_unused_gpus():
 
 def _prepare(data, stop):
     """Makes the arrays if the config says from what: one process does, the others wait."""
-    stopped = Stopped("Stopped before the first step: the same command begins.")
+    stopped = Stopped("Stopped before a step: the same command continues.")
     if data.dataset and jax.process_index() == 0:
         source = make_source(data.dataset, data.raw_dir, data.options.to_dict())
         try:

@@ -2,6 +2,7 @@
 a place that cannot be written to ends in one sentence, what was whole before left whole."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 
+import jax.numpy as jnp
 import pytest
 from test_arrays import COUNT, contents, make
 from test_checkpoint import IDENTITY, restore, same, save, state
@@ -257,8 +259,10 @@ def test_who_insists_goes_on_with_other_values(people_dir, tmp_path):  # noqa: F
     done = {"train.steps": 1, "every.evaluate": 1}
     config = verifier_config(people_dir, **done)
     seed = config.seed
+    # Better than any by the old values: says nothing under the new ones.
     fresh = init_state(runs.build(config, subjects=3)[1], seed, 96)
-    saved = {"state": TrainState(fresh.step + 1, fresh.nets), "best": no_best(fresh.nets["verifier"])}
+    unbeaten = dataclasses.replace(no_best(fresh.nets["verifier"]), rank=jnp.full(2, -jnp.inf))
+    saved = {"state": TrainState(fresh.step + 1, fresh.nets), "best": unbeaten}
     checkpoints = Checkpoints(tmp_path / "checkpoints", train._identity(config, arrays.open(people_dir)))
     checkpoints.save(1, saved)
     checkpoints.finish()
@@ -275,6 +279,7 @@ def test_who_insists_goes_on_with_other_values(people_dir, tmp_path):  # noqa: F
     assert insisted.returncode == 0, insisted.stderr
     assert f"Going on, as insisted, from a checkpoint with seed = {seed} (not 5)" in insisted.stderr
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5
+    assert json.loads((tmp_path / "results.json").read_text())["step"] == 1
 
 
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "file:///tmp/run"])

@@ -397,7 +397,7 @@ def test_a_signal_while_pairs_are_verified(
 
 def test_a_signal_before_the_first_step(people_dir, tmp_path, capsys, monkeypatch, own_signals):
     line, saved = stopped_and_continued(ae_config, people_dir, tmp_path, capsys, monkeypatch, train, "init_state", 1)
-    assert line == "Stopped before the first step: the same command begins." and saved == 0
+    assert line == "Stopped before a step: the same command continues." and saved == 0
 
 
 # --- watched ----------------------------------------------------------------------------------------------------------
@@ -428,9 +428,10 @@ def test_a_run_that_waits_for_data_says_so(people_dir, tmp_path, capsys, monkeyp
 def test_a_stuck_run_shows_where_it_stands(people_dir, tmp_path, capfd, monkeypatch):
     validate = tasks.Depth.validate
 
-    def hangs_for_a_while(*args):
+    def hangs_for_a_while(task, *args):
+        task._between()  # the watchdog's second begins here, whatever the machine did before
         time.sleep(2)
-        return validate(*args)
+        return validate(task, *args)
 
     monkeypatch.setattr(tasks.Depth, "validate", hangs_for_a_while)
     train.run(ae_config(people_dir, **{"train.steps": 1, "every.stuck_sec": 1}), tmp_path)
