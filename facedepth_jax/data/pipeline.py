@@ -31,15 +31,17 @@ def batches(
     Args:
       arrays: by name, first axis N, memory-mapped or not; e.g. gray uint8 (N, S, S), depth_mm uint16 (N, S, S).
       rows: int (n,), the rows to train on.
-      batch_size: the global one, a multiple of `processes`; this process gets batch_size / processes of it.
+      batch_size: the global one, a multiple of `processes`; this process gets the `process`-th of as many equal parts.
       seed: of the shuffle.
 
     Yields:
       The same names, (batch_size / processes, ...).
     """
     order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
-    order = order[start_step * batch_size + process :: processes].batch(batch_size // processes)
-    examples = order.map(lambda positions: _gather(arrays, rows[positions]))
+    order = order[start_step * batch_size :].batch(batch_size)
+    share = batch_size // processes
+    mine = slice(process * share, (process + 1) * share)
+    examples = order.map(lambda positions: _gather(arrays, rows[positions[mine]]))
     return iter(examples.to_iter_dataset(READ))
 
 
