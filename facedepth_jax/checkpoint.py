@@ -27,6 +27,8 @@ from facedepth_jax.errors import FaceDepthError
 
 logger = logging.getLogger(__name__)
 
+GONE = (TimeoutError, jax.errors.JaxRuntimeError)  # what a save raises when another process has gone: no failed save
+
 
 def _files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     return {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_symlink() or not p.is_dir()}
@@ -96,6 +98,7 @@ class Checkpoints:
 
         Raises:
           FaceDepthError: this save could not start, or the one before failed.
+          GONE: another process has gone.
         """
         self.finish()
         directory = self._directory(step)
@@ -106,6 +109,8 @@ class Checkpoints:
                 self._manifest(step).unlink(missing_ok=True)
                 _remove(directory)  # a damaged one, of which an older one took the place
             response = ocp.save_async(directory, state)
+        except GONE:
+            raise
         except OSError as error:
             raise FaceDepthError(f"Cannot save the checkpoint {directory}: {error.strerror or error}.") from error
         self._pending = self._thread.submit(self._seal, step, response, best_step)
@@ -121,10 +126,13 @@ class Checkpoints:
         steps = self.steps()
         latest = [known for known in steps if known <= step][-self._keep :]  # what is newer was damaged: see restore
         for old in set(steps) - {*latest, best_step}:
-            self._mark(old).touch()  # or half of it would look damaged after a kill, and never go
-            _remove(self._manifest(old))
-            _remove(self._directory(old))
-            self._mark(old).unlink()
+            try:
+                self._mark(old).touch()  # or half of it would look damaged after a kill, and never go
+                _remove(self._manifest(old))
+                _remove(self._directory(old))
+                self._mark(old).unlink()
+            except OSError as error:  # NFS, say: a file still open somewhere. The new one is good
+                logger.warning("The old checkpoint %s is left: it cannot be removed (%s).", self._directory(old), error)
 
     def check(self):
         """Raises FaceDepthError if the last save has failed by now. Does not wait, for every step."""
@@ -132,13 +140,13 @@ class Checkpoints:
             self.finish()
 
     def finish(self):
-        """Waits until the last save lies on the disk. Raises FaceDepthError if it failed."""
+        """Waits until the last save lies on the disk. Raises FaceDepthError if it failed, GONE as `save` does."""
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
         try:
             pending.result()
-        except FaceDepthError:
+        except (FaceDepthError, *GONE):
             raise
         except Exception as error:
             raise FaceDepthError(
@@ -181,31 +189,44 @@ class Checkpoints:
         Raises FaceDepthError if there are checkpoints and all are damaged, if they are another run's, or if the state
         does not fit.
         """
+        # The first process chooses: others could see other files, and would wait for each other for ever.
+        chosen = self._choose() if jax.process_index() == 0 else -1
+        chosen, insisted = multihost_utils.broadcast_one_to_all(np.array([chosen, self.insisted], np.int32))
+        step, self.insisted = int(chosen), bool(insisted)
+        if step < 0:
+            return None
+        if not self._directory(step).is_dir():
+            raise FaceDepthError(
+                f"There is no {self._directory(step)}, with which the first process goes on: "
+                "WORKDIR must be one that all hosts share."
+            )
+        self._check_shapes(step, like)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        return ocp.load(self._directory(step), like)
+
+    def _choose(self) -> int:
+        """The newest step that verifies, -1 if none was ever finished."""
         self._clean()
         for step in reversed(self.steps()):
             damage = self._damage(step)
-            if damage:
-                logger.warning("The checkpoint of step %d is damaged: %s. Taking an older one.", step, damage)
-                continue
-            self._check_identity(step)
-            self._check_shapes(step, like)
-            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-            return ocp.load(self._directory(step), like)
+            if not damage:
+                self._check_identity(step)
+                return step
+            logger.warning("The checkpoint of step %d is damaged: %s. Taking an older one.", step, damage)
         if self.steps():
             raise FaceDepthError(
                 f"All checkpoints in {self._folder} are damaged: put back a copy, or remove the folder to start anew."
             )
-        return None
+        return -1
 
     def _clean(self):
-        """Removes what a killed save left; before any process looks."""
-        if jax.process_index() == 0 and self._folder.is_dir():
-            finished = {f"{step:08d}" for step in self.steps()}
-            rests = [p for p in self._folder.iterdir() if re.fullmatch(r"[0-9]{8}(\.orbax-checkpoint-tmp.*)?", p.name)]
-            for rest in [p for p in rests if p.name not in finished] + [*self._folder.glob("[0-9]*.saving")]:
-                _remove(rest)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("cleaned")
+        """Removes what a killed save left."""
+        if not self._folder.is_dir():
+            return
+        finished = {f"{step:08d}" for step in self.steps()}
+        rests = [p for p in self._folder.iterdir() if re.fullmatch(r"[0-9]{8}(\.orbax-checkpoint-tmp.*)?", p.name)]
+        for rest in [p for p in rests if p.name not in finished] + [*self._folder.glob("[0-9]*.saving")]:
+            _remove(rest)
 
     def _check_identity(self, step):
         then = _flat(files.read_json(self._manifest(step))["identity"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from facedepth_jax.checkpoint import Checkpoints, load_weights, save_weights
+from facedepth_jax.checkpoint import GONE, Checkpoints, load_weights, save_weights
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.state import NetState, TrainState
 
@@ -180,6 +180,56 @@ def test_killed_while_an_old_one_is_removed(folder, monkeypatch):
     assert (folder / "00000010").is_dir() and not (folder / "00000010.json").exists()
     assert Checkpoints(folder, IDENTITY).steps() == [20, 30] and same(restore(folder), state(30))
     assert not list(folder.glob("00000010*"))
+
+
+def test_an_old_one_that_cannot_be_removed_stops_nothing(folder, monkeypatch, caplog):
+    def busy(path):
+        raise OSError(16, "Device or resource busy", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", busy)
+        save(folder, 30, keep=2)
+    assert re.search("old checkpoint .*00000010 is left: .* busy", caplog.text)
+    assert (folder / "00000010").is_dir() and (folder / "00000010.saving").exists()
+    assert Checkpoints(folder, IDENTITY).steps() == [20, 30] and same(restore(folder), state(30))
+    assert not list(folder.glob("00000010*"))
+
+
+@pytest.mark.parametrize("error", GONE)
+def test_that_another_process_has_gone_is_no_failed_save(tmp_path, monkeypatch, error):
+    """It ends with another code, by which the run is started again."""
+
+    def gone(*_):
+        raise error("another process")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("facedepth_jax.checkpoint.ocp.save_async", gone)
+        with pytest.raises(error, match="another process"):
+            Checkpoints(tmp_path, IDENTITY).save(1, state(1))
+    monkeypatch.setattr("facedepth_jax.checkpoint.files.sha256", gone)
+    with pytest.raises(error, match="another process"):
+        save(tmp_path, 1)
+
+
+def test_the_first_process_chooses(folder, tmp_path, monkeypatch):
+    """Others take its step, whatever they see, and whether it insisted; or say that they do not see it."""
+    told = []
+
+    def broadcast(values):
+        told.append(values.tolist())
+        return np.array([10, 1]) if jax.process_index() else values
+
+    monkeypatch.setattr("facedepth_jax.checkpoint.multihost_utils.broadcast_one_to_all", broadcast)
+    assert restore(tmp_path / "none") is None
+    assert Checkpoints(folder, {}, insist=True).restore(state(0))
+    monkeypatch.setattr("facedepth_jax.checkpoint.jax.process_index", lambda: 1)
+    (folder / "00000030.saving").touch()  # the first may be at it
+    other = Checkpoints(folder, IDENTITY)
+    assert same(other.restore(state(0)), state(10)) and other.insisted
+    assert (folder / "00000030.saving").exists()
+    with pytest.raises(FaceDepthError, match="no .*none/00000010, .* WORKDIR must be one that all hosts share"):
+        restore(tmp_path / "none")
+    assert told == [[-1, 0], [20, 1], [-1, 0], [-1, 0]]
 
 
 def test_going_on_after_damage_writes_over_it(folder):
