@@ -9,12 +9,12 @@ import pathlib
 import sys
 import traceback
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from facedepth_jax import mesh, train
+from facedepth_jax.checkpoint import GONE
 from facedepth_jax.errors import FaceDepthError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, `:method` behind it picks the method.")
@@ -45,12 +45,13 @@ def main(argv):
         mesh.keep_compiled()
         train.run(config, pathlib.Path(WORKDIR.value or f"runs/{name}-{config.method}"), INSIST.value)
     except Exception as error:
-        if isinstance(error, FaceDepthError | OSError):  # an OSError says what and where: a full disk, a missing right
+        # What JAX and Orbax raise when another process has gone. On GPUs and TPUs JAX aborts: 134 is that code.
+        gone = PROCESS.value and isinstance(error, GONE)
+        if isinstance(error, FaceDepthError | OSError) and not gone:  # an OSError says what and where: a full disk
             print(f"error: {error}", file=sys.stderr)
         else:
             traceback.print_exc()
-        # One of several processes fails in JAX when another has gone, on GPUs and TPUs by an abort: 134 is its code.
-        code = 134 if PROCESS.value and isinstance(error, jax.errors.JaxRuntimeError) else 1
+        code = 134 if gone else 1
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # or this process waits: for threads of Orbax after a failed save, for the other processes

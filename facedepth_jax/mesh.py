@@ -34,13 +34,15 @@ def join(process: str):
     told = re.fullmatch(r"(\d+)/(\d+)@(.+:\d+)", process)
     if process != "auto" and not (told and int(told[1]) < int(told[2])):
         raise FaceDepthError(f"--process is {process!r}: give auto, or INDEX/COUNT@HOST:PORT, as 0/2@node1:1234.")
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself until the run takes it
     if told:  # with all devices of the host, whatever a scheduler's variables say
         jax.distributed.initialize(told[3], int(told[2]), int(told[1]), cluster_detection_method="deactivate")
-        return
-    try:
-        jax.distributed.initialize()
-    except ValueError as error:
-        raise FaceDepthError(f"--process=auto finds no TPU slice and no Slurm step ({error}).") from error
+    else:
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise FaceDepthError(f"--process=auto finds no TPU slice and no Slurm step ({error}).") from error
+    any_process(False)  # all meet while none has work of its own: Gloo's first meeting waits 30 s, later ones longer
 
 
 def keep_compiled():
@@ -63,8 +65,10 @@ def keep_compiled():
 
 
 def make_mesh() -> Mesh:
-    """All devices of all processes, in one row."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    """All devices of all processes, in one row, process by process."""
+    # Not jax.make_mesh: it goes by a TPU's topology, but `share` wants each process's devices side by side, in order.
+    row = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(row), ("data",), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

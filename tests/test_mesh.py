@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -120,3 +121,27 @@ def test_where_executables_are_kept(tmp_path, monkeypatch):
 def test_what_is_no_process_is_refused(process):
     with pytest.raises(FaceDepthError, match="give auto, or INDEX/COUNT@HOST:PORT"):
         mesh.join(process)
+
+
+def test_all_processes_meet_first_and_leave_sigterm_alone(monkeypatch):
+    """SIGTERM to JAX's own service would be lost before the run looks; Gloo's first meeting ends after 30 s."""
+    done = []
+    monkeypatch.setattr(jax.config, "update", lambda *values: done.append(values))
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: done.append(args))
+    monkeypatch.setattr(mesh, "any_process", done.append)
+    mesh.join("1/2@host:1234")
+    mesh.join("auto")
+    off = ("jax_enable_preemption_service", False)
+    assert done == [off, ("host:1234", 2, 1), False, off, (), False]
+
+
+def test_the_devices_of_a_process_are_side_by_side(monkeypatch):
+    """As `share` divides a batch. JAX numbers the chips of a TPU slice by their place, which crosses hosts."""
+    slice_4x2 = [types.SimpleNamespace(id=i, process_index=i // 2 % 2) for i in (3, 0, 6, 1, 4, 7, 2, 5)]
+    monkeypatch.setattr(jax, "devices", lambda: slice_4x2)
+    monkeypatch.setattr(mesh, "Mesh", lambda devices, names, axis_types: devices)
+    row = mesh.make_mesh()
+    assert [(device.process_index, device.id) for device in row] == [
+        *((0, 0), (0, 1), (0, 4), (0, 5)),
+        *((1, 2), (1, 3), (1, 6), (1, 7)),
+    ]
