@@ -39,6 +39,12 @@ class Run:
         return self.config["loss"]["lam"] if self.method == "cgan" else None
 
     @property
+    def settings(self) -> dict:
+        """What decides the figures beside method, lambda and seed; the data has a fingerprint of its own."""
+        loss = {key: value for key, value in self.config["loss"].items() if key != "lam"}
+        return {k: value for k, value in self.config.items() if k not in ("seed", "data", "every")} | {"loss": loss}
+
+    @property
     def steps(self) -> list[int]:
         """After which the weights were kept, of every fold."""
         return [run.results["step"] for run in self.folds or (self,)]
@@ -178,8 +184,8 @@ def _pool_folds(runs: Sequence[Run], judges: dict[str, tuple[Path, dict]]) -> tu
     for run in runs:
         data = {key: value for key, value in run.config["data"].items() if key != "dir"}
         options = {key: value for key, value in data.get("options", {}).items() if key != "fold"}
-        settings = run.config | {"data": data | {"options": options}}
-        groups.setdefault(json.dumps([run.results["dataset"], settings], sort_keys=True), []).append(run)
+        same = [run.results["dataset"], data | {"options": options}, run.lam, run.seed, run.settings]
+        groups.setdefault(json.dumps(same, sort_keys=True), []).append(run)
     pooled, judged = [], {fingerprint: judge for fingerprint, (_, judge) in judges.items()}
     for group in groups.values():
         parts = sorted({run.results["fingerprint"] for run in group})

@@ -50,7 +50,7 @@ def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
     columns, first = {}, {}
     for run in sorted(runs, key=lambda run: (ORDER.index(run.method), run.lam or 0.0, run.seed)):
         other = first.setdefault(run.method, run)
-        if keys := _differing_keys(_settings(other), _settings(run)):
+        if keys := _differing_keys(other.settings, run.settings):
             raise FaceDepthError(
                 f"{other.path} and {run.path} are both '{run.method}' but differ in {', '.join(keys)}: "
                 "report them apart."
@@ -64,12 +64,6 @@ def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
                 )
         column.append(run)
     return columns
-
-
-def _settings(run: Run) -> dict:
-    """What decides a run's figures beside method, lambda and seed; its data has a fingerprint of its own."""
-    loss = {key: value for key, value in run.config["loss"].items() if key != "lam"}
-    return {k: value for k, value in run.config.items() if k not in ("seed", "data", "every")} | {"loss": loss}
 
 
 def _differing_keys(a: dict, b: dict, prefix: str = "") -> list[str]:

@@ -407,6 +407,11 @@ def test_folds_share_one_column(tmp_path):
     assert "| cgan | 0 | 700/700 of 800 |" in markdown
     assert "right in 0.8000 of 36 pairs" in markdown
 
+    # A lambda that the method does not have keeps no folds apart.
+    rewrite(runs[3], "config.json", lambda config: config["loss"].update(lam=5.0))
+    assert run(tmp_path / "out", *(f"--verifier={path}" for path in verifiers), *runs) == 0
+    assert (tmp_path / "out/report.md").read_text() == markdown
+
     # With a second seed the deviation is one over seeds, not over folds.
     runs[2:] = [judged(make_fold(tmp_path / "2", k, "cgan", 0.8, 200, seed=1), 0.8, verifiers[k - 1]) for k in (1, 2)]
     assert run(tmp_path / "out", *(f"--verifier={path}" for path in verifiers), *runs) == 0
