@@ -113,32 +113,32 @@ def main() -> int:
     runs = [("verifier", seeds[0], given.config.with_name("verifier.py"), given.config.stem, for_verifier), *methods]
     commands, costs, steps, verifiers = {}, {}, {}, []
     sys.path.insert(0, str(given.config.resolve().parents[1]))  # configs import each other
-    try:
-        places = {given.runs: []}
-        if given.folds:
-            data_dir = load_config(given.config, "", for_methods).data.dir
-            places = {
-                given.runs / f"fold-{fold}": [
-                    f"--config.data.options.fold={fold}",
-                    f"--config.data.dir={data_dir}-fold-{fold}",
-                ]
-                for fold in given.folds.split(",")
-            }
-        for place, of_fold in places.items():
-            for method, seed, file, argument, options in runs:
-                workdir, options = place / f"{method}-{seed}", [*options, *of_fold]
-                commands[workdir] = [
-                    *(sys.executable, "-m", "facedepth_jax.main", f"--config={file}:{argument}"),
-                    *(f"--workdir={workdir}", f"--config.seed={seed}", *options),
-                ]
-                if method == "verifier":
-                    verifiers.append(workdir)
-                if method not in costs:
+    places = {given.runs: []}
+    if given.folds:
+        data_dir = load_config(given.config, "", for_methods).data.dir
+        places = {
+            given.runs / f"fold-{fold}": [
+                f"--config.data.options.fold={fold}",
+                f"--config.data.dir={data_dir}-fold-{fold}",
+            ]
+            for fold in given.folds.split(",")
+        }
+    for place, of_fold in places.items():
+        for method, seed, file, argument, options in runs:
+            workdir, options = place / f"{method}-{seed}", [*options, *of_fold]
+            commands[workdir] = [
+                *(sys.executable, "-m", "facedepth_jax.main", f"--config={file}:{argument}"),
+                *(f"--workdir={workdir}", f"--config.seed={seed}", *options),
+            ]
+            if method == "verifier":
+                verifiers.append(workdir)
+            if method not in costs:
+                try:
                     config = load_config(file, argument, options)
                     costs[method] = config.train.steps, config.train.batch_size, training_flops(config)
-                steps[workdir] = costs[method][0]
-    except FaceDepthError as error:
-        sys.exit(f"error: {error}")
+                except FaceDepthError as error:
+                    raise FaceDepthError(f"{method}: {error}") from error
+            steps[workdir] = costs[method][0]
     peak = peak_flops_per_sec()
     print("| method | runs | steps | examples a step | PFLOP a run |\n|---|---:|---:|---:|---:|")
     total = 0.0
@@ -200,4 +200,7 @@ def finished(workdir: pathlib.Path, steps: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except FaceDepthError as error:
+        sys.exit(f"error: {error}")
