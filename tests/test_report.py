@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import imageio.v3 as iio
@@ -424,3 +426,31 @@ def test_two_verifiers_of_the_same_data_are_refused(tmp_path, capsys):
     runs = [judged(make_run(tmp_path / "cgan"), 0.6, verifiers[0])]
     assert run(tmp_path / "out", *(f"--verifier={path}" for path in verifiers), *runs) == 1
     assert "are verifiers of the same data: give one of them" in capsys.readouterr().err
+
+
+KILLED = """
+import os, signal, sys
+from facedepth_jax import report
+left, replace = int(sys.argv[1]), os.replace
+def killed_at(*args):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    replace(*args)
+os.replace = killed_at
+report.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("written", [0, 1, 2])  # the picture, report.json, report.md
+def test_killed_and_run_again(tmp_path, written):
+    runs = [make_run(tmp_path / "cgan"), make_run(tmp_path / "ae", "ae")]
+    assert run(tmp_path / "in_peace", *runs) == 0
+    command = [sys.executable, "-c", KILLED, str(written), f"--out={tmp_path / 'out'}", *map(str, runs)]
+    assert subprocess.run(command, timeout=300).returncode == -signal.SIGKILL
+    visible = [name for name in names(tmp_path / "out") if not name.startswith(".")]
+    assert len(visible) == written
+    assert run(tmp_path / "out", *runs) == 0
+    for name in names(tmp_path / "in_peace"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "in_peace" / name).read_bytes(), name
