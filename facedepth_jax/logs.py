@@ -12,13 +12,13 @@ import tqdm
 
 from facedepth_jax import files
 
+MOST_DATA = 0.5  # share of training time that may be waiting for data without a warning
+
 
 def first_not_finite(metrics: dict[str, float]) -> str | None:
     """The first value that is NaN or infinite, in words."""
     return next((f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)), None)
 
-
-MOST_DATA = 0.5  # share of training time that may be waiting for data without a warning
 
 # Of the thirteen metrics a line shows a few, and of the times none; metrics.jsonl has all.
 _NOT_SHOWN = (
