@@ -4,10 +4,12 @@ one to another. Eight CPUs are had by a flag that only a fresh process can take.
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +47,8 @@ def place(tmp_path_factory):
     return path
 
 
-def start(command, devices, processes):
-    """The command in so many processes with so many devices each; what each said."""
+def begin(command, devices, processes):
+    """The command in so many processes with so many devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -59,15 +61,20 @@ def start(command, devices, processes):
     }
     several = [[f"--process={i}/{processes}@localhost:{port}"] for i in range(processes)] if processes > 1 else [[]]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen([*command, *told], cwd=ROOT, env=env, **pipes) for told in several]
+    return [subprocess.Popen([*command, *told], cwd=ROOT, env=env, **pipes) for told in several]
+
+
+def start(command, devices, processes):
+    """The same to its end; what each said."""
+    started = begin(command, devices, processes)
     said = [process.communicate(timeout=600) for process in started]
     assert [process.returncode for process in started] == [0] * processes, said
     return [out for out, _ in said]
 
 
-def train(place, name, *, steps, devices=1, processes=1):
-    """The program, up to `steps`."""
-    command = [
+def training(place, name, steps):
+    """The program's command line, up to `steps`."""
+    return [
         *(sys.executable, "-m", "facedepth_jax.main", "--config=configs/folder.py:ae", f"--workdir={place}/{name}"),
         *(f"--config.data.dir={place}/data", "--config.data.dataset=", f"--config.data.size={SIZE}"),
         *("--config.width=2", "--config.train.batch_size=8", "--config.train.learning_rate=1e-3"),
@@ -78,7 +85,11 @@ def train(place, name, *, steps, devices=1, processes=1):
             "--config.every.evaluate=1",
         ),
     ]
-    return start(command, devices, processes)
+
+
+def train(place, name, *, steps, devices=1, processes=1):
+    """The program, up to `steps`."""
+    return start(training(place, name, steps), devices, processes)
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +217,24 @@ def test_evaluation_loses_no_frame_however_it_is_divided(place):
                 assert got[column] == pytest.approx(expected[column], rel=1e-6)
         assert verified == found[0][1][1]
         assert verified["cells"] == pairs["cells"] and verified["loss"] == pytest.approx(pairs["loss"], rel=1e-5)
+
+
+def test_one_of_two_processes_gets_the_signal(place):
+    """Both end, at the same step, which is saved."""
+    run = place / "stopped"
+    processes = begin(training(place, "stopped", steps=1_000_000), devices=1, processes=2)
+    try:
+        log, end = run / "metrics.jsonl", time.monotonic() + 300
+        while not (log.exists() and log.read_text()) and time.monotonic() < end:
+            assert {process.poll() for process in processes} == {None}, processes[0].communicate()
+            time.sleep(0.05)
+        processes[1].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    *_, manifest = sorted((run / "checkpoints").glob("*.json"))
+    step = json.loads(manifest.read_text())["step"]
+    last = said[0][0].splitlines()[-1]
+    assert last == f"Stopped at step {step}, which is saved: the same command continues.", said
