@@ -16,6 +16,7 @@ test: .venv/ready
 # is benchmarks/gpu.py.
 bench: .venv/ready
 	$(BIN)/python benchmarks/train_step.py
+	taskset -c 0 $(BIN)/python benchmarks/costs.py
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/growth.py

@@ -4,7 +4,8 @@
     [taskset -c 0,1] python benchmarks/train_step.py [--widths=16,32,128] [--batches=8,16,32] [--turns=5]
 
 The cGAN at 96 x 96 px. "Plain flax" is the same nets with flax's nn.Conv and nn.ConvTranspose and without the XLA flag
-that the package sets. Each side lives in a process of its own, on all cores that `taskset` leaves.
+that the package sets; that freed memory is kept, as the package has it, holds for all sides. Each side lives in a
+process of its own, on all cores that `taskset` leaves.
 
 First it is proved that all sides do the same: from the same weights and batch their inference, losses (in float64 of
 two steps, so through the optimisers), gradients and the generator's running means must agree, relative to their norms,

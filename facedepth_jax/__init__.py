@@ -3,10 +3,12 @@
 What has to be in the environment before OpenCV and JAX start is set here, and never over the user's own setting.
 """
 
+import ctypes
 import glob
 import importlib.util
 import mmap
 import os
+import sys
 
 __version__ = "0.1.0"
 
@@ -30,4 +32,15 @@ def _set_environment():
         os.environ["XLA_FLAGS"] = f"{flags} --{flag}=-individual_convolution".strip()
 
 
+def _keep_freed_memory():
+    """Lets glibc keep what is freed: given back, the same arrays are faulted in anew, page by page, at each step."""
+    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        mallopt(-4, 0)  # M_MMAP_MAX: none has pages of its own, which freeing would give back
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+
+
 _set_environment()
+_keep_freed_memory()

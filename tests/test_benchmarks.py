@@ -202,6 +202,26 @@ def test_growth(tmp_path):
     assert (tmp_path / "growth.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_costs():
+    core = str(min(os.sched_getaffinity(0)))
+    command = [sys.executable, "benchmarks/costs.py", "--widths=4", "--batch=2", "--steps=1"]
+    out = subprocess.run(
+        ["taskset", "-c", core, *command], cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True
+    ).stdout
+    *kinds, total = cells(out)
+    assert kinds[0][""] == "convolutions and matrix products" and total[""] == "all"
+    for name in ["this", *(["PyTorch"] if HAS_TORCH else [])]:
+        values = [float(line[f"width 4: {name}"]) for line in kinds]
+        assert min(values) > 0 and sum(values) == pytest.approx(float(total[f"width 4: {name}"]), rel=0.01)
+
+
+def test_costs_on_two_cores(program, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr("sys.argv", ["costs.py"])
+    with pytest.raises(SystemExit, match="on one core only: taskset"):
+        program("costs").main()
+
+
 def test_gpu():
     """On whatever is here."""
     out = run("gpu", "--width=2", "--batches=2", "--dtypes=float32", "--turns=1", "--seconds=0", "--steps=2")

@@ -9,7 +9,8 @@ from jax import lax
 
 from facedepth_jax.models import layers
 
-# (height, width) on the fine side of the networks' layers, with few channels; then what a user may bring.
+# (height, width) on the fine side of the networks' layers, with few channels; then what a user may bring; then enough
+# channels for the other ways to compute it.
 DOWN = [
     (5, (96, 96), 1, 3),
     (5, (48, 48), 2, 3),
@@ -22,6 +23,7 @@ DOWN = [
     (4, (2, 2), 2, 3),
     (3, (16, 20), 2, 3),
     (6, (4, 30), 2, 3),
+    *((k, size, 17, o) for k in (2, 3, 4, 5, 6, 7) for size, o in (((6, 10), 3), ((4, 6), 12))),
 ]
 UP = [
     (5, (6, 6), 3, 2),
@@ -41,6 +43,7 @@ UP = [
     (2, (7, 3), 2, 3),
     (7, (8, 7), 3, 2),
     (7, (3, 7), 3, 2),
+    *((k, (3, 5), 2, 17) for k in (2, 3, 4, 5, 6, 7)),
 ]
 TO_ONE = [((96, 96), 3), ((6, 6), 2), ((16, 9), 2), ((1, 3), 2)]
 
@@ -94,6 +97,23 @@ def test_conv5s1_to_one_is_xlas(size, i):
         (5, 5, i, 1),
         (n, h, v, 1),
     )
+
+
+def test_every_way_up_was_taken(monkeypatch):
+    """By the shapes above, forward or backward: else it is not tested."""
+    ways = "_up_by_phases", "_up_by_one", "_up_by_products"
+    taken = set()
+    for way in ways:
+        original = getattr(layers, way)
+        monkeypatch.setattr(layers, way, lambda y, w, way=way, f=original: taken.add((way, len(w))) or f(y, w))
+    for k, (h, v), i, o in DOWN:
+        x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, h, v, i), (k, k, i, o)))
+        jax.eval_shape(jax.grad(lambda x, w: layers.conv_s2(x, w).sum()), x, w)
+    assert taken >= {(way, k) for way in ways[::2] for k in (2, 3, 4, 5, 6, 7)}
+    for k, (h, v), i, o in UP:
+        x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, h, v, i), (k, k, i, o)))
+        jax.eval_shape(layers.conv_transpose_s2, x, w)
+    assert taken >= {(way, k) for way in ways[:2] for k in (2, 3, 4, 5, 6, 7)}
 
 
 def test_conv_transpose_of_one_pixel():
@@ -152,7 +172,7 @@ def test_cpu_sees_no_dilated_input(module):
     x = jnp.zeros((1, 16, 16, 2))
     variables = module.init(jax.random.key(0), x)
     text = str(jax.make_jaxpr(jax.grad(lambda v, x: module.apply(v, x).sum(), (0, 1)))(variables, x))
-    assert "conv_general_dilated" in text and "lhs_dilation=(2, 2)" not in text
+    assert "lhs_dilation=(2, 2)" not in text
     plain = str(
         jax.make_jaxpr(jax.grad(lambda x: nn.Conv(2, (5, 5), 2).init_with_output(jax.random.key(0), x)[0].sum()))(x)
     )

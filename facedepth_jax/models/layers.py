@@ -2,8 +2,10 @@
 
 XLA's CPU backend is slow at convolutions with a dilated input: transposed convolutions, and the gradient of every
 stride-2 convolution by its input. A stride-2 convolution and a transposed one are each other's adjoints, so two maps,
-`_down` and `_up`, and the gradient by the weights serve both, forward and backward; `_up` is written without dilation.
-On other backends XLA's own convolutions are used.
+`_down` and `_up`, and the gradient by the weights serve both, forward and backward; `_up` is written without dilation,
+in the way that was measured to be the fastest for its shape.
+Where there is one channel, in or out, sums of shifted maps are faster than any convolution. On other backends XLA's own
+convolutions are used.
 
 Images are (N, H, W, C); kernels are square, of side k >= 2; SAME padding as in flax: with stride 2 an even size gets
 k - 2 pixels, the odd one behind.
@@ -48,7 +50,7 @@ def _phase(k, p):
 
 
 def _up_by_phases(y, w):
-    """Four plain convolutions, one for each parity of row and column."""
+    """Four plain convolutions, one for each parity of row and column: best for many channels."""
     k = w.shape[0]
     taps = w.transpose(0, 1, 3, 2)
 
@@ -63,40 +65,81 @@ def _up_by_phases(y, w):
     return _interleave([[phase(p, q) for q in (0, 1)] for p in (0, 1)])
 
 
-def _up_by_product(y, w):
-    """One matrix product with all the taps, then shifted sums: best on small maps and for one channel."""
+def _shift(x, rows, columns):
+    """Pixel (i, j) of the result is x (N, H, W, ...) at (i + rows, j + columns), 0 outside."""
+    rest = [(0, 0, 0)] * (x.ndim - 3)
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (-rows, rows, 0), (-columns, columns, 0), *rest])
+
+
+def _up_by_products(y, w):
+    """A matrix product for each tap (one for all of them if they have one channel), then sums of shifted maps."""
     n, h, v, o = y.shape
     k, i = w.shape[0], w.shape[2]
-    taps = lax.dot_general(y, w.reshape(k * k * i, o), (((3,), (1,)), ((), ()))).reshape(n, h, v, k, k, i)
-    edge = k // 2  # no shift is larger
-    padded = jnp.pad(taps, ((0, 0), (edge, edge), (edge, edge), (0, 0), (0, 0), (0, 0)))
+    if i == 1:
+        maps = lax.dot_general(y, w.reshape(k * k, o), (((3,), (1,)), ((), ()))).reshape(n, h, v, k, k, 1)
+
+    def tap(r, s):
+        return maps[:, :, :, r, s] if i == 1 else lax.dot_general(y, w[r, s], (((3,), (1,)), ((), ())))
 
     def phase(p, q):
         (first_r, shift_r), (first_s, shift_s) = _phase(k, p), _phase(k, q)
-        total = 0
-        for a, r in enumerate(range(first_r, k, 2)):
-            for b, s in enumerate(range(first_s, k, 2)):
-                top, left = edge + shift_r - a, edge + shift_s - b
-                total = total + padded[:, top : top + h, left : left + v, r, s]
-        return total
+        return sum(
+            _shift(tap(r, s), shift_r - a, shift_s - b)
+            for a, r in enumerate(range(first_r, k, 2))
+            for b, s in enumerate(range(first_s, k, 2))
+        )
 
     return _interleave([[phase(p, q) for q in (0, 1)] for p in (0, 1)])
 
 
+def _up_by_one(y, w):
+    """One convolution for the four phases, with zeros for the taps that a phase lacks: best for few channels."""
+    n, h, v, o = y.shape
+    k, i = w.shape[0], w.shape[2]
+    reach = (1 + _before(k)) // 2  # output 2m + p is the sum over offsets d <= reach: input m + d, tap p + before - 2d
+    front = 2 * reach - _before(k)
+    size = (front + k + 1) // 2
+    pad = front, 2 * size - front - k
+    taps = jnp.pad(w, (pad, pad, (0, 0), (0, 0))).reshape(size, 2, size, 2, i, o)[::-1, :, ::-1]
+    taps = taps.transpose(0, 2, 5, 1, 3, 4).reshape(size, size, o, 4 * i)
+    pad = size - 1 - reach, reach
+    maps = lax.conv_general_dilated(y, taps, (1, 1), (pad, pad), dimension_numbers=DIMENSIONS)
+    return maps.reshape(n, h, v, 2, 2, i).swapaxes(2, 3).reshape(n, 2 * h, 2 * v, i)
+
+
 def _up(y, w):
     """Adjoint of `_down` by its input: (N, H, W, O), (k, k, I, O) -> (N, 2H, 2W, I)."""
-    return _up_by_product(y, w) if y.shape[1] <= 6 or w.shape[2] == 1 else _up_by_phases(y, w)
+    return _up_by_one(y, w) if w.shape[2] <= 16 else _up_by_phases(y, w)
+
+
+def _input_gradient(dy, w):
+    """Gradient of `_down` by its input: `_up`, but for small maps, where turning the weights for it costs the most."""
+    n, h, v, o = dy.shape
+    return _up_by_products(dy, w) if w.shape[2] == 1 or n * h * v <= o else _up(dy, w)
+
+
+def _from_one(x, w, stride, before):
+    """Convolution of one channel as a sum of shifts: (N, H, W, 1), (k, k, 1, O) -> (N, H / stride, W / stride, O)."""
+    k, (h, v) = len(w), (side // stride for side in x.shape[1:3])
+    pad = before, k - stride - before
+    x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
+    rows, columns = stride * (h - 1) + 1, stride * (v - 1) + 1
+    return sum(x[:, r : r + rows : stride, s : s + columns : stride] * w[r, s, 0] for r in range(k) for s in range(k))
+
+
+def _conv_s2(x, w):
+    return _from_one(x, w, 2, _before(len(w))) if x.shape[3] == 1 else _down(x, w)
 
 
 @jax.custom_vjp
 def conv_s2(x, w):
     """Stride-2 convolution of an image with even sides: (N, 2H, 2W, I), (k, k, I, O) -> (N, H, W, O)."""
-    return _down(x, w)
+    return _conv_s2(x, w)
 
 
 conv_s2.defvjp(
-    lambda x, w: (_down(x, w), (x, w)),
-    lambda saved, dy: (_up(dy, saved[1]), _weight_gradient(saved[0], dy, len(saved[1]))),
+    lambda x, w: (_conv_s2(x, w), (x, w)),
+    lambda saved, dy: (_input_gradient(dy, saved[1]), _weight_gradient(saved[0], dy, len(saved[1]))),
 )
 
 
@@ -116,26 +159,33 @@ def conv_transpose_s2(x, w):
     return _transpose_s2(x, w[::-1, ::-1].swapaxes(2, 3))
 
 
-def _one(x, w):
-    """One matrix product with the 25 taps, then shifted sums."""
+def _to_one(x, w):
+    """One matrix product with the 25 taps, then a sum of shifted maps."""
+    maps = lax.dot_general(x, w.reshape(25, x.shape[3]), (((3,), (1,)), ((), ())))
+    return sum(_shift(maps[..., 5 * r + s], r - 2, s - 2) for r in range(5) for s in range(5))[..., None]
+
+
+def _to_one_weight_gradient(x, dy):
+    """One matrix product with the 25 shifted dy (N, H, W, 1) for x (N, H, W, I): (5, 5, I, 1)."""
     n, h, v, i = x.shape
-    taps = lax.dot_general(x, w.reshape(25, i), (((3,), (1,)), ((), ())))
-    padded = jnp.pad(taps, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    return sum(padded[:, r : r + h, s : s + v, 5 * r + s, None] for r in range(5) for s in range(5))
-
-
-def _one_by_xla(x, w):
-    return lax.conv_general_dilated(x, w, (1, 1), ((2, 2), (2, 2)), dimension_numbers=DIMENSIONS)
+    dy = jnp.pad(dy[..., 0], ((0, 0), (2, 2), (2, 2)))
+    shifted = jnp.stack([dy[:, r : r + h, s : s + v] for r in range(5) for s in range(5)])
+    return (shifted.reshape(25, n * h * v) @ x.reshape(n * h * v, i)).reshape(5, 5, i, 1)[::-1, ::-1]
 
 
 @jax.custom_vjp
 def conv5s1_to_one(x, w):
     """k5 s1 convolution to one channel: (N, H, W, I), (5, 5, I, 1) -> (N, H, W, 1)."""
-    return _one(x, w)
+    return _to_one(x, w)
 
 
-# The gradient of 25 shifted slices would be 25 padded images: backward, XLA's own is the fast one.
-conv5s1_to_one.defvjp(lambda x, w: (_one(x, w), (x, w)), lambda saved, dy: jax.vjp(_one_by_xla, *saved)[1](dy))
+conv5s1_to_one.defvjp(
+    lambda x, w: (_to_one(x, w), (x, w)),
+    lambda saved, dy: (
+        _from_one(dy, saved[1][::-1, ::-1].swapaxes(2, 3), 1, 2),
+        _to_one_weight_gradient(saved[0], dy),
+    ),
+)
 
 
 def _on_cpu():

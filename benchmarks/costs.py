@@ -1,0 +1,94 @@
+"""What a training step's time goes into, on one core: this project's beside PyTorch's (`torch_step.py`).
+
+    pip install -e '.[bench]'
+    taskset -c 0 python benchmarks/costs.py [--widths=16,32,128] [--batch=16] [--steps=3]
+
+Milliseconds a step, by profilers: XLA's instructions, sorted by what they compute and by the place in the step that JAX
+names; PyTorch's operators by their names. An instruction that computes several things counts as its last. On one core
+because instructions that run beside others cannot be told apart in a profile. Without PyTorch its column is left out.
+Linux only.
+"""
+
+import argparse
+import collections
+import importlib.util
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import jax
+from train_step import LAM, OURS, TORCH, Jax, make_batch, make_weights, numbers
+
+# (kind, of an instruction's name, of its place in the step, of a PyTorch operator), the first that fits.
+KINDS = (
+    ("convolutions and matrix products", "conv(?!ert)|dot", "dot_general$|conv_general_dilated$", "conv|mm$"),
+    ("batch norm", "$^", "/norm", "batch_norm"),
+    ("activations", "$^", "relu|select_n$|tanh", "relu|threshold|tanh"),
+    ("Adam", "$^", "^[a-z_]+$", "adam|optimizer"),
+    ("copies, sums of shifted maps, the rest", "", "", ""),
+)
+
+
+def ours(width, batch_size, steps):
+    """{kind: ms a step}"""
+    side = Jax(make_weights(width), make_batch(batch_size), width, "float32", LAM, plain=False)
+    side.wait(side.train())
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                losses = side.train()
+            side.wait(losses)
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        profile = jax.profiler.ProfileData.from_file(str(path))
+    places = dict(re.findall(r'%([\w.-]+) = .*op_name="(?:jit\(\w+\)/)?([^"]*)"', side.step.as_text()))
+    found = collections.Counter()
+    for event in (event for plane in profile.planes for line in plane.lines for event in line.events):
+        name = dict(event.stats).get("hlo_op")
+        if name:
+            place = places.get(name, "?")
+            kind = next(k for k, of_name, of_place, _ in KINDS if re.match(of_name, name) or re.search(of_place, place))
+            found[kind] += event.duration_ns / 1e6 / steps
+    return found
+
+
+def pytorchs(width, batch_size, steps):
+    """{kind: ms a step}"""
+    import torch
+    import torch_step
+
+    side = torch_step.Torch(make_weights(width), make_batch(batch_size), width, "float32", LAM)
+    side.train()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(steps):
+            side.train()
+    found = collections.Counter()
+    for event in profile.key_averages():
+        kind = next(k for k, *_, of_operator in KINDS if re.search(of_operator, event.key.lower()))
+        found[kind] += event.self_cpu_time_total / 1e3 / steps
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--widths", type=numbers, default=[16, 32, 128], help="as 16,32,128; even")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=3, help="of each profile")
+    args = parser.parse_args()
+    if len(os.sched_getaffinity(0)) != 1:
+        raise SystemExit("A profile tells costs apart on one core only: taskset -c 0 python benchmarks/costs.py")
+    sides = {OURS: ours}
+    if importlib.util.find_spec("torch"):
+        sides[TORCH] = pytorchs
+    columns = {}
+    for width in args.widths:
+        columns |= {f"width {width}: {name}": side(width, args.batch, args.steps) for name, side in sides.items()}
+    print(f"Milliseconds a training step, batch {args.batch}, float32, one core.\n")
+    print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
+    for kind, *_ in KINDS:
+        print(f"| {kind} | {' | '.join(f'{found[kind]:.4g}' for found in columns.values())} |")
+    print(f"| all | {' | '.join(f'{sum(found.values()):.4g}' for found in columns.values())} |")
+
+
+if __name__ == "__main__":
+    main()
