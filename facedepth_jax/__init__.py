@@ -3,12 +3,11 @@
 What has to be in the environment before OpenCV and JAX start is set here, and never over the user's own setting.
 """
 
-import ctypes
+import contextlib
 import glob
 import importlib.util
 import mmap
 import os
-import sys
 
 __version__ = "0.1.0"
 
@@ -36,10 +35,13 @@ def _keep_freed_memory():
     """Lets glibc keep what is freed: given back, the same arrays are faulted in anew, page by page, at each step."""
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in os.environ):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt:
-        mallopt(-4, 0)  # M_MMAP_MAX: none has pages of its own, which freeing would give back
+    with contextlib.suppress(ImportError, OSError, AttributeError):  # not glibc: nothing to do
+        import ctypes
+
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: no array has pages of its own, which freeing would give back
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
+        mallopt(-2, 2**26)  # M_TOP_PAD: what is kept, or asked for in one go, at the end of an arena
 
 
 _set_environment()

@@ -215,6 +215,23 @@ def test_costs():
         assert min(values) > 0 and sum(values) == pytest.approx(float(total[f"width 4: {name}"]), rel=0.01)
 
 
+@pytest.mark.parametrize(
+    "name, place, kind",
+    [
+        ("conv_general_dilated.9", "jvp(Generator)/up1/conv_general_dilated", "convolutions and matrix products"),
+        ("convolution-window-dilated.3", "?", "convolutions and matrix products"),
+        ("ynn_fusion.7", "transpose(jvp(Discriminator))/encoder/conv4/dot_general", "convolutions and matrix products"),
+        ("ynn_fusion.8", "jvp(Generator)/norm4/norm/reduce_sum", "batch norm"),
+        ("convert_power_fusion.2", "integer_pow", "Adam"),
+        ("multiply_select_fusion", "jvp(Generator)/encoder/jit(leaky_relu)/jit(_where)/select_n", "activations"),
+        ("transpose_copy_fusion.3", "?", "copies, sums of shifted maps, the rest"),
+        ("bitcast_concatenate_fusion", "jvp(Generator)/up4/stack", "copies, sums of shifted maps, the rest"),
+    ],
+)
+def test_kinds_of_costs(program, name, place, kind):
+    assert program("costs").kind_of(name, place) == kind
+
+
 def test_costs_on_two_cores(program, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr("sys.argv", ["costs.py"])

@@ -24,6 +24,7 @@ DOWN = [
     (3, (16, 20), 2, 3),
     (6, (4, 30), 2, 3),
     *((k, size, 17, o) for k in (2, 3, 4, 5, 6, 7) for size, o in (((6, 10), 3), ((4, 6), 12))),
+    *((k, (4, 6), 1, 3) for k in (2, 3, 4, 6, 7)),
 ]
 UP = [
     (5, (6, 6), 3, 2),
@@ -99,9 +100,33 @@ def test_conv5s1_to_one_is_xlas(size, i):
     )
 
 
+@pytest.mark.parametrize(
+    "function, w_shape, x_shape",
+    [
+        (layers.conv_s2, (5, 5, 1, 8), (2, 24, 24, 1)),
+        (layers.conv_s2, (5, 5, 17, 32), (2, 6, 6, 17)),
+        (layers.conv_s2, (5, 5, 17, 8), (2, 12, 12, 17)),
+        (layers.conv_transpose_s2, (5, 5, 8, 4), (2, 12, 12, 8)),
+        (layers.conv5s1_to_one, (5, 5, 8, 1), (2, 24, 24, 8)),
+    ],
+)
+def test_bfloat16_is_summed_in_float32(function, w_shape, x_shape):
+    """Each value and gradient to the rounding of bfloat16, 2**-8 of its size and of what cancels in it."""
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.uniform(0.5, 1, shape), jnp.bfloat16) for shape in (x_shape, w_shape))
+    dy = jnp.ones(jax.eval_shape(function, x, w).shape, jnp.bfloat16)
+    for got, expected in zip(
+        value_and_gradients(function, x, w, dy),
+        value_and_gradients(function, x.astype(jnp.float32), w.astype(jnp.float32), dy.astype(jnp.float32)),
+        strict=True,
+    ):
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_allclose(got.astype(jnp.float32), expected, rtol=2**-8)
+
+
 def test_every_way_up_was_taken(monkeypatch):
     """By the shapes above, forward or backward: else it is not tested."""
-    ways = "_up_by_phases", "_up_by_one", "_up_by_products"
+    ways = "_up_by_phases", "_up_at_once", "_up_by_products"
     taken = set()
     for way in ways:
         original = getattr(layers, way)
@@ -110,6 +135,7 @@ def test_every_way_up_was_taken(monkeypatch):
         x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, h, v, i), (k, k, i, o)))
         jax.eval_shape(jax.grad(lambda x, w: layers.conv_s2(x, w).sum()), x, w)
     assert taken >= {(way, k) for way in ways[::2] for k in (2, 3, 4, 5, 6, 7)}
+    taken.clear()
     for k, (h, v), i, o in UP:
         x, w = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, h, v, i), (k, k, i, o)))
         jax.eval_shape(layers.conv_transpose_s2, x, w)
@@ -165,11 +191,15 @@ def test_kernels_start_as_in_the_paper():
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere XLA's own are taken")
 @pytest.mark.parametrize(
-    "module", [layers.Conv(2, strides=2), layers.ConvTranspose(2), layers.ConvTranspose(1, 6), layers.Conv(1)]
+    "module, channels",
+    [
+        *((layers.Conv(2, strides=2), channels) for channels in (1, 2, 17)),
+        *((module, 2) for module in (layers.ConvTranspose(2), layers.ConvTranspose(17), layers.ConvTranspose(1, 6))),
+    ],
 )
-def test_cpu_sees_no_dilated_input(module):
+def test_cpu_sees_no_dilated_input(module, channels):
     """Why layers.py is there: such convolutions are ten times slower on a CPU."""
-    x = jnp.zeros((1, 16, 16, 2))
+    x = jnp.zeros((1, 16, 16, channels))
     variables = module.init(jax.random.key(0), x)
     text = str(jax.make_jaxpr(jax.grad(lambda v, x: module.apply(v, x).sum(), (0, 1)))(variables, x))
     assert "lhs_dilation=(2, 2)" not in text

@@ -4,7 +4,7 @@ XLA's CPU backend is slow at convolutions with a dilated input: transposed convo
 stride-2 convolution by its input. A stride-2 convolution and a transposed one are each other's adjoints, so two maps,
 `_down` and `_up`, and the gradient by the weights serve both, forward and backward; `_up` is written without dilation,
 in the way that was measured to be the fastest for its shape.
-Where there is one channel, in or out, sums of shifted maps are faster than any convolution. On other backends XLA's own
+The nets' first and last layers, from one channel and to one, are sums of shifted maps. On other backends XLA's own
 convolutions are used.
 
 Images are (N, H, W, C); kernels are square, of side k >= 2; SAME padding as in flax: with stride 2 an even size gets
@@ -65,10 +65,20 @@ def _up_by_phases(y, w):
     return _interleave([[phase(p, q) for q in (0, 1)] for p in (0, 1)])
 
 
+def _wide(x):
+    """The type to sum in: float32 at least."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
 def _shift(x, rows, columns):
     """Pixel (i, j) of the result is x (N, H, W, ...) at (i + rows, j + columns), 0 outside."""
     rest = [(0, 0, 0)] * (x.ndim - 3)
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (-rows, rows, 0), (-columns, columns, 0), *rest])
+
+
+def _product(x, w):
+    """(N, H, W, I), (O, I) -> (N, H, W, O), not rounded to a narrow type."""
+    return lax.dot_general(x, w, (((3,), (1,)), ((), ())), preferred_element_type=_wide(x))
 
 
 def _up_by_products(y, w):
@@ -76,10 +86,10 @@ def _up_by_products(y, w):
     n, h, v, o = y.shape
     k, i = w.shape[0], w.shape[2]
     if i == 1:
-        maps = lax.dot_general(y, w.reshape(k * k, o), (((3,), (1,)), ((), ()))).reshape(n, h, v, k, k, 1)
+        maps = _product(y, w.reshape(k * k, o)).reshape(n, h, v, k, k, 1)
 
     def tap(r, s):
-        return maps[:, :, :, r, s] if i == 1 else lax.dot_general(y, w[r, s], (((3,), (1,)), ((), ())))
+        return maps[:, :, :, r, s] if i == 1 else _product(y, w[r, s])
 
     def phase(p, q):
         (first_r, shift_r), (first_s, shift_s) = _phase(k, p), _phase(k, q)
@@ -87,12 +97,12 @@ def _up_by_products(y, w):
             _shift(tap(r, s), shift_r - a, shift_s - b)
             for a, r in enumerate(range(first_r, k, 2))
             for b, s in enumerate(range(first_s, k, 2))
-        )
+        ).astype(y.dtype)
 
     return _interleave([[phase(p, q) for q in (0, 1)] for p in (0, 1)])
 
 
-def _up_by_one(y, w):
+def _up_at_once(y, w):
     """One convolution for the four phases, with zeros for the taps that a phase lacks: best for few channels."""
     n, h, v, o = y.shape
     k, i = w.shape[0], w.shape[2]
@@ -109,22 +119,28 @@ def _up_by_one(y, w):
 
 def _up(y, w):
     """Adjoint of `_down` by its input: (N, H, W, O), (k, k, I, O) -> (N, 2H, 2W, I)."""
-    return _up_by_one(y, w) if w.shape[2] <= 16 else _up_by_phases(y, w)
+    # Measured at the nets' shapes, widths 16 to 128 and batches of 1 and 16, as were the others' limits.
+    return _up_at_once(y, w) if w.shape[2] <= 16 else _up_by_phases(y, w)
 
 
 def _input_gradient(dy, w):
-    """Gradient of `_down` by its input: `_up`, but for small maps, where turning the weights for it costs the most."""
+    """Gradient of `_down` by its input: `_up`, but for one channel, and for small maps, where turning the weights for a
+    convolution costs the most. N is that of all devices together."""
     n, h, v, o = dy.shape
     return _up_by_products(dy, w) if w.shape[2] == 1 or n * h * v <= o else _up(dy, w)
 
 
 def _from_one(x, w, stride, before):
-    """Convolution of one channel as a sum of shifts: (N, H, W, 1), (k, k, 1, O) -> (N, H / stride, W / stride, O)."""
+    """Convolution of one channel as a sum of shifts: (N, H, W, 1), (k, k, 1, O) -> (N, H / stride, W / stride, O).
+
+    `before`: pixels of padding above and to the left.
+    """
     k, (h, v) = len(w), (side // stride for side in x.shape[1:3])
     pad = before, k - stride - before
-    x = jnp.pad(x, ((0, 0), pad, pad, (0, 0)))
+    padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0))).astype(_wide(x))
     rows, columns = stride * (h - 1) + 1, stride * (v - 1) + 1
-    return sum(x[:, r : r + rows : stride, s : s + columns : stride] * w[r, s, 0] for r in range(k) for s in range(k))
+    taps = (padded[:, r : r + rows : stride, s : s + columns : stride] * w[r, s, 0] for r in range(k) for s in range(k))
+    return sum(taps).astype(x.dtype)
 
 
 def _conv_s2(x, w):
@@ -161,8 +177,9 @@ def conv_transpose_s2(x, w):
 
 def _to_one(x, w):
     """One matrix product with the 25 taps, then a sum of shifted maps."""
-    maps = lax.dot_general(x, w.reshape(25, x.shape[3]), (((3,), (1,)), ((), ())))
-    return sum(_shift(maps[..., 5 * r + s], r - 2, s - 2) for r in range(5) for s in range(5))[..., None]
+    maps = _product(x, w.reshape(25, x.shape[3]))
+    total = sum(_shift(maps[..., 5 * r + s], r - 2, s - 2) for r in range(5) for s in range(5))
+    return total[..., None].astype(x.dtype)
 
 
 def _to_one_weight_gradient(x, dy):
