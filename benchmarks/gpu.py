@@ -21,11 +21,9 @@ import collections
 import concurrent.futures
 import multiprocessing
 import os
-import re
-import tempfile
 import time
-from pathlib import Path
 
+import costs
 import jax
 import train_step
 from train_step import LAM, OURS, PLAIN, TRAINING, Jax, make_batch, make_weights, numbers
@@ -52,26 +50,10 @@ def profiled(width, batch_size, dtype, steps):
         "The state is donated, and the loop moves nothing between host and device (jax.transfer_guard).",
         f"{steps} steps: handed over in {1e3 * handed_over_s:.1f} ms, done in {1e3 * took_s:.1f} ms.",
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            for _ in range(steps):
-                losses = side.train()
-            side.wait(losses)
-        (path,) = Path(folder).rglob("*.xplane.pb")
-        return lines, costs(jax.profiler.ProfileData.from_file(str(path)), side.step.as_text())
-
-
-def costs(profile, compiled):
-    """{place in the step: nanoseconds} of a profile and the compiled program's text."""
-    places = dict(re.findall(r'%([\w.-]+) = .*op_name="(?:jit\(\w+\)/)?([^"]*)"', compiled))
     found = collections.Counter()
-    for plane in profile.planes:
-        for line in plane.lines:
-            for event in line.events:
-                instruction = dict(event.stats).get("hlo_op")
-                if instruction and not re.match("call|while|conditional", instruction):  # what is in them counts
-                    found[places.get(instruction, instruction)] += event.duration_ns
-    return found
+    for (_, place), ns in costs.profiled(side, steps).items():
+        found[place] += ns
+    return lines, found
 
 
 def main():

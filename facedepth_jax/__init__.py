@@ -32,14 +32,17 @@ def _set_environment():
 
 
 def _keep_freed_memory():
-    """Lets glibc keep what is freed: given back, the same arrays are faulted in anew, page by page, at each step."""
+    """Lets glibc keep what is freed: given back, the same arrays are faulted in anew, page by page, at each step.
+
+    In threads but the first this holds for arrays up to 64 MiB, glibc's limit.
+    """
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in os.environ):
         return
     with contextlib.suppress(ImportError, OSError, AttributeError):  # not glibc: nothing to do
         import ctypes
 
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no array has pages of its own, which freeing would give back
+        mallopt(-4, 0)  # M_MMAP_MAX: arrays have no pages of their own, which freeing would give back
         mallopt(-1, -1)  # M_TRIM_THRESHOLD: never
         mallopt(-2, 2**26)  # M_TOP_PAD: what is kept, or asked for in one go, at the end of an arena
 

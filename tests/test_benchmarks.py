@@ -219,12 +219,13 @@ def test_costs():
     "name, place, kind",
     [
         ("conv_general_dilated.9", "jvp(Generator)/up1/conv_general_dilated", "convolutions and matrix products"),
-        ("convolution-window-dilated.3", "?", "convolutions and matrix products"),
+        ("convolution-window-dilated.3", "convolution-window-dilated.3", "convolutions and matrix products"),
         ("ynn_fusion.7", "transpose(jvp(Discriminator))/encoder/conv4/dot_general", "convolutions and matrix products"),
         ("ynn_fusion.8", "jvp(Generator)/norm4/norm/reduce_sum", "batch norm"),
         ("convert_power_fusion.2", "integer_pow", "Adam"),
         ("multiply_select_fusion", "jvp(Generator)/encoder/jit(leaky_relu)/jit(_where)/select_n", "activations"),
-        ("transpose_copy_fusion.3", "?", "copies, sums of shifted maps, the rest"),
+        ("transpose_copy_fusion.3", "transpose_copy_fusion.3", "copies, sums of shifted maps, the rest"),
+        ("stack", "jvp(Generator)/out/stack", "copies, sums of shifted maps, the rest"),
         ("bitcast_concatenate_fusion", "jvp(Generator)/up4/stack", "copies, sums of shifted maps, the rest"),
     ],
 )
@@ -265,4 +266,8 @@ def test_costs_of_a_profile(program):
     events += [event(90, hlo_op="call.1"), event(80), event(3, hlo_op="fusion.2")]
     line = types.SimpleNamespace(events=events)
     profile = types.SimpleNamespace(planes=[types.SimpleNamespace(lines=[line])])
-    assert program("gpu").costs(profile, compiled) == {"jvp(Generator)/up1/conv": 10, "copy.3": 5}
+    assert program("costs").instructions(profile, compiled) == {
+        ("fusion.2", "jvp(Generator)/up1/conv"): 6,
+        ("convolution.7", "jvp(Generator)/up1/conv"): 4,
+        ("copy.3", "copy.3"): 5,
+    }

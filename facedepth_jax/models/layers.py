@@ -3,9 +3,8 @@
 XLA's CPU backend is slow at convolutions with a dilated input: transposed convolutions, and the gradient of every
 stride-2 convolution by its input. A stride-2 convolution and a transposed one are each other's adjoints, so two maps,
 `_down` and `_up`, and the gradient by the weights serve both, forward and backward; `_up` is written without dilation,
-in the way that was measured to be the fastest for its shape.
-The nets' first and last layers, from one channel and to one, are sums of shifted maps. On other backends XLA's own
-convolutions are used.
+in the way that was measured to be the fastest for its shape. The nets' first and last layers, from one channel and to
+one, are sums of shifted maps. On other backends XLA's own convolutions are used.
 
 Images are (N, H, W, C); kernels are square, of side k >= 2; SAME padding as in flax: with stride 2 an even size gets
 k - 2 pixels, the odd one behind.
@@ -119,7 +118,7 @@ def _up_at_once(y, w):
 
 def _up(y, w):
     """Adjoint of `_down` by its input: (N, H, W, O), (k, k, I, O) -> (N, 2H, 2W, I)."""
-    # Measured at the nets' shapes, widths 16 to 128 and batches of 1 and 16, as were the others' limits.
+    # This limit and that in `_input_gradient` were measured at the nets' shapes, widths 16 to 128, batches of 1 and 16.
     return _up_at_once(y, w) if w.shape[2] <= 16 else _up_by_phases(y, w)
 
 
