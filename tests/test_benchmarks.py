@@ -208,11 +208,12 @@ def test_costs():
     out = subprocess.run(
         ["taskset", "-c", core, *command], cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True
     ).stdout
-    *kinds, total = cells(out)
+    *kinds, total, kernel = cells(out)
     assert kinds[0][""] == "convolutions and matrix products" and total[""] == "all"
     for name in ["this", *(["PyTorch"] if HAS_TORCH else [])]:
         values = [float(line[f"width 4: {name}"]) for line in kinds]
         assert min(values) > 0 and sum(values) == pytest.approx(float(total[f"width 4: {name}"]), rel=0.01)
+        assert 0 <= float(kernel[f"width 4: {name}"]) < sum(values)
 
 
 @pytest.mark.parametrize(
