@@ -2,9 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# On a CPU: memory comes in pages of 2 MB, so that a step faults in fewer (docs/speed.md). glibc reads it at the start.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-
 .PHONY: demo test bench format clean
 
 demo: .venv/ready
@@ -15,7 +12,7 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-# On a CPU, Linux only; each prints one table. With `.venv/bin/pip install -e '.[bench]'` against PyTorch too. The GPU's
+# On a CPU, Linux only; each prints its tables. With `.venv/bin/pip install -e '.[bench]'` against PyTorch too. The GPU's
 # is benchmarks/gpu.py.
 bench: .venv/ready
 	$(BIN)/python benchmarks/train_step.py

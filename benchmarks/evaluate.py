@@ -7,13 +7,12 @@ the time.
 """
 
 import argparse
-import os
 import statistics
 import time
 
 import jax
 import numpy as np
-from train_step import numbers
+from train_step import machine, numbers
 
 from facedepth_jax.evaluate import evaluate
 from facedepth_jax.levels import DepthCode, image_from_gray
@@ -56,11 +55,9 @@ def main():
     parser.add_argument("--frames", type=numbers, default=[1024, 96], help="of each width, as 1024,96")
     parser.add_argument("--turns", type=int, default=5)
     args = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
-    print(
-        f"Batch {EVALUATION_BATCH}, {jax.default_backend()}, {cores} cores, load {os.getloadavg()[0]:.1f}, "
-        f"{args.turns} turns\n"
-    )
+    if len(args.widths) != len(args.frames) or min(args.frames) < EVALUATION_BATCH:
+        parser.error(f"give --frames for each width, {EVALUATION_BATCH} or more, as --widths=16,128 --frames=1024,96")
+    print(f"Batch {EVALUATION_BATCH}, {jax.default_backend()}, {machine()}, {args.turns} turns\n")
     print("| width | frames | forward pass alone, images/s | with the metrics, images/s | the metrics cost |")
     print("|---|---|---|---|---|")
     for width, frames in zip(args.widths, args.frames, strict=True):

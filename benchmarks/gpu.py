@@ -18,8 +18,6 @@ Not run on a GPU yet; on a CPU it runs too, which says nothing about one.
 
 import argparse
 import collections
-import concurrent.futures
-import multiprocessing
 import os
 import time
 
@@ -30,6 +28,10 @@ from train_step import LAM, OURS, PLAIN, TRAINING, Jax, make_batch, make_weights
 
 COSTS = 3
 NO_GRAPHS = "--xla_gpu_enable_command_buffer="  # kernels in a graph are one event in a profile
+
+
+def device_kind():
+    return jax.devices()[0].device_kind
 
 
 def profiled(width, batch_size, dtype, steps):
@@ -47,7 +49,7 @@ def profiled(width, batch_size, dtype, steps):
     if not all(leaf.is_deleted() for leaf in jax.tree.leaves(before)):
         raise SystemExit("The step does not take its state's memory: it is not donated.")
     lines = [
-        "The state is donated, and the loop moves nothing between host and device (jax.transfer_guard).",
+        "The state is donated, and the step moves nothing between host and device (jax.transfer_guard).",
         f"{steps} steps: handed over in {1e3 * handed_over_s:.1f} ms, done in {1e3 * took_s:.1f} ms.",
     ]
     found = collections.Counter()
@@ -58,37 +60,42 @@ def profiled(width, batch_size, dtype, steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dtypes", type=lambda text: text.split(","), default=["bfloat16", "float32"])
+    parser.add_argument(
+        "--dtypes", type=lambda text: text.split(","), default=["bfloat16", "float32"], help="as bfloat16,float32"
+    )
     parser.add_argument("--batches", type=numbers, default=[64, 128, 256, 512, 1024])
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="the least that a turn takes")
     parser.add_argument("--steps", type=int, default=10, help="of the profile")
     args = parser.parse_args()
+    if unknown := set(args.dtypes) - set(train_step.TOLERANCE):
+        parser.error(f"--dtypes: {', '.join(sorted(unknown))} is none of {', '.join(train_step.TOLERANCE)}")
     names = [name for name in train_step.sides() if name != PLAIN]
+    device = train_step.measured_in_a_fresh_process(device_kind)
     said, missing, peaks = train_step.proved_in_float64(names) if len(names) > 1 else [], [], []
-    print(f"{args.turns} turns of {args.seconds} s\n\n{train_step.heads(names)}", flush=True)
+    print(f"{device}, {args.turns} turns of {args.seconds} s\n\n{train_step.heads(names)}", flush=True)
     for dtype in args.dtypes:
         for batch_size in args.batches:
             try:
                 with train_step.contest(names, args.width, batch_size, dtype) as (pipes, worst):
-                    lines, peak = train_step.rows(
+                    lines, peak, sat_out = train_step.rows(
                         names, pipes, {TRAINING: batch_size}, args.width, {}, args, f"{dtype}, "
                     )
             except SystemExit as stopped:
                 missing.append(f"{dtype}, batch {batch_size}: {stopped}")
                 continue
-            said += train_step.agreements(worst, f"{dtype}, batch {batch_size}:")
+            said += [*sat_out, *train_step.agreements(worst, f"{dtype}, batch {batch_size}:")]
             peaks.append(f"{dtype} {peak / 1e12:.3g} TFLOP/s")
             print(*lines, sep="\n", flush=True)
+    if not peaks:
+        raise SystemExit("\n".join(missing))
     print(f"\nThe peak: {', '.join(peaks)}.", *said, *missing, sep="\n", flush=True)
 
-    os.environ["XLA_FLAGS"] = (
-        f"{os.environ.get('XLA_FLAGS', '')} {NO_GRAPHS}".strip()
-    )  # read when the next one computes
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as fresh:
-        lines, found = fresh.submit(profiled, args.width, args.batches[0], args.dtypes[0], args.steps).result()
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {NO_GRAPHS}".strip()  # of the next process
+    lines, found = train_step.measured_in_a_fresh_process(
+        profiled, args.width, args.batches[0], args.dtypes[0], args.steps
+    )
     total = sum(found.values())
     print("", *lines, f"\n| largest costs of {OURS}, {args.dtypes[0]}, batch {args.batches[0]} | share |", sep="\n")
     print("|---|---|", *(f"| `{place}` | {ns / total:.1%} |" for place, ns in found.most_common(COSTS)), sep="\n")

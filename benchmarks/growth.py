@@ -1,6 +1,6 @@
 """How speed and memory of the cGAN's training step grow with width, batch, image size and the number of devices.
 
-    python benchmarks/growth.py [--out=docs]
+    python benchmarks/growth.py [--out=runs]
 
 From one point, the first value of each list, one thing grows at a time; each point is measured in a process of its own.
 Prints the table and writes the picture, OUT/growth.png.
@@ -12,10 +12,8 @@ batch and the most that the step needs beside them. Images/s are the median of -
 """
 
 import argparse
-import concurrent.futures
 import functools
 import math
-import multiprocessing
 import os
 import statistics
 import time
@@ -25,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from train_step import LAM, make_nets, numbers
+from train_step import LAM, machine, make_nets, measured_in_a_fresh_process, numbers
 
 from facedepth_jax import levels, mesh
 from facedepth_jax.state import init_state
@@ -105,20 +103,20 @@ def main():
     parser.add_argument("--devices", type=numbers, default=[1, 2, 4, 8])
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0)
-    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--out", type=Path, default=Path("runs"))
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
-    print(f"{len(cores)} cores, load {os.getloadavg()[0]:.1f}, {args.turns} turns of {args.seconds} s\n")
+    if any(args.batches[0] % devices for devices in args.devices) or any(size % 16 for size in args.sizes):
+        parser.error("the first of --batches has to be a multiple of each of --devices, --sizes of 16")
+    print(f"{machine()}, {args.turns} turns of {args.seconds} s\n")
     print(f"| what grows | {' | '.join(NAMES)} | cores | images/s | GFLOP a device | MiB a device |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     found, known = [], {}
     grown = dict(zip(NAMES, (args.widths, args.batches, args.sizes, args.devices), strict=True))
-    spawn = multiprocessing.get_context("spawn")
     for name, point, own_cores in points(grown, cores):
         key = (*point.values(), *own_cores)
         if key not in known:
-            with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as fresh:
-                known[key] = fresh.submit(measured, point, own_cores, args.turns, args.seconds).result()
+            known[key] = measured_in_a_fresh_process(measured, point, own_cores, args.turns, args.seconds)
         speed, gflop, mib = known[key]
         found.append((name, point[name], speed, mib))
         cells = [name, *point.values(), len(own_cores), f"{speed:.3g}", f"{gflop:.3g}", f"{mib:.3g}"]

@@ -1,6 +1,6 @@
 """The pipeline against NumPy reading the same arrays, and how long a training step waits for its batch.
 
-    python benchmarks/pipeline.py [--width=16] [--batch_size=16] [--frames=12000] [--turns=5]
+    python benchmarks/pipeline.py [--width=16] [--batch=16] [--frames=12000] [--turns=5]
 
 Alone: batches a second, read and thrown away. Training: the loop of train.py with the cGAN's step at 96 x 96 px. What
 it waits is the time in which it gets a batch and puts it on the device, over the whole; the device may still be busy
@@ -13,7 +13,6 @@ are grain's.
 import argparse
 import functools
 import itertools
-import os
 import statistics
 import tempfile
 import time
@@ -23,7 +22,7 @@ import grain
 import jax
 import numpy as np
 from absl import flags
-from train_step import LAM, Jax, make_batch, make_weights
+from train_step import LAM, Jax, machine, make_batch, make_weights, numbers
 
 from facedepth_jax import mesh
 from facedepth_jax.data import pipeline
@@ -92,17 +91,17 @@ def train(side, batches, count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--frames", type=int, default=12000)
-    parser.add_argument("--batches", type=int, default=200, help="of a turn alone")
+    parser.add_argument("--reads", type=int, default=200, help="batches of a turn alone")
     parser.add_argument("--steps", type=int, default=20, help="of a turn of training")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--processes", default="1,2", help="as 1,2")
+    parser.add_argument("--processes", type=numbers, default=[1, 2], help="as 1,2")
     args = parser.parse_args()
     flags.FLAGS.mark_as_parsed()  # grain's processes ask for it
     devices = mesh.make_mesh()
     put = functools.partial(mesh.put_batch, devices)
-    side = Jax(make_weights(args.width), make_batch(args.batch_size), args.width, "float32", LAM, plain=False)
+    side = Jax(make_weights(args.width), make_batch(args.batch), args.width, "float32", LAM, plain=False)
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -111,14 +110,14 @@ def main():
         mesh._memory_bytes = lambda: 2**62  # as on a device with room
         rows, put_rows = mesh.place_examples(devices, arrays)
         sources = {
-            "NumPy": by_numpy(arrays, args.batch_size),
-            "the pipeline, in the loop itself": by_threads(arrays, args.batch_size, 0),
-            "the pipeline, one thread": by_threads(arrays, args.batch_size, 1),
-            "the pipeline, two threads": by_threads(arrays, args.batch_size, 2),
-            "row numbers by one thread, gathered on the device": by_threads(rows, args.batch_size, 1),
+            "NumPy": by_numpy(arrays, args.batch),
+            "the pipeline, in the loop itself": by_threads(arrays, args.batch, 0),
+            "the pipeline, one thread": by_threads(arrays, args.batch, 1),
+            "the pipeline, two threads": by_threads(arrays, args.batch, 2),
+            "row numbers by one thread, gathered on the device": by_threads(rows, args.batch, 1),
         }
-        for processes in map(int, args.processes.split(",")):
-            sources[f"grain's processes: {processes}"] = by_processes(folder, args.frames, args.batch_size, processes)
+        for processes in args.processes:
+            sources[f"grain's processes: {processes}"] = by_processes(folder, args.frames, args.batch, processes)
         on_device = {name: map(put_rows if "device" in name else put, batches) for name, batches in sources.items()}
         reading = {name: on_device[name] if "device" in name else batches for name, batches in sources.items()}
         same = next(on_device["NumPy"])
@@ -129,25 +128,21 @@ def main():
         trained = {name: [] for name in training}
         for _ in range(args.turns):
             for name, batches in reading.items():
-                read[name].append(alone(batches, args.batches))
+                read[name].append(alone(batches, args.reads))
             for name, batches in training.items():
                 trained[name].append(train(side, batches, args.steps))
 
-        cores = len(os.sched_getaffinity(0))
-        print(
-            f"Width {args.width}, batch {args.batch_size}, {jax.default_backend()}, {cores} cores, "
-            f"load {os.getloadavg()[0]:.1f}, {args.turns} turns\n"
-        )
+        print(f"Width {args.width}, batch {args.batch}, {jax.default_backend()}, {machine()}, {args.turns} turns\n")
         print("| batches by | alone, images/s | of NumPy's | training, images/s | waits for its batch |")
         print("|---|---|---|---|---|")
         for name, turns in trained.items():
             cells = ["", ""]
             if name in read:
-                speed = args.batch_size / statistics.median(read[name])
+                speed = args.batch / statistics.median(read[name])
                 ratio = statistics.median(np.divide(read["NumPy"], read[name]))
                 cells = [f"{speed:.0f}", f"{ratio:.2f}"]
             seconds, waits = statistics.median(s for s, _ in turns), statistics.median(w / s for s, w in turns)
-            cells += [f"{args.batch_size / seconds:.3g}", "" if name.startswith("the same") else f"{waits:.1%}"]
+            cells += [f"{args.batch / seconds:.3g}", "" if name.startswith("the same") else f"{waits:.1%}"]
             print(f"| {name} | {' | '.join(cells)} |")
 
 

@@ -1,7 +1,7 @@
 """Speed and memory of preparation over raw directories, and of the decoder of Biwi's depth.
 
-    python tools/raw_trees.py --dataset=biwi --out=RAW/biwi --frames=16 --repeat=14
-    python tools/raw_trees.py --dataset=pandora --out=RAW/pandora --frames=2 --repeat=24
+    python tools/raw_trees.py --dataset=biwi --out=RAW/biwi --frames=4 --repeat=28
+    python tools/raw_trees.py --dataset=pandora --out=RAW/pandora --frames=1 --repeat=24
     python benchmarks/prepare.py --biwi=RAW/biwi --pandora=RAW/pandora [--workers=0,1,2]
 
 Each preparation is the program itself, from its start to its end, into a directory that is removed again. Memory is the
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from train_step import numbers
 
 from facedepth_jax.data.biwi_files import decode_depth
 
@@ -93,14 +94,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--biwi", help="raw directory")
     parser.add_argument("--pandora", help="raw directory")
-    parser.add_argument("--workers", default="0,1,2", help="as 0,1,2")
+    parser.add_argument("--workers", type=numbers, default=[0, 1, 2], help="as 0,1,2")
     parser.add_argument("--turns", type=int, default=20, help="of the decoder, each file")
     args = parser.parse_args()
     print("| data set | frames | made | workers | made a second | peak memory, resident | proportional |")
     print("|---|---|---|---|---|---|---|")
     for dataset in ("biwi", "pandora"):
         if raw := getattr(args, dataset):
-            for workers in map(int, args.workers.split(",")):
+            for workers in args.workers:
                 frames, made, seconds, (rss, pss) = preparation(dataset, raw, workers)
                 row = [dataset, frames, made, workers, f"{made / seconds:.0f}", f"{rss:.0f} MiB", f"{pss:.0f} MiB"]
                 print(f"| {' | '.join(map(str, row))} |", flush=True)

@@ -1,6 +1,7 @@
 """The rasteriser against embree on the same head: frames a second and their ratio.
 
-taskset -c 0 python benchmarks/render.py [--size=192] [--turns=20]
+    pip install -e '.[dev]'
+    taskset -c 0 python benchmarks/render.py [--size=192] [--turns=20]
 
 Both cast one ray a pixel, in turns, so that what else the machine does falls on both. Embree's tree is built anew for
 each frame, as a head that moves asks for; the last row is without that. On one core (taskset) for a fair comparison:

@@ -13,18 +13,19 @@ to TOLERANCE: in float64 at a small width, every array of the gradients; then be
 each net's gradients as a whole, for an activation that is 0 but for rounding has another gradient on either side. If
 they do not, it stops with a sentence.
 
-Then they are timed in turns: medians of --turns turns of at least --seconds each. A side that has used BUDGET_S sits
-out the rest. Inference, and plain flax at all, are measured beside the first batch of a width alone. A ratio is the
-median of the turns' ratios, the smallest and the largest in brackets. The peak is the best matrix product that JAX or
-PyTorch made beside the row; the operations an image are, for all sides, those that XLA counts in plain flax. Compiling
-includes tracing; for PyTorch it is what its first inference and step took beyond a step. Memory is the most that a
-process held while training, beyond what it held with the libraries imported; what the compiler left is in it. Without
-PyTorch its columns are left out. Linux only.
+Then they are timed in turns: medians of --turns turns of at least --seconds each. A side that has used BUDGET_S of a
+row's time sits out the rest, which is said below the table. Inference, and plain flax at all, are measured beside the
+first batch of a width alone. A ratio is the median of the turns' ratios, the smallest and the largest in brackets. The
+peak is the best matrix product that JAX or PyTorch made beside the row; the operations an image are, for all sides,
+those that XLA counts in plain flax. Compiling includes tracing; for PyTorch it is what its first inference and step
+took beyond a step. Memory is the most that a process held while training, beyond what it held with the libraries
+imported; what the compiler left is in it. Without PyTorch its columns are left out. Linux only.
 
 bfloat16 and GPUs: `gpu.py`.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import functools
 import importlib.util
@@ -260,11 +261,33 @@ def contest(names, width, batch_size, dtype, steps=1):
             process.kill()
 
 
+def ended(name):
+    return SystemExit(f"The process of {name} has ended: see above, or it was out of memory.")
+
+
 def received(pipe, name):
     try:
         return pipe.recv()
-    except EOFError:
-        raise SystemExit(f"The process of {name} has ended: see above, or it was out of memory.") from None
+    except (EOFError, OSError):
+        raise ended(name) from None
+
+
+def asked(pipe, name, request):
+    try:
+        pipe.send(request)
+    except OSError:
+        raise ended(name) from None
+    return received(pipe, name)
+
+
+def measured_in_a_fresh_process(measure, *args):
+    """What it returns in a process that has not computed yet."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as fresh:
+        try:
+            return fresh.submit(measure, *args).result()
+        except concurrent.futures.process.BrokenProcessPool:
+            raise ended(f"{measure.__name__}{args}") from None
 
 
 def agreement(proofs, width, dtype):
@@ -312,12 +335,13 @@ def difference(theirs, ours):
 
 def measure(pipes, work, turns, seconds):
     """{name: seconds a call, one a turn}"""
-    times = {name: [] for name in pipes}
+    times, used_s = {name: [] for name in pipes}, dict.fromkeys(pipes, 0.0)
     for _ in range(turns):
         for name, pipe in pipes.items():
-            if sum(times[name]) < BUDGET_S:
-                pipe.send((work, seconds))
-                times[name].append(received(pipe, name))
+            if used_s[name] < BUDGET_S:
+                start = time.perf_counter()
+                times[name].append(asked(pipe, name, (work, seconds)))
+                used_s[name] += time.perf_counter() - start
     return times
 
 
@@ -331,7 +355,7 @@ def heads(names):
 
 
 def rows(names, pipes, works, width, flops_an_image, args, kind=""):
-    """Lines of the table, and the best matrix product in FLOP/s.
+    """Lines of the table, the best matrix product in FLOP/s, and sentences about who had fewer turns.
 
     Args:
       names: of the columns; where one has no pipe, its cells are empty.
@@ -339,9 +363,14 @@ def rows(names, pipes, works, width, flops_an_image, args, kind=""):
       flops_an_image: {"training" or "inference": FLOP}; filled here if it is empty.
       kind: said before each work.
     """
-    times, facts = {}, {}
-    for work in works:
+    times, facts, sat_out = {}, {}, []
+    for work, images in works.items():
         times[work] = measure(pipes, work, args.turns, args.seconds)
+        sat_out += [
+            f"{kind}{work[0]}, width {width}, batch {images}: {name} had {len(turns)} turns."
+            for name, turns in times[work].items()
+            if len(turns) < args.turns
+        ]
         if work == TRAINING:
             facts = asked_for_facts(pipes)
     side = 2048 if facts[OURS]["device"] == "cpu" else 8192
@@ -370,13 +399,16 @@ def rows(names, pipes, works, width, flops_an_image, args, kind=""):
                     value = max(0, facts[name]["first_s"] - median[name])
                 cells.append(f"{value:.{1 if fact == 'compile_s' else 0}f}" if told else "")
         lines.append(f"| {' | '.join(cells)} |")
-    return lines, peak
+    return lines, peak, sat_out
 
 
 def asked_for_facts(pipes):
-    for pipe in pipes.values():
-        pipe.send((FACTS, 0))
-    return {name: received(pipe, name) for name, pipe in pipes.items()}
+    return {name: asked(pipe, name, (FACTS, 0)) for name, pipe in pipes.items()}
+
+
+def machine():
+    """What a CPU's figures depend on, for a table's head."""
+    return f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}"
 
 
 def numbers(text):
@@ -413,8 +445,7 @@ def main():
     args = parser.parse_args()
     names = sides()
     said, peaks = proved_in_float64(names), []
-    cores = len(os.sched_getaffinity(0))
-    print(f"float32, {cores} cores, load {os.getloadavg()[0]:.1f}, {args.turns} turns of {args.seconds} s\n")
+    print(f"float32, {machine()}, {args.turns} turns of {args.seconds} s\n")
     print(heads(names), flush=True)
     for width in args.widths:
         flops_an_image = {}
@@ -423,10 +454,11 @@ def main():
             if batch_size == args.batches[0]:
                 works |= {("inference", images): images for images in INFERENCE}
             else:
-                taking_part = names[:-1]  # plain flax takes minutes, and its images/s hardly depend on the batch
+                taking_part = names[:-1]  # plain flax takes minutes
             with contest(taking_part, width, batch_size, "float32") as (pipes, worst):
                 said += agreements(worst, f"Float32, width {width}, batch {batch_size}:")
-                lines, peak = rows(names, pipes, works, width, flops_an_image, args)
+                lines, peak, sat_out = rows(names, pipes, works, width, flops_an_image, args)
+            said += sat_out
             print(*lines, sep="\n", flush=True)
             peaks.append(peak)
     print(f"\nThe peak: {min(peaks) / 1e9:.0f} to {max(peaks) / 1e9:.0f} GFLOP/s.", *said, sep="\n")

@@ -36,8 +36,7 @@ def _keep_freed_memory():
 
     In threads but the first this holds for arrays up to 64 MiB, glibc's limit.
     """
-    tunables = os.environ.get("GLIBC_TUNABLES", "").replace("glibc.malloc.hugetlb", "")  # large pages go well with it
-    if "glibc.malloc" in tunables or any(name.startswith("MALLOC_") for name in os.environ):
+    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in os.environ):
         return
     with contextlib.suppress(ImportError, OSError, AttributeError):  # not glibc: nothing to do
         import ctypes

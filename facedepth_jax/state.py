@@ -104,8 +104,9 @@ def forward(net_module: nn.Module, net_state: NetState, x):
 
 def apply_gradients(net: Net, net_state: NetState, gradients, batch_stats):
     """One update of the optimiser."""
-    updates, opt_state = net.optimizer.update(gradients, net_state.opt_state, net_state.params)
-    return NetState(optax.apply_updates(net_state.params, updates), batch_stats, opt_state)
+    with jax.named_scope("optimizer"):  # by which a profile finds it
+        updates, opt_state = net.optimizer.update(gradients, net_state.opt_state, net_state.params)
+        return NetState(optax.apply_updates(net_state.params, updates), batch_stats, opt_state)
 
 
 def gradient_norm(gradients):

@@ -19,6 +19,7 @@ HOMES = {
     "ml_collections": ["main.py", "train.py", "runs.py"],
     "tensorboardX": ["logs.py"],
     "matplotlib": ["report.py"],
+    "torch": [],  # benchmarks/torch_step.py alone
 }
 
 # Every file stands on a floor and imports from floors below, or from its own folder.

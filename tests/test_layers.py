@@ -1,5 +1,7 @@
 """layers.py: XLA's convolutions with flax's parameters, whatever way they are computed."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 from jax import lax
 
 from facedepth_jax.models import layers
+from facedepth_jax.steps import METHODS
 
 # (height, width) on the fine side of the networks' layers, with few channels; then what a user may bring; then enough
 # channels for the other ways to compute it.
@@ -162,6 +165,9 @@ def modules():
     yield layers.Conv(3), nn.Conv(3, (5, 5), use_bias=False), (2, 8, 7, 2)
     yield layers.Conv(1, strides=2), nn.Conv(1, (5, 5), (2, 2), use_bias=False), (2, 8, 6, 2)
     yield layers.Conv(1, kernel_size=3), nn.Conv(1, (3, 3), use_bias=False), (2, 8, 7, 2)
+    for shape in ((2, 8, 6, 2), (2, 8, 6, 1)):
+        yield layers.Conv(2, 1, 2), nn.Conv(2, (1, 1), (2, 2), use_bias=False), shape
+    yield layers.ConvTranspose(2, 1), nn.ConvTranspose(2, (1, 1), (2, 2), use_bias=False), (2, 3, 7, 2)
     yield layers.Conv(2, 4, 2), nn.Conv(2, (4, 4), (2, 2), use_bias=False), (2, 8, 6, 2)
     for strides, padding in ((1, (1, 1)), (2, (1, 2)), (2, "VALID")):
         theirs = padding if isinstance(padding, str) else (padding, padding)
@@ -182,6 +188,43 @@ def test_modules_are_flaxs(ours, flaxs, shape):
     a, b = jax.jit(lambda v, x: (ours.apply(v, x), flaxs.apply(v, x)))(variables, x)
     assert a.shape == b.shape and a.dtype == b.dtype
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_convolution_of_the_nets_is_flaxs(method):
+    """Output and both gradients in float64, at the shapes with which the nets call them, width 8."""
+    calls = {}
+
+    def record(call, args, kwargs, context):
+        module = context.module
+        if isinstance(module, (layers.Conv, layers.ConvTranspose)) and context.method_name == "__call__":
+            calls[module.clone(parent=None, name=None, dtype=jnp.float64), args[0].shape] = None
+        return call(*args, **kwargs)
+
+    options = {"dropout_at_test": False} if method == "pix2pix" else {}
+    for net in METHODS[method].modules(8, jnp.float32, 3, **options).values():
+        shape = 1, 96, 96, getattr(net, "channels", 1)
+        with nn.intercept_methods(record):
+            jax.eval_shape(functools.partial(net.init, train=False), jax.random.key(0), jnp.zeros(shape))
+    assert calls
+    for ours, shape in calls:
+        given = {name: getattr(ours, name) for name in ("features", "use_bias", "dtype")}
+        given |= {"kernel_size": (ours.kernel_size,) * 2, "param_dtype": jnp.float64}
+        if isinstance(ours, layers.ConvTranspose):
+            flaxs = nn.ConvTranspose(strides=(2, 2), **given)
+        else:
+            padding = ours.padding if isinstance(ours.padding, str) else (ours.padding,) * 2
+            flaxs = nn.Conv(strides=ours.strides, padding=padding, **given)
+        with jax.enable_x64(True):
+            rng = np.random.default_rng(0)
+            x, v = jnp.asarray(rng.normal(size=shape)), jax.eval_shape(flaxs.init, jax.random.key(0), jnp.zeros(shape))
+            v = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), v)  # noqa: B023
+            dy = jnp.asarray(rng.normal(size=jax.eval_shape(flaxs.apply, v, x).shape))
+            both = jax.jit(lambda *a: [value_and_gradients(m.apply, *a) for m in (ours, flaxs)])  # noqa: B023
+            got, expected = (jax.tree.leaves(values) for values in both(v, x, dy))
+            for a, b in zip(got, expected, strict=True):
+                assert a.dtype == b.dtype == np.float64
+                np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10, err_msg=f"{ours} on {shape}")
 
 
 def test_kernels_start_as_in_the_paper():

@@ -211,8 +211,8 @@ def _on_cpu():
 class Conv(nn.Module):
     """`nn.Conv` with square kernels: (N, H, W, I) -> (N, H / s, W / s, features) with SAME padding.
 
-    Attributes: `features`, `kernel_size`, `strides`, `padding` (or the pixels before and behind) in pixels, `use_bias`,
-    `dtype` of the computation.
+    Attributes: `features`, `kernel_size` and `strides` in pixels, `padding` ("SAME", "VALID" or the pixels before and
+    behind, on rows and columns alike), `use_bias`, `dtype` of the computation.
     """
 
     features: int
@@ -228,7 +228,7 @@ class Conv(nn.Module):
         w = self.param("kernel", KERNEL_INIT, (k, k, x.shape[-1], self.features)).astype(self.dtype)
         x = x.astype(self.dtype)
         cpu_same = _on_cpu() and self.padding == "SAME"
-        if cpu_same and s == 2 and x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0:
+        if cpu_same and s == 2 and k > 1 and x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0:
             x = conv_s2(x, w)
         elif cpu_same and (k, s, self.features) == (5, 1, 1):
             x = conv5s1_to_one(x, w)
@@ -253,7 +253,7 @@ class ConvTranspose(nn.Module):
         k = self.kernel_size
         w = self.param("kernel", KERNEL_INIT, (k, k, x.shape[-1], self.features)).astype(self.dtype)
         x = x.astype(self.dtype)
-        if _on_cpu():
+        if _on_cpu() and k > 1:
             x = conv_transpose_s2(x, w)
         else:
             x = lax.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=DIMENSIONS)
