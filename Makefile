@@ -12,8 +12,8 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-# On a CPU, Linux only; each prints its tables. With `.venv/bin/pip install -e '.[bench]'` against PyTorch too. The GPU's
-# is benchmarks/gpu.py.
+# On a CPU, Linux only; each prints its tables. With `.venv/bin/pip install -e '.[bench]'` against PyTorch too. The one
+# for a GPU is benchmarks/gpu.py.
 bench: .venv/ready
 	$(BIN)/python benchmarks/train_step.py
 	taskset -c 0 $(BIN)/python benchmarks/costs.py

@@ -34,8 +34,6 @@ KINDS = (
     ("Adam", "$^", "(^|/)optimizer/", "adam|optimizer"),
     ("copies, sums of shifted maps, the rest", "", "", ""),
 )
-
-
 CLOCK, KERNEL = "a step by the clock", "of it in the kernel"
 
 
@@ -116,8 +114,7 @@ def main():
     columns = {}
     for width in args.widths:
         for name, side in sides.items():  # each on its own: memory that another has left in pieces costs time
-            found = measured_in_a_fresh_process(side, width, args.batch, args.steps)
-            columns[f"width {width}: {name}"] = found
+            columns[f"width {width}: {name}"] = measured_in_a_fresh_process(side, width, args.batch, args.steps)
     print(f"Milliseconds a training step, batch {args.batch}, float32, one core.\n")
     print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for row in (*(kind for kind, *_ in KINDS), CLOCK, KERNEL):

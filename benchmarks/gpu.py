@@ -73,7 +73,7 @@ def main():
         parser.error(f"--dtypes: {', '.join(sorted(unknown))} is none of {', '.join(train_step.TOLERANCE)}")
     names = [name for name in train_step.sides() if name != PLAIN]
     device = train_step.measured_in_a_fresh_process(device_kind)
-    said, missing, peaks = train_step.proved_in_float64(names) if len(names) > 1 else [], [], []
+    said, missing, measured = train_step.proved_in_float64(names) if len(names) > 1 else [], [], {}
     print(f"{device}, {args.turns} turns of {args.seconds} s\n\n{train_step.heads(names)}", flush=True)
     for dtype in args.dtypes:
         for batch_size in args.batches:
@@ -86,18 +86,17 @@ def main():
                 missing.append(f"{dtype}, batch {batch_size}: {stopped}")
                 continue
             said += [*sat_out, *train_step.agreements(worst, f"{dtype}, batch {batch_size}:")]
-            peaks.append(f"{dtype} {peak / 1e12:.3g} TFLOP/s")
+            measured[batch_size, dtype] = f"{dtype} {peak / 1e12:.3g} TFLOP/s"
             print(*lines, sep="\n", flush=True)
-    if not peaks:
+    if not measured:
         raise SystemExit("\n".join(missing))
-    print(f"\nThe peak: {', '.join(peaks)}.", *said, *missing, sep="\n", flush=True)
+    print(f"\nThe peak: {', '.join(measured.values())}.", *said, *missing, sep="\n", flush=True)
 
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {NO_GRAPHS}".strip()  # of the next process
-    lines, found = train_step.measured_in_a_fresh_process(
-        profiled, args.width, args.batches[0], args.dtypes[0], args.steps
-    )
+    batch_size, dtype = next(iter(measured))
+    lines, found = train_step.measured_in_a_fresh_process(profiled, args.width, batch_size, dtype, args.steps)
     total = sum(found.values())
-    print("", *lines, f"\n| largest costs of {OURS}, {args.dtypes[0]}, batch {args.batches[0]} | share |", sep="\n")
+    print("", *lines, f"\n| largest costs of {OURS}, {dtype}, batch {batch_size} | share |", sep="\n")
     print("|---|---|", *(f"| `{place}` | {ns / total:.1%} |" for place, ns in found.most_common(COSTS)), sep="\n")
     if missing:
         raise SystemExit(1)
