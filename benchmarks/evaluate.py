@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from train_step import machine, numbers
 
-from facedepth_jax.evaluate import evaluate
-from facedepth_jax.levels import DepthCode, image_from_gray
+from facedepth_jax.depth_code import DepthCode, image_from_gray
+from facedepth_jax.evaluation import evaluate
 from facedepth_jax.models.cgan import Generator
 from facedepth_jax.tasks import EVALUATION_BATCH
 

@@ -44,7 +44,6 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax.traverse_util import flatten_dict, unflatten_dict  # noqa: E402
 
-from facedepth_jax import levels  # noqa: E402
 from facedepth_jax.models import cgan  # noqa: E402
 from facedepth_jax.state import Net, NetState, TrainState, adam, forward, init_state  # noqa: E402
 from facedepth_jax.steps import METHODS  # noqa: E402

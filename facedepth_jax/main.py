@@ -13,7 +13,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from facedepth_jax import mesh, train
+from facedepth_jax import devices, train
 from facedepth_jax.checkpoint import GONE
 from facedepth_jax.errors import FaceDepthError
 
@@ -41,8 +41,8 @@ def main(argv):
     config, name = CONFIG.value, path.stem
     try:
         if PROCESS.value:
-            mesh.join(PROCESS.value)
-        mesh.keep_compiled()
+            devices.join(PROCESS.value)
+        devices.keep_compiled()
         train.run(config, pathlib.Path(WORKDIR.value or f"runs/{name}-{config.method}"), INSIST.value)
     except Exception as error:
         # What JAX and Orbax raise when another process has gone. On GPUs and TPUs JAX aborts: 134 is that code.

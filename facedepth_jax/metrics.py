@@ -1,7 +1,9 @@
 """The thirteen pixel-wise metrics of the paper's Table 1, in levels, and errors in millimetres beside them.
 
-Two steps, so that neither batch size nor device count nor padding can change a figure: `image_sums` reduces every image
-to a few numbers on the device, `finalize` takes the ratios and roots once over all images of a split, in float64.
+Sums first, ratios and roots last, so that neither batch size nor device count nor padding can change a figure, and
+folds and seeds pool by adding: on the device `image_sums` and `mm_sums` reduce every image to a few numbers,
+`person_sums` adds them up by person, and `figures` turns the sums of any set of people into metrics, in float64, each
+with a standard error over people.
 
 Definitions: Pini et al. (2018), Table 1, after Eigen et al., "Depth map prediction from a single image using a
 multi-scale deep network" (2014). What the paper leaves open follows from its figures: RMSE lin and log take the root
@@ -9,6 +11,7 @@ last, over the whole split; the L2 norm is an image's own norm, averaged over im
 it is just below 96 times RMSE lin). Before a logarithm or a ratio both depths are raised to one level.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -53,7 +56,7 @@ MM_METRICS = (
 
 
 def image_sums(pred_levels, true_levels, mask) -> dict:
-    """Sums over the pixels of each image that `finalize` needs.
+    """Reduce each image to the sums that the thirteen metrics are made of.
 
     Args:
       pred_levels: float32 (B, H, W), predicted depth in levels, not rounded.
@@ -92,47 +95,8 @@ def image_sums(pred_levels, true_levels, mask) -> dict:
     return sums | {key: total((larger < k * smaller).astype(jnp.float32)) for key, k in DELTAS.items()}
 
 
-def finalize(sums: dict[str, np.ndarray]) -> dict[str, float]:
-    """The thirteen metrics over all images of a split.
-
-    Args:
-      sums: name -> float64 (N,), as `image_sums` gives them, padding removed. An image without any pixel (count 0)
-        adds nothing and is left out of the means over images. The L2 norm of an image is then the root of the sum over
-        the pixels that count, without rescaling: it shrinks with the mask.
-
-    Returns:
-      key of METRICS -> value.
-
-    Raises:
-      FaceDepthError: if no image has a pixel that counts.
-    """
-    sums = {name: np.asarray(values, np.float64) for name, values in sums.items()}
-    kept = sums["count"] > 0
-    if not kept.any():
-        raise FaceDepthError(
-            "No pixel with depth to measure on: the evaluated frames are empty; check the prepared depth."
-        )
-    sums = {name: values[kept] for name, values in sums.items()}
-    n_pixels = sums["count"].sum()
-
-    def per_pixel(name):
-        return sums[name].sum() / n_pixels
-
-    values = {
-        "l1": per_pixel("abs"),
-        "l2": np.sqrt(sums["squared"]).mean(),
-        "abs_diff": per_pixel("abs_by_true"),
-        "squared_diff": per_pixel("squared_by_true"),
-        "rmse_lin": np.sqrt(per_pixel("squared")),
-        "rmse_log": np.sqrt(per_pixel("log_squared")),
-        "rmse_scale_inv": np.sqrt((sums["log_centred_squared"] / sums["count"]).mean()),
-    }
-    values |= {key: per_pixel(key) for key in DELTAS}
-    return {key: float(value) for key, value in values.items()}
-
-
 def mm_sums(pred_mm, true_mm, mask) -> dict:
-    """Per-image sums of errors in millimetres: float32 (B, H, W) twice, bool (B, H, W) -> name -> float32 (B,)."""
+    """Sum the errors in millimetres of each image: float32 (B, H, W) twice, bool (B, H, W) -> name -> float32 (B,)."""
     error = jnp.where(mask, pred_mm - true_mm, 0.0)
     pixels = (1, 2)
     return {
@@ -142,18 +106,121 @@ def mm_sums(pred_mm, true_mm, mask) -> dict:
     }
 
 
-def finalize_mm(sums: dict[str, np.ndarray]) -> dict[str, float]:
-    """`mm_sums` of all images, float64 (N,) each -> mae_mm and rmse_mm over all pixels of the split.
+def person_sums(per_image: Mapping[str, Mapping[str, np.ndarray]], subjects: Sequence[str]) -> dict:
+    """Add up the sums of each person's images.
+
+    Args:
+      per_image: {"all", "valid": `image_sums`, "mm": `mm_sums`}, values (N,), padding removed.
+      subjects: (N,), the person in each image.
+
+    Returns:
+      Plain JSON values {subject: {"all": {name: sum}, "valid": ..., "mm": ...}}. An image without a pixel that counts
+      adds nothing. Beside the sums over pixels stand "images", how many have a pixel that counts, and the sums over
+      images of two figures that the paper takes an image at a time: "l2", the image's own norm, and "scale_inv", its
+      variance of log ratios.
+    """
+    names, which = np.unique(np.asarray(subjects), return_inverse=True)
+    people = {str(name): {} for name in names}
+    for part, sums in per_image.items():
+        sums = {name: np.asarray(values, np.float64) for name, values in sums.items()}
+        counted = sums["count"] > 0
+        if "log_centred_squared" in sums:
+            sums["l2"] = np.sqrt(sums["squared"])
+            sums["scale_inv"] = sums.pop("log_centred_squared") / np.maximum(sums["count"], 1)
+        sums["images"] = counted.astype(np.float64)
+        for name, values in sums.items():
+            totals = np.bincount(which, np.where(counted, values, 0), len(names))
+            for person, total in zip(people.values(), totals, strict=True):
+                person.setdefault(part, {})[name] = float(total)
+    return people
+
+
+def figures(people: Mapping[str, Mapping]) -> dict:
+    """Turn the sums of people into metrics.
+
+    Args:
+      people: as `person_sums` gives them, of one evaluation or of several with other people (folds), joined.
+
+    Returns:
+      Plain JSON values: "all" and "valid" {key of METRICS: value}, "mm" {key of MM_METRICS: value};
+      "standard_error": the same three, each over people, None with fewer than two of them;
+      "n_people", "n_frames", "n_frames_without_depth" (left out of "valid"), "n_pixels", "n_pixels_valid",
+      "n_pixels_mm": what they were taken over; "people": the sums.
 
     Raises:
-      FaceDepthError: if no pixel counts.
+      FaceDepthError: no image has a pixel that counts.
     """
-    sums = {name: np.asarray(values, np.float64).sum() for name, values in sums.items()}
-    if sums["count"] == 0:
-        raise FaceDepthError(
-            "No pixel's true depth lies within what the levels can express: check the depth code (offset_mm, step_mm)."
-        )
-    return {
-        "mae_mm": float(sums["abs"] / sums["count"]),
-        "rmse_mm": float(np.sqrt(sums["squared"] / sums["count"])),
+    values, errors, totals = {}, {}, {}
+    for part, finalize in _FINALIZE.items():
+        table = {name: np.array([sums[part][name] for sums in people.values()]) for name in _names(people, part)}
+        total = {name: column.sum() for name, column in table.items()}
+        if not total["count"]:
+            raise FaceDepthError(_NOTHING[part])
+        values[part], totals[part] = {key: float(value) for key, value in finalize(total).items()}, total
+        # A person without a pixel that counts has nothing to leave out.
+        rest = {name: total[name] - column[table["count"] > 0] for name, column in table.items()}
+        errors[part] = _jackknife(finalize, rest)
+    return values | {
+        "standard_error": errors,
+        "n_people": len(people),
+        "n_frames": int(totals["all"]["images"]),
+        "n_frames_without_depth": int(totals["all"]["images"] - totals["valid"]["images"]),
+        "n_pixels": int(totals["all"]["count"]),
+        "n_pixels_valid": int(totals["valid"]["count"]),
+        "n_pixels_mm": int(totals["mm"]["count"]),
+        "people": dict(people),
     }
+
+
+def join_people(evaluations: Sequence[Mapping]) -> dict:
+    """Join the people of several evaluations, as of folds; the sums of a person who is in two are added."""
+    people = {}
+    for evaluation in evaluations:
+        for subject, parts in evaluation.items():
+            mine = people.setdefault(subject, {part: dict.fromkeys(sums, 0.0) for part, sums in parts.items()})
+            people[subject] = {
+                part: {name: mine[part][name] + value for name, value in sums.items()} for part, sums in parts.items()
+            }
+    return people
+
+
+def _names(people, part):
+    return next(iter(people.values()))[part]
+
+
+def _jackknife(finalize, rest: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+    """Standard errors over people (Efron and Tibshirani 1993, Eq. 11.5) from the sums without each of them, (n,)."""
+    n = len(rest["count"])
+    if n < 2:
+        return dict.fromkeys(finalize({name: 1.0 for name in rest}))
+    left_out = finalize(rest)
+    return {key: float(np.sqrt((n - 1) / n * ((x - x.mean()) ** 2).sum())) for key, x in left_out.items()}
+
+
+def _thirteen(sums) -> dict:
+    """METRICS from sums over any set of images, each a number or (n,)."""
+    pixels, images = sums["count"], sums["images"]
+    values = {
+        "l1": sums["abs"] / pixels,
+        "l2": sums["l2"] / images,
+        "abs_diff": sums["abs_by_true"] / pixels,
+        "squared_diff": sums["squared_by_true"] / pixels,
+        "rmse_lin": np.sqrt(sums["squared"] / pixels),
+        "rmse_log": np.sqrt(sums["log_squared"] / pixels),
+        "rmse_scale_inv": np.sqrt(sums["scale_inv"] / images),
+    }
+    return values | {key: sums[key] / pixels for key in DELTAS}
+
+
+def _millimetres(sums) -> dict:
+    """MM_METRICS likewise."""
+    return {"mae_mm": sums["abs"] / sums["count"], "rmse_mm": np.sqrt(sums["squared"] / sums["count"])}
+
+
+_FINALIZE = {"all": _thirteen, "valid": _thirteen, "mm": _millimetres}
+_EMPTY = "No pixel with depth to measure on: the evaluated frames are empty; check the prepared depth."
+_NOTHING = {
+    "all": _EMPTY,
+    "valid": _EMPTY,
+    "mm": "No pixel's true depth lies within what the levels can express: check the depth code (offset_mm, step_mm).",
+}

@@ -26,8 +26,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from facedepth_jax import files, levels, pictures, runs
-from facedepth_jax.data import geometry
+from facedepth_jax import files, pictures, runs
+from facedepth_jax.data import crop
 from facedepth_jax.errors import FaceDepthError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
@@ -105,14 +105,14 @@ def read_frames(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise FaceDepthError(f"{path} holds no frame that can be decoded; it is truncated or no video.")
 
 
-def whole_image(shape: tuple[int, int]) -> geometry.Box:
+def whole_image(shape: tuple[int, int]) -> crop.Box:
     """The smallest square around an image of shape (H, W), in its middle."""
     height, width = shape
     side = max(height, width)
-    return geometry.Box(-((side - width) // 2), -((side - height) // 2), side, side)
+    return crop.Box(-((side - width) // 2), -((side - height) // 2), side, side)
 
 
-def check_box(path: Path, box: geometry.Box, shape: tuple[int, int]) -> None:
+def check_box(path: Path, box: crop.Box, shape: tuple[int, int]) -> None:
     """Raises FaceDepthError where a box is too large or shows nothing of an image of shape (H, W)."""
     height, width = shape
     text = f"{path}: the box of {box.w} x {box.h} pixels at x={box.x}, y={box.y}"
@@ -157,7 +157,7 @@ def describe_net(loaded) -> str:
     )
 
 
-def describe_map(path: Path, name: str, box: geometry.Box, depth_mm: np.ndarray, mm_per_pixel: float | None) -> str:
+def describe_map(path: Path, name: str, box: crop.Box, depth_mm: np.ndarray, mm_per_pixel: float | None) -> str:
     """Where a map lies in its source and what it holds, one line."""
     step_x, step_y = box.w / depth_mm.shape[1], box.h / depth_mm.shape[0]
     line = (
@@ -189,7 +189,7 @@ def read_crops(paths: Sequence[Path], box_of, size: int, failures: list[Path]) -
             for name, gray in read_frames(path):
                 box = box_of(gray.shape)
                 check_box(path, box, gray.shape)
-                yield path, free_name(name, taken), box, geometry.resize_gray(geometry.crop(gray, box), size)
+                yield path, free_name(name, taken), box, crop.resize_gray(crop.crop(gray, box), size)
         except FaceDepthError as error:
             print(f"error: {error}", file=sys.stderr)
             failures.append(path)
@@ -202,7 +202,7 @@ def predict_files(loaded, paths: Sequence[Path], out: Path, box_of, mm_per_pixel
       loaded: what `runs.load_generator` gives.
       paths: images and videos.
       out: directory to write to.
-      box_of: shape (H, W) of an image -> its geometry.Box.
+      box_of: shape (H, W) of an image -> its crop.Box.
       mm_per_pixel: what a map pixel measures at the head's distance, None where unknown.
       batch_size: images a call of the network.
 
@@ -266,9 +266,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         loaded = runs.load_generator(args.run)
         box, mm_per_pixel = None, None
         if args.box is not None:
-            box = geometry.Box(*args.box)
+            box = crop.Box(*args.box)
         elif args.center is not None:
-            box = geometry.crop_box(args.center, args.distance_mm, (args.focal_px,) * 2, loaded.face_mm)
+            box = crop.crop_box(args.center, args.distance_mm, (args.focal_px,) * 2, loaded.face_mm)
             mm_per_pixel = loaded.face_mm / loaded.size
         box_of = whole_image if box is None else lambda shape: box
         print(describe_net(loaded))

@@ -6,7 +6,7 @@ import sys
 
 from facedepth_jax.data.check import check
 from facedepth_jax.data.prepare import prepare
-from facedepth_jax.data.sources import DATASETS, make_source, options_of, recognise
+from facedepth_jax.data.readers import DATASETS, make_source, options_of, recognise
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.stopping import Stopped, stop_event
 

@@ -10,8 +10,8 @@ import ml_collections
 
 from facedepth_jax import files, steps, verification
 from facedepth_jax.checkpoint import load_weights
+from facedepth_jax.depth_code import DepthCode, image_from_gray
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.levels import DepthCode, image_from_gray
 from facedepth_jax.state import Net, NetState, adam, forward, init_net
 from facedepth_jax.verification import Verifier
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from facedepth_jax import levels, losses
+from facedepth_jax import losses
 from facedepth_jax.models import cgan, cui, pix2pix, siamese
 from facedepth_jax.state import Net, TrainState, apply_gradients, forward_train, gradient_norm
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from facedepth_jax import files, mesh, pictures, verification
+from facedepth_jax import devices, files, pictures, verification
 from facedepth_jax.checkpoint import save_weights
 from facedepth_jax.data import pipeline
 from facedepth_jax.data.arrays import Arrays
-from facedepth_jax.evaluate import MEAN_MAP, evaluate, mean_map_baseline
-from facedepth_jax.levels import image_from_gray, levels_from_image, mm_from_levels
+from facedepth_jax.depth_code import image_from_gray, levels_from_image, mm_from_levels
+from facedepth_jax.evaluation import MEAN_MAP, evaluate, mean_map_baseline
 from facedepth_jax.runs import METHODS, code_of
 from facedepth_jax.state import Best, Net, NetState, forward
 from facedepth_jax.tables import markdown_table, verification_table
@@ -47,7 +47,7 @@ class Depth:
         self._batch_size = EVALUATION_BATCH * devices.size
         self._predict = jax.jit(
             lambda net_state, gray: forward(module, net_state, image_from_gray(gray)[..., None]),
-            out_shardings=mesh.divided(devices),
+            out_shardings=devices.divided(devices),
         )
 
     def batches(self, train_rows, **options):
@@ -57,7 +57,7 @@ class Depth:
         subject = np.full(len(data), -1, np.int32)
         subject[train_rows] = np.unique(data.frames["subject"][train_rows], return_inverse=True)[1]
         arrays = {"gray": data.gray, "depth_mm": data.depth_mm, "subject": subject}
-        arrays, put = mesh.place_examples(self._devices, arrays)
+        arrays, put = devices.place_examples(self._devices, arrays)
         return map(put, pipeline.batches(arrays, train_rows, **options))
 
     def frames_of(self, step: int, train_rows, **options) -> list[str]:
@@ -130,8 +130,8 @@ class Depth:
         rows = rows[np.linspace(0, len(rows) - 1, min(SAMPLES, len(rows))).round().astype(int)]
         gray, truth = self._data.gray[rows], self._data.depth_mm[rows]
         padded = np.resize(gray, (self._batch_size, *gray.shape[1:]))
-        batch = mesh.put_batch(self._devices, {"gray": mesh.share(padded)})
-        image = mesh.put_everywhere(self._devices, self._predict(generator, batch["gray"]))
+        batch = devices.put_batch(self._devices, {"gray": devices.share(padded)})
+        image = devices.put_everywhere(self._devices, self._predict(generator, batch["gray"]))
         image = jax.device_get(image)[: len(rows), ..., 0]
         estimate = mm_from_levels(levels_from_image(image, self._code), self._code)
         return {
@@ -160,7 +160,7 @@ class Verification:
     def batches(self, train_rows, **options):
         """Batches of pairs on the devices, drawn anew for every step."""
         data = self._data
-        arrays, put = mesh.place_examples(self._devices, {"depth_mm": data.depth_mm})
+        arrays, put = devices.place_examples(self._devices, {"depth_mm": data.depth_mm})
         return map(put, pipeline.pair_batches(arrays, train_rows, data.frames["subject"][train_rows], **options))
 
     def frames_of(self, step: int, train_rows, **options) -> list[str]:

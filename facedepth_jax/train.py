@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from facedepth_jax import files, mesh
+from facedepth_jax import devices, files
 from facedepth_jax.checkpoint import Checkpoints
 from facedepth_jax.data import arrays as arrays_on_disk
 from facedepth_jax.data.frames import SPLITS
 from facedepth_jax.data.prepare import prepare
-from facedepth_jax.data.sources import make_source
+from facedepth_jax.data.readers import make_source
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.logs import Clock, Logs, Silence, first_not_finite
 from facedepth_jax.runs import build, check_values, code_of
@@ -62,8 +62,8 @@ def _run(config, workdir, clock, insist):
     stop = stop_event()
     files.check_local(workdir)
     build(config, subjects=1)  # what no run can be made with is found before the data are made
-    devices = mesh.make_mesh()
-    mesh.check_batch_size(devices, config.train.batch_size, "train.batch_size")
+    devices = devices.make_mesh()
+    devices.check_batch_size(devices, config.train.batch_size, "train.batch_size")
     _warn_of_unused_gpus()
 
     calls = itertools.count()
@@ -72,7 +72,7 @@ def _run(config, workdir, clock, insist):
         """Between the steps and between an evaluation's batches: puts off the watchdog, looks for a signal."""
         faulthandler.dump_traceback_later(config.every.stuck_sec, file=sys.__stderr__)
         asks = jax.process_count() == 1 or next(calls) % ASK_EVERY == 0
-        if asks and mesh.any_process(stop.is_set()):
+        if asks and devices.any_process(stop.is_set()):
             raise Stopped("Stopped before a step: the same command continues.")
 
     _prepare(config.data, stop)
@@ -83,7 +83,7 @@ def _run(config, workdir, clock, insist):
     task = make_task(config, nets, data, devices, alive)
 
     state = init_state(nets, config.seed, config.data.size)
-    saved = mesh.put_everywhere(devices, {"state": state, "best": no_best(state.nets[task.net])})
+    saved = devices.put_everywhere(devices, {"state": state, "best": no_best(state.nets[task.net])})
     checkpoints = Checkpoints(workdir / "checkpoints", _identity(config, data), insist=insist)
     saved = checkpoints.restore(saved) or saved
     state, best = saved.pop("state"), saved.pop("best")
@@ -221,7 +221,7 @@ def _prepare(data, stop):
             )
         except Stopped as raised:
             stopped = raised
-    if mesh.any_process(stop.is_set()):
+    if devices.any_process(stop.is_set()):
         raise stopped
 
 

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facedepth_jax import levels, mesh
+from facedepth_jax import devices
 from facedepth_jax.data import pairs
 from facedepth_jax.data.arrays import Arrays
 from facedepth_jax.data.splits import ANGLE_SUBSETS, SEQUENCE_SUBSETS, in_subset
+from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.levels import DepthCode
 from facedepth_jax.models import siamese
 from facedepth_jax.state import NetState
 
@@ -99,7 +99,7 @@ def scores(
     """Logits of the pairs (rows_a[i], rows_b[i]), float64 (orders, n): in the given order and, for a verifier of both
     orders, in the other one. `between` is called before each batch."""
     # Every process does all of it, on one device: there are few pairs.
-    variables = mesh.local({"params": verifier.net_state.params, "batch_stats": verifier.net_state.batch_stats})
+    variables = devices.local({"params": verifier.net_state.params, "batch_stats": verifier.net_state.batch_stats})
     rows, places = np.unique(np.concatenate([rows_a, rows_b]), return_inverse=True)
     features = _in_batches(lambda rows: _features(verifier.module, variables, depth_levels(rows)), between, rows)
     a, b = features[places[: len(rows_a)]], features[places[len(rows_a) :]]

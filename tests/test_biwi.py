@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facedepth_jax.data import biwi, biwi_files, images
-from facedepth_jax.data.biwi import BiwiSource
-from facedepth_jax.data.biwi_files import decode_depth
+from facedepth_jax.data import images
 from facedepth_jax.data.frames import Frame, Reject
+from facedepth_jax.data.readers import biwi, biwi_files
+from facedepth_jax.data.readers.biwi import BiwiSource
+from facedepth_jax.data.readers.biwi_files import decode_depth
 from facedepth_jax.errors import FaceDepthError
 
 WIDTH, HEIGHT, FOCAL = 64, 48, 57.0

@@ -9,7 +9,7 @@ import pytest
 
 from facedepth_jax import prepare as program
 from facedepth_jax.data import check, prepare, sources
-from facedepth_jax.data.folder import FolderSource
+from facedepth_jax.data.readers.folder import FolderSource
 from facedepth_jax.errors import FaceDepthError
 
 SPLIT = ["train"] * 12 + ["validation"] * 6 + ["test"] * 6

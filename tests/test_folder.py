@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from facedepth_jax.data.folder import REQUIRED, FolderSource
 from facedepth_jax.data.frames import Frame, Reject
+from facedepth_jax.data.readers.folder import REQUIRED, FolderSource
 from facedepth_jax.errors import FaceDepthError
 
 HEIGHT, WIDTH = 24, 20

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from facedepth_jax import folds
-from facedepth_jax.evaluate import evaluate
-from facedepth_jax.levels import DepthCode
+from facedepth_jax.depth_code import DepthCode
+from facedepth_jax.evaluation import evaluate
 
 N, SIZE = 23, 12
 

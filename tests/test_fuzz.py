@@ -30,11 +30,12 @@ from test_pandora import make as make_pandora
 
 from facedepth_jax import files, predict
 from facedepth_jax.checkpoint import Checkpoints, load_weights
-from facedepth_jax.data import arrays, biwi, biwi_files, images, pairs, prepare
-from facedepth_jax.data.biwi import BiwiSource
-from facedepth_jax.data.folder import REQUIRED, FolderSource
+from facedepth_jax.data import arrays, images, pairs, prepare
 from facedepth_jax.data.frames import SPLITS, Frame, FrameInfo, Reject
-from facedepth_jax.data.pandora import PandoraSource
+from facedepth_jax.data.readers import biwi, biwi_files
+from facedepth_jax.data.readers.biwi import BiwiSource
+from facedepth_jax.data.readers.folder import REQUIRED, FolderSource
+from facedepth_jax.data.readers.pandora import PandoraSource
 from facedepth_jax.errors import FaceDepthError
 
 thousand = settings(

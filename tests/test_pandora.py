@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from facedepth_jax.data import images
 from facedepth_jax.data.frames import Frame, Reject
-from facedepth_jax.data.pandora import PandoraSource
 from facedepth_jax.data.prepare import prepare_frame
+from facedepth_jax.data.readers.pandora import PandoraSource
 from facedepth_jax.errors import FaceDepthError
 
 NAMES = ("base_1", "base_2", "free_1", "free_2", "free_3")

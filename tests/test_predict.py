@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from facedepth_jax import predict
+from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.levels import DepthCode
 
 SIZE = 24
 

@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
-from facedepth_jax.data import geometry, pairs, prepare
-from facedepth_jax.data.folder import REQUIRED, FolderSource
+from facedepth_jax.data import crop, pairs, prepare
 from facedepth_jax.data.frames import Frame, FrameInfo, Reject
+from facedepth_jax.data.readers.folder import REQUIRED, FolderSource
 from facedepth_jax.errors import FaceDepthError
 
 COUNT = 200  # four chunks, the last one short
@@ -98,7 +98,7 @@ def test_arrays_are_crops_of_the_frames(raw, tmp_path):
         patch = np.pad(gray, 100)[y : y + side, x : x + side]
         np.testing.assert_array_equal(made.gray[i], cv2.resize(patch, (24, 24), interpolation=cv2.INTER_AREA))
         patch = np.pad(depth_mm, 100)[y : y + side, x : x + side]
-        np.testing.assert_array_equal(made.depth_mm[i], geometry.resize_depth(patch, 24))
+        np.testing.assert_array_equal(made.depth_mm[i], crop.resize_depth(patch, 24))
         assert columns["fx"] == columns["fy"] == 100 and np.isnan(columns["yaw"])
     assert made.meta["rejects"]["reasons"] == {"depth image is not 16-bit": 2}
     assert [x["frame"] for x in made.meta["rejects"]["frames"]] == ["f003", "f070"]
@@ -152,7 +152,7 @@ def test_a_run_without_shard_completes_a_shard(raw, tmp_path, whole):
 SLOW = """
 import time
 from facedepth_jax import prepare
-from facedepth_jax.data import folder
+from facedepth_jax.data.readers import folder
 load = folder.FolderSource.load
 folder.FolderSource.load = lambda self, start, stop: (time.sleep(1.5 * (start > 0)), load(self, start, stop))[1]
 if __name__ == "__main__":

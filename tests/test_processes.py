@@ -18,9 +18,9 @@ import pytest
 import safetensors.numpy
 import test_evaluate
 
-from facedepth_jax import evaluate, verification
+from facedepth_jax import verification
 from facedepth_jax.data import arrays
-from facedepth_jax.levels import DepthCode
+from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.models import siamese
 from facedepth_jax.state import NetState
 
@@ -149,10 +149,10 @@ EVALUATE = """
 import json, pathlib, sys
 
 sys.path.insert(0, "tests")
-from facedepth_jax import mesh
+from facedepth_jax import devices
 
 if len(sys.argv) > 2:
-    mesh.join(sys.argv[2].removeprefix("--process="))
+    devices.join(sys.argv[2].removeprefix("--process="))
 import jax, numpy as np
 from test_evaluate import CODE, ev, make_arrays, predict
 from test_processes import BATCH_SIZES, ROWS, verifier_of
@@ -168,7 +168,7 @@ for count in (1, 2, 4, 8) if jax.process_count() == 1 else [jax.device_count()]:
         ev.evaluate(predict, gray, depth_mm, range(rows), CODE, batch_size, devices=devices)
         for rows in ROWS for batch_size in BATCH_SIZES
     ]
-    verifier = verifier_of(lambda net_state: mesh.put_everywhere(devices, net_state))
+    verifier = verifier_of(lambda net_state: devices.put_everywhere(devices, net_state))
     found[count] = measured, verification.verify(verifier, verification.true_depth(data, CODE), data, "test")
 print(json.dumps(found))
 """

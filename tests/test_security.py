@@ -17,8 +17,8 @@ from test_pandora import make_cropped
 
 from facedepth_jax import predict
 from facedepth_jax.data import images
-from facedepth_jax.data.biwi import BiwiSource
-from facedepth_jax.data.pandora import PandoraSource
+from facedepth_jax.data.readers.biwi import BiwiSource
+from facedepth_jax.data.readers.pandora import PandoraSource
 from facedepth_jax.errors import FaceDepthError
 
 ROOT = pathlib.Path(__file__).parents[1]

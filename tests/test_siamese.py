@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from facedepth_jax import steps
+from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.levels import DepthCode
 from facedepth_jax.models import siamese
 from facedepth_jax.state import Net, NetState, TrainState, adam, init_net
 

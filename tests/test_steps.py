@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from facedepth_jax import steps
-from facedepth_jax.levels import DepthCode
+from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.state import Net, TrainState, adam, init_net
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))

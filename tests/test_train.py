@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from facedepth_jax import evaluate, levels, losses, mesh, runs, steps, tasks, train, verification
+from facedepth_jax import devices, losses, runs, steps, tasks, train, verification
 from facedepth_jax.checkpoint import Checkpoints, save_weights
 from facedepth_jax.data import arrays, pipeline
 from facedepth_jax.errors import FaceDepthError
@@ -252,7 +252,7 @@ def test_examples_that_live_on_the_device_give_the_same_bits(verifier_run, peopl
     """As on a GPU with room for them."""
     read = set()
     gather = pipeline._gather
-    monkeypatch.setattr(mesh, "_memory_bytes", lambda: 10**9)
+    monkeypatch.setattr(devices, "_memory_bytes", lambda: 10**9)
     monkeypatch.setattr(pipeline, "_gather", lambda arrays, rows: read.update(arrays) or gather(arrays, rows))
     train.run(verifier_config(people_dir), tmp_path)
     assert read == {"row"}
@@ -494,7 +494,7 @@ def test_poisoned_data(people_dir, tmp_path, monkeypatch):
 
 def test_the_frames_of_a_step_of_the_verifier(people_dir):
     config, data = verifier_config(people_dir), arrays.open(people_dir)
-    task = tasks.make_task(config, runs.build(config, 1)[1], data, mesh.make_mesh())
+    task = tasks.make_task(config, runs.build(config, 1)[1], data, devices.make_mesh())
     for step in (1, 5):
         named = task.frames_of(step, data.rows("train"), batch_size=2, seed=config.seed)
         assert set(named) == drawn("verifier", data, step, 2) and len(named) == len(set(named)) < 12

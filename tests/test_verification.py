@@ -11,8 +11,8 @@ import pytest
 
 from facedepth_jax import verification
 from facedepth_jax.data import arrays, pairs
+from facedepth_jax.depth_code import DepthCode, image_from_levels, levels_from_mm
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.levels import DepthCode, image_from_levels, levels_from_mm
 from facedepth_jax.models import siamese
 from facedepth_jax.state import NetState
 from facedepth_jax.verification import Verifier, generated_depth, true_depth, verify

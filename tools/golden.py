@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facedepth_jax.levels import DepthCode
+from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.runs import METHODS
 from facedepth_jax.state import Net, NetState, TrainState, adam, init_state
 

@@ -31,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from facedepth_jax import files
-from facedepth_jax.data import arrays, geometry, pairs, summary
+from facedepth_jax.data import arrays, crop, pairs, summary
 from facedepth_jax.data.frames import SPLITS, Frame, FrameInfo, Reject, Source
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.stopping import Stopped
@@ -166,9 +166,9 @@ def prepare_frame(frame: Frame, face_mm: float, size: int) -> tuple[np.ndarray, 
     gray_head_xy, gray_focal_px = frame.gray_head_xy or frame.head_xy, frame.gray_focal_px or frame.focal_px
     for name, image, xy in (("depth", frame.depth_mm, frame.head_xy), ("gray", frame.gray, gray_head_xy)):
         place = f"({xy[0]:g}, {xy[1]:g}) in {image.shape[1]}x{image.shape[0]}"
-        if not geometry.inside(image.shape, xy):
+        if not crop.inside(image.shape, xy):
             return Reject(info, f"head centre outside the {name} image", place)
-    distance_mm = geometry.head_distance_mm(frame.depth_mm, frame.head_xy, HEAD_WINDOW_PX)
+    distance_mm = crop.head_distance_mm(frame.depth_mm, frame.head_xy, HEAD_WINDOW_PX)
     if distance_mm is None:
         return Reject(info, "no depth at the head centre", f"({frame.head_xy[0]:g}, {frame.head_xy[1]:g})")
     box = _box(frame.depth_mm, frame.head_xy, distance_mm, frame.focal_px, face_mm, frame.cropped)
@@ -183,14 +183,14 @@ def prepare_frame(frame: Frame, face_mm: float, size: int) -> tuple[np.ndarray, 
     row |= {"distance_mm": distance_mm} | dict(zip(("fx", "fy", "gray_fx", "gray_fy"), focals, strict=True))
     row |= {f"box_{name}": value for name, value in dataclasses.asdict(box).items()}
     row |= {f"gray_box_{name}": value for name, value in dataclasses.asdict(gray_box).items()}
-    gray = geometry.resize_gray(geometry.crop(frame.gray, gray_box), size)
-    return gray, geometry.resize_depth(geometry.crop(frame.depth_mm, box), size), row
+    gray = crop.resize_gray(crop.crop(frame.gray, gray_box), size)
+    return gray, crop.resize_depth(crop.crop(frame.depth_mm, box), size), row
 
 
-def _box(image, head_xy, distance_mm, focal_px, face_mm, cropped) -> geometry.Box:
+def _box(image, head_xy, distance_mm, focal_px, face_mm, cropped) -> crop.Box:
     if cropped:
-        return geometry.Box(0, 0, image.shape[1], image.shape[0])
-    return geometry.crop_box(head_xy, distance_mm, focal_px, face_mm)
+        return crop.Box(0, 0, image.shape[1], image.shape[0])
+    return crop.crop_box(head_xy, distance_mm, focal_px, face_mm)
 
 
 def _make_chunks(

@@ -23,7 +23,7 @@ import numpy as np
 
 from facedepth_jax.data import images, splits
 from facedepth_jax.data.frames import MAX_FOCAL_PX, Frame, FrameInfo, Reject
-from facedepth_jax.data.pandora_annotations import (
+from facedepth_jax.data.readers.pandora_annotations import (
     COLOUR_SIZE,
     COLUMNS,
     DEPTH_SIZE,

@@ -23,15 +23,15 @@ def source_class(dataset: str) -> type[Source]:
 
         return SyntheticSource
     if dataset == "folder":
-        from facedepth_jax.data.folder import FolderSource
+        from facedepth_jax.data.readers.folder import FolderSource
 
         return FolderSource
     if dataset == "biwi":
-        from facedepth_jax.data.biwi import BiwiSource
+        from facedepth_jax.data.readers.biwi import BiwiSource
 
         return BiwiSource
     if dataset == "pandora":
-        from facedepth_jax.data.pandora import PandoraSource
+        from facedepth_jax.data.readers.pandora import PandoraSource
 
         return PandoraSource
     raise FaceDepthError(f"there is no data set '{dataset}', only {', '.join(DATASETS)}")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_metrics import reference
 
-from facedepth_jax import evaluate as ev
+from facedepth_jax import evaluation as ev
+from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.levels import DepthCode
 
 CODE = DepthCode()
 N, SIZE = 65, 12

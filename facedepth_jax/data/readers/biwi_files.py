@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from facedepth_jax.data import images, registration
+from facedepth_jax.data import images
 from facedepth_jax.data.frames import MAX_FOCAL_PX, parse_number
+from facedepth_jax.data.readers import registration
 
 MAX_SIZE_PX = 4096
 MAX_HEAD_MM = 100_000.0

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from facedepth_jax.data import biwi_files, images, registration, splits
+from facedepth_jax.data import images, splits
 from facedepth_jax.data.frames import MAX_FOCAL_PX, Frame, FrameInfo, Reject
+from facedepth_jax.data.readers import biwi_files, registration
 from facedepth_jax.errors import FaceDepthError
 
 REGISTER = ("depth_to_gray", "gray_to_depth")

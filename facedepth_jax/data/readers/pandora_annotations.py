@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-from facedepth_jax.data import geometry, images
+from facedepth_jax.data import crop, images
 from facedepth_jax.data.frames import parse_number
 
 DEPTH_SIZE, COLOUR_SIZE = (424, 512), (1080, 1920)  # Kinect v2's, (H, W)
@@ -95,7 +95,7 @@ def read_entry(entry, frame: int, all_joints: bool) -> tuple[list[float], np.nda
         head = _point(joints[HEAD])
         if not all(map(math.isfinite, head)) or head == (0, 0):
             raise images.Unusable("head joint is missing", name)
-        if not geometry.inside(size, head):
+        if not crop.inside(size, head):
             raise images.Unusable("head joint outside the image", f"{name}: ({head[0]:g}, {head[1]:g})")
         heads += head
     joints_3d = entry.get("joints3D")

@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 
 from facedepth_jax import files, pictures, tables
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.evaluate import MEAN_MAP
-from facedepth_jax.finished import ORDER, Run, read
+from facedepth_jax.evaluation import MEAN_MAP
 from facedepth_jax.metrics import METRICS
+from facedepth_jax.report.runs import ORDER, Run, read
 from facedepth_jax.stopping import Stopped, stop_event
 from facedepth_jax.tables import markdown_table
 

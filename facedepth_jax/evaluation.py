@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facedepth_jax import levels, mesh, metrics
+from facedepth_jax import metrics
+from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.levels import DepthCode
 
 MEAN_MAP = "mean training map"  # title of `mean_map_baseline` in tables
 Predict = Callable[[jax.Array], jax.Array]  # gray uint8 (B, S, S) -> depth image float32 (B, S, S, 1) in [-1, 1]
@@ -76,7 +76,7 @@ def evaluate(
     if rows.size == 0:
         raise FaceDepthError("There is no frame to evaluate: the split is empty; check the data set's splits.")
 
-    devices = devices or mesh.make_mesh()
+    devices = devices or devices.make_mesh()
     collected = []
 
     def collect(batch_rows, sums):
@@ -93,9 +93,9 @@ def evaluate(
         between()
         batch_rows = rows[start : start + batch_size]
         padded = np.pad(batch_rows, (0, batch_size - batch_rows.size), mode="edge")
-        mine = mesh.share(padded)
-        batch = mesh.put_batch(devices, {"gray": gray[mine], "depth_mm": depth_mm[mine]})
-        sums = mesh.put_everywhere(devices, _batch_sums(predict(batch["gray"]), batch["depth_mm"], code))
+        mine = devices.share(padded)
+        batch = devices.put_batch(devices, {"gray": gray[mine], "depth_mm": depth_mm[mine]})
+        sums = devices.put_everywhere(devices, _batch_sums(predict(batch["gray"]), batch["depth_mm"], code))
         if pending is not None:  # one batch late, so that the device never waits for the host
             collect(*pending)
         pending = batch_rows, sums

@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from facedepth_jax import levels
-from facedepth_jax.levels import DepthCode
+from facedepth_jax.depth_code import DepthCode
 
 CODE = DepthCode()
 ODD = DepthCode(offset_mm=300.5, step_mm=7.3, half_range=117.5, none_level=3)

@@ -9,7 +9,7 @@ import functools
 import cv2
 import numpy as np
 
-from facedepth_jax.data import geometry
+from facedepth_jax.data import crop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def depth_to_gray(depth_mm: np.ndarray, depth_camera: Camera, gray_camera: Camer
     target = np.zeros(gray_camera.size[1] * gray_camera.size[0], np.uint16)
     place, z, weight = _samples(depth_mm, depth_camera, gray_camera)
     if len(place):
-        front = z <= _nearest_mm(place, z, target.size)[place] + geometry.EDGE_MM
+        front = z <= _nearest_mm(place, z, target.size)[place] + crop.EDGE_MM
         place, z, weight = place[front], z[front], weight[front]
         total = np.bincount(place, weight, target.size)
         seen = total > 0
@@ -120,7 +120,7 @@ def gray_to_depth(
     place, sample_z, _ = _samples(depth_mm, depth_camera, gray_camera)
     nearest = _nearest_mm(place, sample_z, gray.size)
     hidden = inside & ~none
-    hidden[hidden] = z[hidden] > nearest[there[hidden]] + geometry.EDGE_MM
+    hidden[hidden] = z[hidden] > nearest[there[hidden]] + crop.EDGE_MM
     return sampled, np.where(hidden, np.uint16(0), depth_mm)
 
 
@@ -153,7 +153,7 @@ def _between(depth_mm: np.ndarray) -> np.ndarray:
     """(h, w) -> (2 h - 1, 2 w - 1) with means half-way between pixels of one surface, 0 where they are of two."""
 
     def middle(a, b):
-        return np.where((a > 0) & (b > 0) & (np.abs(a - b) <= geometry.EDGE_MM), (a + b) / 2, 0)
+        return np.where((a > 0) & (b > 0) & (np.abs(a - b) <= crop.EDGE_MM), (a + b) / 2, 0)
 
     fine = np.zeros((2 * depth_mm.shape[0] - 1, 2 * depth_mm.shape[1] - 1), np.float32)
     fine[::2, ::2] = depth_mm
