@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facedepth_jax.data.splits import ANGLE_SUBSETS, SEQUENCE_SUBSETS
+from facedepth_jax.data.pairs import ANGLE_SUBSETS, SEQUENCE_SUBSETS
 from facedepth_jax.metrics import METRICS, MM_METRICS, Metric
 
 FACE_VERIFICATION = Metric("face_verification", "Face verification", "higher", 4)  # the last row of Table 1

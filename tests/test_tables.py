@@ -3,7 +3,7 @@
 import pytest
 
 from facedepth_jax import tables
-from facedepth_jax.data.splits import ANGLE_SUBSETS, SEQUENCE_SUBSETS
+from facedepth_jax.data.pairs import ANGLE_SUBSETS, SEQUENCE_SUBSETS
 from facedepth_jax.metrics import METRICS
 
 
