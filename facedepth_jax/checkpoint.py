@@ -1,8 +1,8 @@
 """Save and restore checkpoints that are verified before use; save and load a net's weights for others.
 
-`checkpoints/00000100/` is Orbax's, written in the background under a temporary name. Orbax restores a flipped bit without
-a word, so its `custom_metadata` holds the SHA-256 of the arrays, the step and the run's identity, under a hash of their
-own; a checkpoint that does not match them is damaged, and an older one is restored.
+Orbax writes `checkpoints/00000100/` in the background, under a temporary name. It restores a flipped bit silently, so its
+`custom_metadata` holds the SHA-256 of the arrays, the step and the run's identity, sealed by a hash of their own. A
+checkpoint that does not match is damaged, and an older one is restored.
 """
 
 import concurrent.futures
@@ -112,7 +112,7 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         try:
             pending.result()
-        except (FaceDepthError, *GONE):
+        except GONE:
             raise
         except Exception as error:
             raise FaceDepthError(
@@ -122,35 +122,23 @@ class Checkpoints:
     def restore(self, like):
         """Return the newest checkpoint that verifies, None if none was ever finished.
 
-        The first process chooses it; then each reads it by itself, so that none waits for one that has found damage.
+        The first process chooses it and each reads it by itself: none waits inside Orbax for one that finds damage.
 
         Args:
           like: a state of the same structure; the restored arrays are placed as its arrays are.
 
         Raises:
           FaceDepthError: in all processes, if there are checkpoints and all are damaged, if they are another run's, if
-            the state does not fit, or if one of the processes reads something else than the first.
+            one of the processes reads something else than the first, or if the state does not fit.
         """
-        step, seal, arrays, error = -1, "", {}, None
-        try:
-            if jax.process_index() == 0:
-                step, seal, arrays = self._choose()
-        except FaceDepthError as caught:
-            error = caught
+        first = jax.process_index() == 0
+        step, seal, arrays = _together(self._choose if first else lambda: (-1, "", {}))
         chosen = np.array([step, self.mismatched, *seal.ljust(64).encode()], np.int32)
-        step, mismatched, *letters = map(int, multihost_utils.broadcast_one_to_all(chosen))
+        step, mismatched, *seal = multihost_utils.broadcast_one_to_all(chosen).tolist()
         self.mismatched = bool(mismatched)
-        try:
-            if jax.process_index() and step >= 0:
-                metadata, arrays = self._read(step)
-                if metadata["sha256"].encode() != bytes(letters):
-                    raise FaceDepthError(f"{self._directory(step)} is another checkpoint")
-        except FaceDepthError as caught:
-            error = FaceDepthError(f"{caught}. The first process goes on with it: all hosts must share WORKDIR.")
-        if runtime.any_process(error is not None):
-            raise error or FaceDepthError("Another process cannot restore the checkpoint: see its message.")
         if step < 0:
             return None
+        arrays = _together(lambda: arrays if first else self._read(step, bytes(seal).decode())[1])
         self._check_fit(step, arrays, _by_name(like))
         return jax.tree_util.tree_map_with_path(lambda keys, leaf: _place(arrays[_name(keys)], leaf), like)
 
@@ -163,7 +151,7 @@ class Checkpoints:
             if self._directory(step).with_suffix(".json").exists():
                 raise FaceDepthError(
                     f"{self._directory(step)} was written by an older version and cannot be continued: "
-                    "finish the run with that version, or take another --workdir."
+                    "go on with that version, or take another --workdir."
                 )
             try:
                 metadata, arrays = self._read(step)
@@ -178,24 +166,28 @@ class Checkpoints:
             )
         return -1, "", {}
 
-    def _read(self, step) -> tuple[dict, dict[str, np.ndarray]]:
-        """Return metadata and arrays by name, without the other processes. Raise FaceDepthError if it is damaged."""
+    def _read(self, step, seal=None) -> tuple[dict, dict[str, np.ndarray]]:
+        """Return metadata and arrays by name. Raise FaceDepthError if it is damaged, or not the first process's."""
         directory = self._directory(step)
+        where = f"; the first process has read {directory}: all hosts must share WORKDIR" if seal else ""
+
+        def damaged(reason):
+            return FaceDepthError(f"The checkpoint of step {step} is damaged: {reason}{where}")
+
+        for path in (directory, *directory.rglob("*")):  # or a checkpoint from elsewhere could read our files
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise damaged(f"{path.name} is neither a plain file nor a directory")
+        alone = ocp.Context()
+        alone.multiprocessing.active_processes = {ocp.multihost.process_index()}
         try:
-            for path in (directory, *directory.rglob("*")):  # or a foreign checkpoint could read our files
-                if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                    raise ValueError(f"{path.name} is a symbolic link, or neither a file nor a directory")
-            alone = ocp.Context()
-            alone.multiprocessing.active_processes = {ocp.multihost.process_index()}
             with alone:
                 metadata = ocp.metadata(directory).custom_metadata or {}
-                if not files.is_sealed(metadata) or metadata.get("step") != step:
-                    raise ValueError("its metadata are not as they were written")
                 arrays = _by_name(ocp.load(directory))
-            if _digest(arrays) != metadata["arrays"]:
-                raise ValueError("its arrays are not as they were written")
-        except Exception as error:
-            raise FaceDepthError(f"The checkpoint of step {step} is damaged: {_first_line(error)}") from error
+            good = files.is_sealed(metadata) and (metadata["step"], metadata["arrays"]) == (step, _digest(arrays))
+        except Exception as error:  # whatever the bytes make of Orbax
+            raise damaged(_first_line(error)) from error
+        if not good or seal not in (None, metadata["sha256"]):
+            raise damaged("its arrays or its metadata are not as they were written")
         return metadata, arrays
 
     def _check_identity(self, then):
@@ -214,12 +206,12 @@ class Checkpoints:
         logger.warning("Going on, as --allow_mismatch allows, from a checkpoint with %s.", text)
 
     def _check_fit(self, step, then, now):
+        then, now = ({name: tuple(leaf.shape) for name, leaf in side.items()} for side in (then, now))
         for name in sorted(then.keys() | now.keys()):
-            there, here = (tuple(side[name].shape) if name in side else None for side in (then, now))
-            if there != here:
+            if then.get(name) != now.get(name):
                 raise FaceDepthError(
                     f"The checkpoint {self._directory(step)} does not fit the nets of this run: {name} has the shape "
-                    f"{there} there and {here} here (None: not there): take another --workdir."
+                    f"{then.get(name)} there and {now.get(name)} here (None: not there): take another --workdir."
                 )
 
 
@@ -242,6 +234,17 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
         return hashlib.sha256("".join(pool.map(line, sorted(arrays))).encode()).hexdigest()
 
 
+def _together(work):
+    """Return what `work` does. If it raises FaceDepthError in one process, all raise."""
+    try:
+        result, error = work(), None
+    except FaceDepthError as caught:
+        result, error = None, caught
+    if runtime.any_process(error is not None):
+        raise error or FaceDepthError("Another process cannot restore the checkpoint: see its message.")
+    return result
+
+
 def _place(array: np.ndarray, like: jax.Array) -> jax.Array:
     return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
@@ -259,11 +262,8 @@ def _first_line(error: Exception) -> str:
 
 def save_weights(path: pathlib.Path, variables):
     """Write one net's `params` and `batch_stats` as safetensors: names joined by '/', float32, in flax's shapes."""
-    flat = {
-        "/".join(str(key.key) for key in keys): np.asarray(value)
-        for keys, value in jax.tree_util.tree_flatten_with_path(variables)[0]
-    }
-    files.write_bytes(path, safetensors.numpy.save(flat))
+    arrays = {name: np.asarray(value) for name, value in _by_name(variables).items()}
+    files.write_bytes(path, safetensors.numpy.save(arrays))
 
 
 def load_weights(path: pathlib.Path, like):
@@ -276,7 +276,7 @@ def load_weights(path: pathlib.Path, like):
         raise FaceDepthError(f"{path} is no file of weights ({error}).") from error
 
     def pick(keys, value):
-        name = "/".join(str(key.key) for key in keys)
+        name = _name(keys)
         if name not in flat or (flat[name].shape, flat[name].dtype) != (value.shape, value.dtype):
             raise FaceDepthError(
                 f"{path} does not fit the run's config.json: {name} is missing, or of another shape or type."
