@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -145,9 +146,8 @@ def _verify(run, judges):
         raise FaceDepthError(
             f"{data.path} is not the data that {run.path} was trained on: prepare it as it was, with the run's config."
         )
-    net, distance_mm = estimator.load(run.path), data.frames["distance_mm"]
-    verifier = verification.load_verifier(verifier_path)
-    found = verification.verify(verifier, lambda rows: net.batch(data.gray[rows], distance_mm[rows]), data, "test")
+    verifier, net = verification.load_verifier(verifier_path), estimator.load(run.path)
+    found = verification.verify(verifier, verification.generated_depth(net.batch, data), data, "test")
     files.write_json(file, {"weights": weights, "test": found})
     return found
 
@@ -184,30 +184,35 @@ def _pool_figures(folds, name):
     for run in folds:
         if "people" not in run.results[name]:
             raise FaceDepthError(
-                f"{run.path} is a fold from before results kept their sums, without which folds cannot be pooled: "
-                f"run python -m facedepth_jax.evaluate --run={run.path} --data={run.config['data']['dir']}"
+                f"{run.path} is a fold from before results kept the sums by which folds are pooled: "
+                "report the folds one at a time, or train them again."
             )
     return metrics.figures(metrics.join_people([run.results[name]["people"] for run in folds]))
 
 
 def _pool_verification(folds):
-    """Weight results of `verification.verify` by pairs; verifiers' scores are not ranked together, so "auc" is a mean.
+    """Pool results of `verification.verify`, weighted by pairs; a figure that one fold lacks is None.
 
-    "auc" and "standard_error" are None if a fold has none.
+    The "auc" is the folds' mean, as scores of different verifiers cannot be ranked together.
     """
-    weights = [fold["n"] for fold in folds]
+    n = sum(fold["n"] for fold in folds)
 
-    def mean(values):
-        if None in values:
-            return None
-        return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+    def mean(name):
+        values = [fold[name] for fold in folds]
+        return None if None in values else sum(x * fold["n"] for x, fold in zip(values, folds, strict=True)) / n
 
     def cell(angles, sequences):
         cells = [fold["cells"][angles][sequences] for fold in folds]
-        n = sum(cell["n"] for cell in cells)
-        return {"accuracy": sum(cell["n"] * (cell["accuracy"] or 0) for cell in cells) / n if n else None, "n": n}
+        pairs = sum(cell["n"] for cell in cells)
+        right = sum(cell["n"] * (cell["accuracy"] or 0) for cell in cells)
+        return {"accuracy": right / pairs if pairs else None, "n": pairs}
 
-    pooled = {name: sum(fold[name] for fold in folds) for name in ("n", "n_same", "n_frames")}
-    pooled |= {name: mean([fold[name] for fold in folds]) for name in ("accuracy", "auc", "loss")}
-    cells = {angles: {sequences: cell(angles, sequences) for sequences in row} for angles, row in folds[0]["cells"].items()}
-    return pooled | {"cells": cells}
+    errors = [fold.get("standard_error") for fold in folds]
+    return {
+        **{name: sum(fold[name] for fold in folds) for name in ("n", "n_same", "n_frames")},
+        **{name: mean(name) for name in ("accuracy", "auc", "loss")},
+        "standard_error": None
+        if None in errors  # folds have other people, so their errors are independent
+        else math.hypot(*(error * fold["n"] / n for error, fold in zip(errors, folds, strict=True))),
+        "cells": {a: {s: cell(a, s) for s in row} for a, row in folds[0]["cells"].items()},
+    }
