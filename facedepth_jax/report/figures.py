@@ -61,7 +61,10 @@ def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
         if level:
             axes.axhline(np.mean(level), color="tab:orange", label="AE")
             axes.axhspan(min(level), max(level), color="tab:orange", alpha=0.2)
-        axes.set_xscale(*["log"] if lams[0] > 0 else ["symlog"], **{} if lams[0] > 0 else {"linthresh": lams[1]})
+        if lams[0] > 0:
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=lams[1])
         axes.set_xticks(lams, [f"{lam:g}" for lam in lams])
         axes.minorticks_off()
         axes.set_xlabel("λ")
