@@ -61,16 +61,16 @@ class Checkpoints:
       folder: `WORKDIR/checkpoints`.
       identity: plain JSON values that must be the same when the run goes on: data, split, seed, batch size, nets.
       keep: how many of the latest are kept.
-      insist: go on where the identity differs, and log how; what is saved then has the new one. `insisted` is True
+      insist: go on where the identity differs, and log how; what is saved then has the new one. `mismatched` is True
         where `restore` has done so.
     """
 
-    def __init__(self, folder, identity: dict[str, Any], keep: int = 3, insist: bool = False):
+    def __init__(self, folder, identity: dict[str, Any], allow_mismatch: bool = False):
         self._folder = pathlib.Path(os.path.abspath(folder))
         self._identity = identity
-        self._keep = keep
-        self._insist = insist
-        self.insisted = False  # True once a checkpoint with another identity was restored
+        self._keep = 3
+        self._allow_mismatch = allow_mismatch
+        self.mismatched = False  # True once a checkpoint with another identity was restored
         self._pending = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
 
@@ -191,8 +191,8 @@ class Checkpoints:
         """
         # The first process chooses: others could see other files, and would wait for each other for ever.
         chosen = self._choose() if jax.process_index() == 0 else -1
-        chosen, insisted = multihost_utils.broadcast_one_to_all(np.array([chosen, self.insisted], np.int32))
-        step, self.insisted = int(chosen), bool(insisted)
+        chosen, mismatched = multihost_utils.broadcast_one_to_all(np.array([chosen, self.mismatched], np.int32))
+        step, self.mismatched = int(chosen), bool(mismatched)
         if step < 0:
             return None
         if not self._directory(step).is_dir():
@@ -235,13 +235,13 @@ class Checkpoints:
         if not differ:
             return
         text = ", ".join(f"{name} = {then.get(name)!r} (not {now.get(name)!r})" for name in differ)
-        if not self._insist:
+        if not self._allow_mismatch:
             raise FaceDepthError(
                 f"{self._folder} belongs to a run with {text}: give the old values, another --workdir, "
-                "or --insist to go on with the new ones."
+                "or --allow_mismatch to go on with the new ones."
             )
-        self.insisted = True
-        logger.warning("Going on, as insisted, from a checkpoint with %s.", text)
+        self.mismatched = True
+        logger.warning("Going on, as mismatched, from a checkpoint with %s.", text)
 
     def _check_shapes(self, step, like):
         then, now = _shapes(ocp.metadata(self._directory(step)).metadata), _shapes(like)

@@ -1,18 +1,18 @@
-"""Program: gray or colour images in, depth maps out.
+"""Estimate depth maps from gray or colour images: the program.
 
     python -m facedepth_jax.predict --run=DIR --out=DIR IMAGE|FOLDER|VIDEO [...]
         [--box X,Y,W,H | --center X,Y --distance_mm D --focal_px F] [--batch_size N]
 
-The network expects what `prepare` gives it: a crop that is R millimetres wide at the head's distance (Eq. 6). With
+The net expects crops as `prepare` makes them: a crop that is R millimetres wide at the head's distance (Eq. 6). With
 `--center`, `--distance_mm` and `--focal_px` (of the camera) the crop is made just so; `--box` takes your own; without
 either the whole image is the face, filled up with black to a square. A crop that leaves the image is filled with black.
 
-For each image NAME, at the network's resolution:
+For each image NAME, at the net's resolution:
   NAME_depth.png        16-bit, millimetres
   NAME_depth.npy        float32, millimetres
   NAME_depth_color.png  preview, near is red, far is blue
 and one line on stdout that says where the map lies in the source. A frame of a video is called NAME_000001 and so on; a
-name that comes twice gets a number. Where the network takes a point for "no depth" or too far, the map holds about
+name that comes twice gets a number. Where the net takes a point for "no depth" or too far, the map holds about
 `none_level` in millimetres: the training data writes that level there, and nothing tells the two apart.
 """
 
@@ -23,20 +23,24 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from facedepth_jax import runtime
+
+runtime.tune()
+
 import cv2
 import numpy as np
 
-from facedepth_jax import files, pictures, runs
-from facedepth_jax.data import crop
+from facedepth_jax import estimator, files, pictures
+from facedepth_jax.data.crop import Box
 from facedepth_jax.errors import FaceDepthError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
-MAX_PIXELS = 64 * 1024 * 1024  # of a box or a frame of a video; images have the same limit, see __init__.py
+MAX_PIXELS = 64 * 1024 * 1024  # of a frame of a video; images have the same limit, see runtime.py
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 
 
 def list_files(inputs: Sequence[Path]) -> list[Path]:
-    """Images and videos as given, folders replaced by the images in them (not deeper), by name.
+    """List images and videos as given, folders replaced by the images in them (not deeper), by name.
 
     Raises:
       FaceDepthError: an input does not exist, a folder has no image.
@@ -56,7 +60,7 @@ def list_files(inputs: Sequence[Path]) -> list[Path]:
 
 
 def read_gray(path: Path) -> np.ndarray:
-    """An image file of any size, gray or colour, 8 bits, turned as its EXIF data says -> uint8 (H, W).
+    """Read an image file of any size, gray or colour, 8 bits, turned as its EXIF data says, as uint8 (H, W).
 
     Raises:
       FaceDepthError: not readable, truncated, no image, or not 8-bit.
@@ -72,14 +76,12 @@ def read_gray(path: Path) -> np.ndarray:
     if image is None:
         raise FaceDepthError(f"{path} cannot be decoded: it is truncated, too large or no image.")
     if image.dtype != np.uint8:
-        raise FaceDepthError(
-            f"{path} is a {image.dtype} image; the network reads 8-bit gray or colour, convert it first."
-        )
+        raise FaceDepthError(f"{path} is a {image.dtype} image; the net reads 8-bit gray or colour, convert it first.")
     return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
 
 
 def read_frames(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, gray uint8 (H, W)) for an image, or for each frame of a video.
+    """Yield (name, gray uint8 (H, W)) for an image, or for each frame of a video.
 
     Raises:
       FaceDepthError: as `read_gray`; a video without a frame that can be decoded, or with frames that are too large.
@@ -105,38 +107,8 @@ def read_frames(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         raise FaceDepthError(f"{path} holds no frame that can be decoded; it is truncated or no video.")
 
 
-def whole_image(shape: tuple[int, int]) -> crop.Box:
-    """The smallest square around an image of shape (H, W), in its middle."""
-    height, width = shape
-    side = max(height, width)
-    return crop.Box(-((side - width) // 2), -((side - height) // 2), side, side)
-
-
-def check_box(path: Path, box: crop.Box, shape: tuple[int, int]) -> None:
-    """Raises FaceDepthError where a box is too large or shows nothing of an image of shape (H, W)."""
-    height, width = shape
-    text = f"{path}: the box of {box.w} x {box.h} pixels at x={box.x}, y={box.y}"
-    if box.x >= width or box.y >= height or box.x + box.w <= 0 or box.y + box.h <= 0:
-        raise FaceDepthError(f"{text} lies outside the image of {width} x {height} pixels.")
-    if box.w * box.h > MAX_PIXELS:
-        raise FaceDepthError(f"{text} is too large (over {MAX_PIXELS} pixels); check the distance and focal length.")
-
-
-def predict_mm(loaded, gray: np.ndarray) -> np.ndarray:
-    """uint8 (B, S, S) -> float32 (B, S, S) in mm.
-
-    Raises:
-      FaceDepthError: an estimate is not finite.
-    """
-    image = loaded.predict(gray)[..., 0]
-    depth_mm = np.asarray(levels.mm_from_levels(levels.levels_from_image(image, loaded.code), loaded.code))
-    if not np.isfinite(depth_mm).all():
-        raise FaceDepthError("The network's estimate is not finite: the run's weights are unusable.")
-    return depth_mm
-
-
 def write_depth(out: Path, name: str, depth_mm: np.ndarray) -> None:
-    """The three files of one map, float32 (S, S) in mm."""
+    """Write the three files of one map, float32 (S, S) in mm."""
     npy = io.BytesIO()
     np.save(npy, depth_mm, allow_pickle=False)
     files.write_bytes(out / f"{name}_depth.npy", npy.getvalue())
@@ -145,20 +117,19 @@ def write_depth(out: Path, name: str, depth_mm: np.ndarray) -> None:
     pictures.write_png(out / f"{name}_depth_color.png", color)
 
 
-def describe_net(loaded) -> str:
-    """The scale of every map in two lines."""
-    code = loaded.code
-    low, high = (float(levels.mm_from_levels(levels.levels_from_image(x, code), code)) for x in (-1.0, 1.0))
-    none_mm = float(levels.mm_from_levels(code.none_level, code))
+def describe_net(net: estimator.FaceDepth) -> str:
+    """Describe the scale of every map in two lines."""
+    low, high = net.code.range_mm
+    none_mm = net.code.offset_mm + net.code.none_level * net.code.step_mm
     return (
-        f"{loaded.size} x {loaded.size} pixels, {loaded.face_mm:g} mm wide at the head in training\n"
-        f"values in mm, {low:.0f}..{high:.0f} possible, {code.step_mm:g} mm a level in training, "
+        f"{net.size} x {net.size} pixels, {net.face_mm:g} mm wide at the head in training\n"
+        f"values in mm, {low:.0f}..{high:.0f} possible, {net.code.step_mm:g} mm a level in training, "
         f"{none_mm:.0f} where there is no depth"
     )
 
 
-def describe_map(path: Path, name: str, box: crop.Box, depth_mm: np.ndarray, mm_per_pixel: float | None) -> str:
-    """Where a map lies in its source and what it holds, one line."""
+def describe_map(path: Path, name: str, box: Box, depth_mm: np.ndarray, mm_per_pixel: float | None) -> str:
+    """Describe the place of a map in its source and its values in one line."""
     step_x, step_y = box.w / depth_mm.shape[1], box.h / depth_mm.shape[0]
     line = (
         f"{path} -> {name}_depth.png: {depth_mm.min():.0f}..{depth_mm.max():.0f} mm; map pixel (0, 0) is source "
@@ -169,7 +140,7 @@ def describe_map(path: Path, name: str, box: crop.Box, depth_mm: np.ndarray, mm_
 
 
 def free_name(name: str, taken: set[str]) -> str:
-    """`name`, or `name_2`, `name_3`, ... where it is taken; takes it. Case does not tell two names apart."""
+    """Take `name`, or `name_2`, `name_3`, ... where it is taken. Case does not tell two names apart."""
     free, number = name, 1
     while free.casefold() in taken:
         number += 1
@@ -178,8 +149,8 @@ def free_name(name: str, taken: set[str]) -> str:
     return free
 
 
-def read_crops(paths: Sequence[Path], box_of, size: int, failures: list[Path]) -> Iterator[tuple]:
-    """(path, name, box, crop uint8 (size, size)) for every frame of every file, names unique.
+def read_crops(net: estimator.FaceDepth, paths: Sequence[Path], where: dict, failures: list[Path]) -> Iterator[tuple]:
+    """Yield (path, name, box, crop uint8 (S, S)) for every frame of every file, names unique.
 
     A file that cannot be used is reported on stderr and added to `failures`, and the next one follows.
     """
@@ -187,24 +158,26 @@ def read_crops(paths: Sequence[Path], box_of, size: int, failures: list[Path]) -
     for path in paths:
         try:
             for name, gray in read_frames(path):
-                box = box_of(gray.shape)
-                check_box(path, box, gray.shape)
-                yield path, free_name(name, taken), box, crop.resize_gray(crop.crop(gray, box), size)
+                try:
+                    box = net.box_of(gray.shape, **where)
+                except FaceDepthError as error:
+                    raise FaceDepthError(f"{path}: {error}") from None
+                yield path, free_name(name, taken), box, net.crop(gray, box)
         except FaceDepthError as error:
             print(f"error: {error}", file=sys.stderr)
             failures.append(path)
 
 
-def predict_files(loaded, paths: Sequence[Path], out: Path, box_of, mm_per_pixel, batch_size: int) -> list[Path]:
-    """Runs the network over files and writes the maps, a batch at a time; goes on after a file that cannot be used.
+def predict_files(
+    net: estimator.FaceDepth, paths: Sequence[Path], out: Path, where: dict, batch_size: int
+) -> list[Path]:
+    """Write the maps of files, a batch at a time; go on after a file that cannot be used.
 
     Args:
-      loaded: what `runs.load_generator` gives.
       paths: images and videos.
       out: directory to write to.
-      box_of: shape (H, W) of an image -> its crop.Box.
-      mm_per_pixel: what a map pixel measures at the head's distance, None where unknown.
-      batch_size: images a call of the network.
+      where: the place of the face, as `FaceDepth.box_of` takes it.
+      batch_size: images a call of the net.
 
     Returns:
       The files that could not be used.
@@ -213,9 +186,11 @@ def predict_files(loaded, paths: Sequence[Path], out: Path, box_of, mm_per_pixel
       FaceDepthError: an estimate is not finite, a map cannot be written.
     """
     failures = []
-    crops = read_crops(paths, box_of, loaded.size, failures)
+    mm_per_pixel = net.face_mm / net.size if "center" in where else None
+    crops = read_crops(net, paths, where, failures)
     while batch := list(itertools.islice(crops, batch_size)):
-        maps = predict_mm(loaded, np.stack([crop for *_, crop in batch]))
+        distance_mm = np.full(len(batch), where["distance_mm"]) if "center" in where else None
+        maps = net.batch(np.stack([crop for *_, crop in batch]), distance_mm)
         for (path, name, box, _), depth_mm in zip(batch, maps, strict=True):
             write_depth(out, name, depth_mm)
             print(describe_map(path, name, box, depth_mm, mm_per_pixel))
@@ -261,18 +236,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths = list_files(args.inputs)
         if any(args.out.resolve() == path.parent.resolve() for path in paths):
             raise FaceDepthError(f"--out={args.out} holds the inputs; give another directory.")
-        if args.box is not None and min(args.box[2:]) < 1:
-            raise FaceDepthError("The box is empty; give a width and a height of at least 1 pixel.")
-        loaded = runs.load_generator(args.run)
-        box, mm_per_pixel = None, None
-        if args.box is not None:
-            box = crop.Box(*args.box)
-        elif args.center is not None:
-            box = crop.crop_box(args.center, args.distance_mm, (args.focal_px,) * 2, loaded.face_mm)
-            mm_per_pixel = loaded.face_mm / loaded.size
-        box_of = whole_image if box is None else lambda shape: box
-        print(describe_net(loaded))
-        failures = predict_files(loaded, paths, args.out, box_of, mm_per_pixel, args.batch_size)
+        net = estimator.load(args.run)
+        where = {} if args.box is None else {"box": args.box}
+        if args.center is not None:
+            where = {"center": args.center, "distance_mm": args.distance_mm, "focal_px": args.focal_px}
+        print(describe_net(net))
+        failures = predict_files(net, paths, args.out, where, args.batch_size)
     except FaceDepthError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

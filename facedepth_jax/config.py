@@ -1,0 +1,190 @@
+"""Make, find, check and read configs: every number that a run uses, as ml_collections ConfigDicts."""
+
+import pathlib
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from facedepth_jax import files
+from facedepth_jax.depth_code import DepthCode
+from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.methods import METHODS
+from facedepth_jax.nested import flatten
+
+PACKAGED = pathlib.Path(__file__).parent / "configs"  # in a wheel; in a checkout they lie beside the package
+CHECKOUT = pathlib.Path(__file__).parent.parent / "configs"
+
+
+def base(method: str) -> ml_collections.ConfigDict:
+    """Make the paper's run for one method, without data. A config file starts from it and changes some values.
+
+    Raises FaceDepthError for an unknown method.
+    """
+    method = method or "cgan"
+    if method not in METHODS:
+        raise FaceDepthError(f"There is no method {method!r}: take one of {', '.join(METHODS)}.")
+    config = ml_collections.ConfigDict()
+    config.method = method
+    config.seed = 1821
+    config.width = 128  # feature maps of the first layer, the others follow; pix2pix takes half of it, cui a quarter
+    config.dtype = "float32"  # of the computation; "bfloat16" on GPUs and TPUs. Parameters and losses stay float32
+    config.init_from = ""  # a run whose weights to start from
+    config.loss = ml_collections.ConfigDict(METHODS[method].loss)
+
+    config.train = ml_collections.ConfigDict()
+    config.train.batch_size = 64
+    config.train.steps = 100_000
+    config.train.learning_rate = 2e-4
+    config.train.b1 = 0.5
+    config.train.b2 = 0.999
+    config.train.schedule = "constant"  # or "cosine", down to a hundredth
+    config.train.warmup_steps = 0
+    config.train.clip_norm = 0.0  # the largest norm of a net's gradient; 0.0: not clipped
+    config.train.average_decay = 0.0  # of the averaged weights, which are then evaluated and exported; 0.0: none
+
+    config.data = ml_collections.ConfigDict()
+    config.data.dir = ""  # prepared arrays
+    config.data.dataset = ""  # if they are missing: prepared from this data set ...
+    config.data.raw_dir = ""  # ... in this directory
+    config.data.size = 96
+    config.data.face_mm = 320.0
+    config.data.workers = 0  # processes to prepare with; 0: the training's own
+    config.data.seed = 0  # of the verification pairs
+    config.data.pairs_validation = ""  # a list of pairs to take instead, see docs/preparing.md
+    config.data.pairs_test = ""
+    config.data.options = ml_collections.ConfigDict()  # of the data set, as in `prepare --help`
+
+    config.depth_code = ml_collections.ConfigDict()  # depth_code.DepthCode
+    config.depth_code.offset_mm = 500.0
+    config.depth_code.step_mm = 8.0
+    config.depth_code.none_level = 194
+
+    config.every = ml_collections.ConfigDict()  # in steps
+    config.every.log = 50
+    config.every.save = 1000  # a checkpoint, the validation figures, a picture
+    config.watchdog_sec = 600  # without a step for so long, every thread's stack is printed
+    config.lock()  # a misspelt key in a config file is an error
+    config.data.options.unlock()
+    return config
+
+
+def find(name: str) -> tuple[pathlib.Path, str | None]:
+    """Find a config file and the argument behind the colon: "configs/pandora.py:ae", or "pandora:ae" from anywhere.
+
+    Raises FaceDepthError if there is none.
+    """
+    name, _, argument = name.partition(":")
+    candidates = [pathlib.Path(name), *(folder / f"{name}.py" for folder in (CHECKOUT, PACKAGED))]
+    for path in candidates[: 3 if "/" not in name and not name.endswith(".py") else 1]:
+        if path.is_file():
+            return path.resolve(), argument or None
+    known = sorted({path.stem for folder in (CHECKOUT, PACKAGED) for path in folder.glob("*.py")} - {"base"})
+    raise FaceDepthError(f"There is no config file {name}; the project's own are {', '.join(known)}.")
+
+
+def load(name: str, overrides=()) -> ml_collections.ConfigDict:
+    """Read a config file, found as by `find`.
+
+    Args:
+      overrides: "train.steps=100", or command line arguments "--config.train.steps=100".
+
+    Raises:
+      FaceDepthError: the file has no get_config, or no such key, or a value is of another type.
+    """
+    path, argument = find(name)
+    arguments = [text if text.startswith("--") or "=" not in text else f"--config.{text}" for text in overrides]
+    argv = ["", f"--config={path}" + (f":{argument}" if argument else ""), *arguments]
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    try:
+        rest = values(argv)[1:]
+        if rest:
+            raise FaceDepthError(f"Unexpected: {' '.join(rest)}")
+        config = holder.value
+        config.to_dict()  # a file without get_config shows only now
+        return config
+    except (AttributeError, KeyError, TypeError, flags.Error) as error:
+        what = str(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("'\"")
+        raise FaceDepthError(f"The config {path} cannot be used: {what}") from None
+
+
+def check(config):
+    """Raise FaceDepthError for a value that no run can be made with."""
+    values = flatten(config.to_dict())
+    for name, least in (
+        ("seed", 0),
+        ("width", 2),
+        ("train.steps", 1),
+        ("train.warmup_steps", 0),
+        ("train.clip_norm", 0),
+        ("data.size", 16),
+        ("every.log", 1),
+        ("every.save", 1),
+        ("watchdog_sec", 1),
+    ):
+        if not values[name] >= least:
+            raise FaceDepthError(f"{name} is {values[name]}: it must be at least {least}.")
+    if config.method not in METHODS:
+        raise FaceDepthError(f"There is no method {config.method!r}: take one of {', '.join(METHODS)}.")
+    if config.dtype not in ("float32", "bfloat16"):
+        raise FaceDepthError(f"dtype is {config.dtype!r}: take float32 or bfloat16.")
+    if config.train.schedule not in ("constant", "cosine"):
+        raise FaceDepthError(f"train.schedule is {config.train.schedule!r}: take constant or cosine.")
+    if config.train.schedule == "cosine" and config.train.warmup_steps >= config.train.steps:
+        raise FaceDepthError(f"train.warmup_steps is {config.train.warmup_steps}: give fewer than train.steps.")
+    if not 0 <= config.train.average_decay < 1:
+        raise FaceDepthError(f"train.average_decay is {config.train.average_decay}: give at least 0.0 and below 1.0.")
+    if config.data.size % 16:
+        raise FaceDepthError(f"data.size is {config.data.size}: the nets halve it four times, take a multiple of 16.")
+
+
+def depth_code(config) -> DepthCode:
+    """Make the config's DepthCode."""
+    return DepthCode(**config.depth_code)
+
+
+def with_absolute_paths(config) -> ml_collections.ConfigDict:
+    """Copy a config with its paths made absolute: a run is read from other directories later."""
+    config = ml_collections.ConfigDict(config.to_dict())
+    for group, name in (
+        (config, "init_from"),
+        *((config.data, name) for name in ("dir", "raw_dir", "pairs_validation", "pairs_test")),
+    ):
+        if group[name] and "://" not in group[name]:
+            group[name] = str(pathlib.Path(group[name]).absolute())
+    return config
+
+
+def read_run(run: pathlib.Path) -> ml_collections.ConfigDict:
+    """Read the config of a run directory, also of a run from before the present keys.
+
+    Raises FaceDepthError if there is no run or its config.json cannot be used.
+    """
+    path = pathlib.Path(run) / "config.json"
+    if not path.is_file():
+        raise FaceDepthError(f"There is no run in {run}: give the --workdir of a training.")
+    values = files.read_json(path)
+    try:
+        config = base(values["method"])
+        if "code" in values:
+            values = _upgrade(values)
+        with config.unlocked():
+            config.data.options = ml_collections.ConfigDict(values["data"].pop("options"))
+        config.update(values)
+        check(config)
+    except (AttributeError, KeyError, TypeError, ValueError, FaceDepthError) as error:
+        raise FaceDepthError(f"{path} is damaged or of another version ({error}): train again.") from error
+    return config
+
+
+def _upgrade(values: dict) -> dict:
+    """Give a config of version 0.1 today's keys; what it says stays the same."""
+    values = dict(values)
+    code, every, net = dict(values.pop("code")), dict(values["every"]), values.pop("net")
+    if code.pop("half_range") != 127.5 or not net["dropout_at_test"]:
+        raise ValueError("code.half_range or net.dropout_at_test is not the default, which is not supported any more")
+    values["watchdog_sec"] = every.pop("stuck_sec")
+    del every["evaluate"]
+    loss = {name: values["loss"][name] for name in METHODS[values["method"]].loss}
+    return values | {"depth_code": code, "every": every, "loss": loss}
