@@ -72,19 +72,6 @@ def plus_minus(values: Sequence[float], decimals: int, error: float | None = Non
     return f"{values.mean():.{decimals}f}" + ("" if error is None else f" ± {error:.{decimals}f}")
 
 
-def plus_minus_means(seeds: int, n_people: int | None) -> str:
-    """Say for a caption what ± stands for, '' if there is none.
-
-    Args:
-      seeds: the most that a column has.
-      n_people: the people that a standard error is over, None without one.
-    """
-    meanings = ["the standard deviation over seeds"] * (seeds > 1)
-    if n_people:
-        meanings.append(f"the standard error over {n_people} people" + " where there is one seed" * (seeds > 1))
-    return f"± is {', '.join(meanings)}" if meanings else ""
-
-
 def verification_table(original: Mapping, generated: Sequence[Mapping], caption: str) -> str:
     """Write Table 2 as markdown: face verification by angle and sequence subset, "original / generated (pairs)".
 

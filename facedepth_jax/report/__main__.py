@@ -12,16 +12,21 @@ once; its figures stay in it, as verification.json.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from facedepth_jax import runtime
+
+runtime.tune()
 
 from facedepth_jax import files, tables
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.evaluation import MEAN_MAP
 from facedepth_jax.methods import METHODS
 from facedepth_jax.nested import differing_keys
-from facedepth_jax.report.figures import CURVE_METRICS, column_errors, column_values, lambda_curve, sample_grid
+from facedepth_jax.report.figures import CURVE_METRICS, column, lambda_curve, sample_grid
 from facedepth_jax.report.runs import Run, read
 
 
@@ -87,11 +92,10 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
     test, dataset, fingerprint = (runs[0].results[name] for name in ("test", "dataset", "fingerprint"))
     name = f"{dataset}-{fingerprint[:8]}"
     pooled = f", those of {len(runs[0].folds)} folds together" if runs[0].folds else ""
-    plus_minus = tables.plus_minus_means(max(map(len, columns.values())), test.get("n_people"))
     parts = [
         f"## {dataset}\n",
-        f"{test['n_frames']} test frames{pooled}; data `{fingerprint[:16]}`. Metrics in levels of depth; {plus_minus}"
-        "per cent are relative to the training set's mean depth map.\n",
+        f"{test['n_frames']} test frames{pooled}; data `{fingerprint[:16]}`. Metrics in levels of depth, "
+        f"{_plus_minus(columns)}per cent are relative to the training set's mean depth map.\n",
         "| | seeds | steps | runs |\n|---|---|---|---|",
     ]
     values = {"dataset": dataset, "fingerprint": fingerprint, "n_frames": test["n_frames"], "columns": {MEAN_MAP: {}}}
@@ -106,26 +110,20 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
             "steps": [run.steps for run in members],
             "verification": [run.verification for run in members],
         }
-    theirs = tables.paper()["table1"].get(dataset, {})
+    mean_map = dataclasses.replace(
+        runs[0],
+        results={"test": runs[0].results["baseline_mean_map"]},
+        verification=judge and judge["baseline_mean_map"],
+    )
     with_depth = test["n_frames"] - test["n_frames_without_depth"]
     for pixels, words, n in (("all", "all pixels", test["n_frames"]), ("valid", "pixels with true depth", with_depth)):
-        table = {title: column_values(members, pixels) for title, members in columns.items()}
-        spread = {title: column_errors(members, pixels) for title, members in columns.items()}
-        table[MEAN_MAP] = column_values(runs[:1], pixels, "baseline_mean_map")
-        spread[MEAN_MAP] = column_errors(runs[:1], pixels, "baseline_mean_map")
-        beside = {}
-        if pixels == "all":
-            verified = {title: [run.verification for run in members] for title, members in columns.items()}
-            verified[MEAN_MAP] = [judge and judge["baseline_mean_map"]]
-            for title, found in verified.items() if judge else ():
-                table[title][tables.FACE_VERIFICATION.key] = [one["accuracy"] for one in found]
-                spread[title][tables.FACE_VERIFICATION.key] = found[0].get("standard_error")
-            beside = {f"paper: {method}": theirs[method] for method in theirs if method in {r.method for r in runs}}
-        caption = f"{words}, n = {n}"
-        parts.append(f"\n### Table 1 over {words}\n\n")
-        parts[-1] += tables.markdown_table(table, caption, MEAN_MAP, beside, spread)
-        for title, column in table.items():
-            values["columns"][title] |= {pixels: column, f"standard_error_{pixels}": spread[title]}
+        table, spread = _table(columns | {MEAN_MAP: [mean_map]}, pixels)
+        theirs = tables.paper()["table1"].get(dataset, {}) if pixels == "all" else {}
+        beside = {f"paper: {method}": theirs[method] for method in theirs if method in {run.method for run in runs}}
+        text = tables.markdown_table(table, f"{words}, n = {n}", MEAN_MAP, beside, spread)
+        parts.append(f"\n### Table 1 over {words}\n\n{text}")
+        for title in table:
+            values["columns"][title] |= {pixels: table[title], f"standard_error_{pixels}": spread[title]}
     if judge:
         parts.append(table_2(columns, judge, dataset))
         values["verification_of_true_depth"] = judge["test"]
@@ -133,23 +131,36 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
     images = {}
     if (curve := lambda_curve(columns)) is not None:
         images[f"lambda-{name}.png"] = curve
-        keys = {metric.key for metric in CURVE_METRICS}
-        table, spread = (
-            {title: {k: v for k, v in of(members, "all", "validation").items() if k in keys} for title, members in columns.items()}
-            for of in (column_values, column_errors)
-        )
+        table, spread = _table(columns, "all", "validation")
+        table = {title: {k: v for k, v in column.items() if k in CURVE_METRICS} for title, column in table.items()}
+        caption = f"validation, all pixels, n = {runs[0].results['validation']['n_frames']}"
         parts += [
             "### Weight λ of the reconstruction, on the validation split\n",
             f"![curve over lambda](lambda-{name}.png)\n",
-            tables.markdown_table(
-                table, f"validation, all pixels, n = {runs[0].results['validation']['n_frames']}", errors=spread
-            ),
+            tables.markdown_table(table, caption, errors=spread),
         ]
     if (grid := sample_grid(columns, errors)) is not None:
         images[f"faces-{name}.png"] = grid
         where = "the first fold's test split" if runs[0].folds else "the test split"
         parts.append(f"### Faces of {where}\n\n![gray, truth and estimates](faces-{name}.png)\n")
     return "\n".join(parts), values, images
+
+
+def _table(columns, pixels, measured="test"):
+    """Values and standard errors as `tables.markdown_table` wants them."""
+    found = {title: column(runs, pixels, measured) for title, runs in columns.items()}
+    return {title: values for title, (values, _) in found.items()}, {
+        title: errors for title, (_, errors) in found.items()
+    }
+
+
+def _plus_minus(columns):
+    several = any(len(runs) > 1 for runs in columns.values())
+    people = max(run.results["test"].get("n_people", 0) for runs in columns.values() for run in runs)
+    means = ["the standard deviation over seeds"] if several else []
+    if people > 1:
+        means.append(f"the standard error over {people} people" + (" where there is one seed" if several else ""))
+    return f"± is {' or '.join(means)}, " if means else ""
 
 
 def write_report(paths: Sequence[Path], out: Path, verifiers: Sequence[Path] = (), errors: bool = False) -> str:

@@ -10,33 +10,37 @@ from facedepth_jax import pictures
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.metrics import METRICS
 from facedepth_jax.report.runs import Run
+from facedepth_jax.tables import FACE_VERIFICATION
 
-CURVE_METRICS = [metric for metric in METRICS if metric.key in ("l1", "rmse_lin", "delta_1.25^(1/4)")]
+CURVE_METRICS = {metric.key: metric for metric in METRICS if metric.key in ("l1", "rmse_lin", "delta_1.25^(1/4)")}
 GRID_FACES = 8
 
 
-def column_values(runs: Sequence[Run], pixels: str, measured: str = "test") -> dict[str, list[float]]:
-    """Collect the values of a column.
+def column(runs: Sequence[Run], pixels: str, measured: str = "test") -> tuple[dict, dict]:
+    """Collect the figures of runs that differ in their seed alone.
 
     Args:
       pixels: "all", or "valid" for those with true depth, with the errors in millimetres.
-      measured: "test", "validation" or "baseline_mean_map".
+      measured: "test", with face verification over all pixels, or "validation".
 
     Returns:
-      {metric key: one value a run} of the metrics that all runs have.
+      {metric key: one value a run} of the metrics that all runs have;
+      {metric key: standard error over people} if there is one run, and it has any.
     """
-    rows = [_with_mm(run.results[measured], pixels) for run in runs]
-    return {key: [row[key] for row in rows] for key in rows[0] if all(key in row for row in rows)}
+    values, errors = zip(*(_figures(run, pixels, measured) for run in runs), strict=True)
+    values = {key: [row[key] for row in values] for key in values[0] if all(key in row for row in values)}
+    return values, errors[0] if len(runs) == 1 else {}
 
 
-def column_errors(runs: Sequence[Run], pixels: str, measured: str = "test") -> dict[str, float | None]:
-    """Take the standard errors over people of a column of one run; a column of several has none, nor has an old run."""
-    errors = runs[0].results[measured].get("standard_error") if len(runs) == 1 else None
-    return _with_mm(errors, pixels) if errors else {}
-
-
-def _with_mm(result, pixels):
-    return result["all"] if pixels == "all" else result["valid"] | result["mm"]
+def _figures(run, pixels, measured):
+    result = run.results[measured]
+    errors = result.get("standard_error", {"all": {}, "valid": {}, "mm": {}})  # runs from before have none
+    if pixels == "valid":
+        return result["valid"] | result["mm"], errors["valid"] | errors["mm"]
+    if measured == "validation" or not run.verification:
+        return result["all"], errors["all"]
+    key, verified = FACE_VERIFICATION.key, run.verification
+    return result["all"] | {key: verified["accuracy"]}, errors["all"] | {key: verified.get("standard_error")}
 
 
 def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
@@ -52,13 +56,12 @@ def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
         return None
     lams = [lam for lam, _ in sweep]
     figure = Figure(figsize=(4 * len(CURVE_METRICS), 3.4), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(CURVE_METRICS)), CURVE_METRICS, strict=True):
-        values = [column_values(runs, "all", "validation").get(metric.key, [np.nan]) for _, runs in sweep]
+    for axes, metric in zip(figure.subplots(1, len(CURVE_METRICS)), CURVE_METRICS.values(), strict=True):
+        values = [column(runs, "all", "validation")[0].get(metric.key, [np.nan]) for _, runs in sweep]
         axes.plot(lams, [np.mean(v) for v in values], "-", color="tab:blue", label="cGAN")
         dots = [(lam, x) for lam, v in zip(lams, values, strict=True) for x in v]
         axes.plot(*zip(*dots, strict=True), ".", color="tab:blue")
-        level = column_values(columns["ae"], "all", "validation").get(metric.key) if "ae" in columns else None
-        if level:
+        if level := column(columns["ae"], "all", "validation")[0].get(metric.key) if "ae" in columns else None:
             axes.axhline(np.mean(level), color="tab:orange", label="AE")
             axes.axhspan(min(level), max(level), color="tab:orange", alpha=0.2)
         if lams[0] > 0:
