@@ -39,14 +39,13 @@ def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
       FaceDepthError: runs of one method differ in more than lambda and the seed, or two have both alike; runs were
         measured in different levels.
     """
-    for run in runs[1:]:
+    columns, first, order = {}, {}, list(METHODS)
+    for run in sorted(runs, key=lambda run: (order.index(run.method), run.lam or 0.0, run.seed)):
         if run.config["depth_code"] != runs[0].config["depth_code"]:
             raise FaceDepthError(
                 f"{runs[0].path} and {run.path} differ in the meaning of a depth level (config.depth_code): "
                 "their metrics cannot stand in one table; report them apart."
             )
-    columns, first, order = {}, {}, list(METHODS)
-    for run in sorted(runs, key=lambda run: (order.index(run.method), run.lam or 0.0, run.seed)):
         other = first.setdefault(run.method, run)
         if keys := differing_keys(other.settings, run.settings):
             raise FaceDepthError(
@@ -148,10 +147,10 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
 
 def _table(columns, pixels, measured="test"):
     """Values and standard errors as `tables.markdown_table` wants them."""
-    found = {title: column(runs, pixels, measured) for title, runs in columns.items()}
-    return {title: values for title, (values, _) in found.items()}, {
-        title: errors for title, (_, errors) in found.items()
-    }
+    table, spread = {}, {}
+    for title, runs in columns.items():
+        table[title], spread[title] = column(runs, pixels, measured)
+    return table, spread
 
 
 def _plus_minus(columns):
@@ -181,9 +180,8 @@ def write_report(paths: Sequence[Path], out: Path, verifiers: Sequence[Path] = (
     made = (make_section(group, judged.get(data), errors) for data, group in by_data.items())
     sections, values, images = zip(*made, strict=True)
     markdown = "# Report\n\n" + "\n".join(sections)
-    for section_images in images:
-        for name, content in section_images.items():
-            files.write_bytes(out / name, content)
+    for name, content in (item for of_section in images for item in of_section.items()):
+        files.write_bytes(out / name, content)
     files.write_json(out / "report.json", values)
     files.write_bytes(out / "report.md", markdown.encode())
     return markdown
@@ -194,18 +192,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m facedepth_jax.report", description="Tables and pictures of finished training runs."
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="RUN", help="directory of a finished run")
-    parser.add_argument("--out", required=True, type=Path, help="directory to write to; files there are replaced")
-    parser.add_argument(
-        "--verifier",
-        dest="verifiers",
-        action="append",
-        default=[],
-        type=Path,
-        metavar="RUN",
-        help="a verifier's run on the same data, for Table 2; with folds give one for each",
-    )
-    parser.add_argument("--errors", action="store_true", help="maps of the error in the grid of faces")
+    flag = parser.add_argument
+    flag("paths", nargs="+", type=Path, metavar="RUN", help="directory of a finished run")
+    flag("--out", required=True, type=Path, help="directory to write to; files there are replaced")
+    text = "a verifier's run on the same data, for Table 2; with folds give one for each"
+    flag("--verifier", dest="verifiers", action="append", default=[], type=Path, metavar="RUN", help=text)
+    flag("--errors", action="store_true", help="maps of the error in the grid of faces")
     try:
         print(write_report(**vars(parser.parse_args(argv))))
     except FaceDepthError as error:

@@ -20,9 +20,7 @@ class Run:
     """A finished run.
 
     Attributes:
-      path: its directory.
-      config: its resolved config, plain values.
-      results: its results.json.
+      path, config, results: its directory, and there config.json (upgraded) and results.json, plain values.
       verification: the figures of its depth maps, as `verification.verify` gives them.
       folds: the runs that it was pooled from.
     """
@@ -71,82 +69,62 @@ def read(paths: Sequence[Path], verifiers: Sequence[Path] = ()) -> tuple[list[Ru
     Raises:
       FaceDepthError: a run or a verifier cannot be used, or two verifiers are of the same data.
     """
-    runs = [_read_run(path) for path in paths]
-    judges = {}
-    for path in verifiers:
-        judge = _read_verifier(path)
-        other, _ = judges.setdefault(judge["fingerprint"], (path, judge))
-        if other != path:
-            raise FaceDepthError(f"{other} and {path} are verifiers of the same data: give one of them.")
+    runs, judges = [_read(path, "generator") for path in paths], {}
+    for judge in (_read(path, "verifier") for path in verifiers):
+        other = judges.setdefault(judge.results["fingerprint"], judge)
+        if other is not judge:
+            raise FaceDepthError(f"{other.path} and {judge.path} are verifiers of the same data: give one of them.")
     if judges:
         runs = [dataclasses.replace(run, verification=_verify(run, judges)) for run in runs]
-    return _pool_folds(runs, {fingerprint: judge for fingerprint, (_, judge) in judges.items()})
+    return _pool_folds(runs, {fingerprint: judge.results for fingerprint, judge in judges.items()})
 
 
-def _read_run(path):
-    if not path.is_dir():
-        raise FaceDepthError(f"{path} does not exist; give the directory of a finished training run.")
+def _read(path, net):
     for name in ("config.json", "results.json"):
         if not (path / name).is_file():
             raise FaceDepthError(f"{path} has no {name}: give a finished run, or continue this one with `main`.")
     run = Run(path, config.read_run(path).to_dict(), files.read_json(path / "results.json"))
     try:
-        if METHODS[run.method].net != "generator":
-            raise FaceDepthError(f"{path} is a verifier's run: give it as --verifier.")
+        if METHODS[run.method].net != net:
+            raise FaceDepthError(f"{path} is a run of '{run.method}': give generators as RUN, verifiers as --verifier.")
         for name in ("seed", "dataset", "fingerprint", "step", "steps"):
             run.results[name]
-        for measured in (run.results[name] for name in MEASURED):
-            int(measured["n_frames"]), int(measured["n_frames_without_depth"])
+        if net == "verifier":
+            for name in ("test", "baseline_mean_map"):
+                _pool_verification([run.results[name]])  # everything that is read of it later
+            return run
+        for found in (run.results[name] for name in MEASURED):
+            int(found["n_frames"]), int(found["n_frames_without_depth"])
             for part in ("all", "valid", "mm"):
-                [float(value) for value in measured[part].values()]
+                [float(value) for value in found[part].values()]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise FaceDepthError(
-            f"{path / 'results.json'} was written by another version or is damaged ({error!r}); evaluate the run again."
-        ) from error
+        raise FaceDepthError(f"{path / 'results.json'} is damaged or of another version ({error!r}).") from error
     return run
-
-
-def _read_verifier(path):
-    if not (path / "results.json").is_file():
-        raise FaceDepthError(f"{path} is not a finished run: give the --workdir of a verifier's training.")
-    results = files.read_json(path / "results.json")
-    try:
-        if METHODS[results["method"]].net != "verifier":
-            raise FaceDepthError(f"{path} is a run of '{results['method']}': --verifier wants a verifier's.")
-        results["fingerprint"]
-        for name in ("test", "baseline_mean_map"):
-            _pool_verification([results[name]])  # everything that is read of it later
-    except (AttributeError, KeyError, TypeError) as error:
-        raise FaceDepthError(
-            f"{path / 'results.json'} is damaged or of another version: train the verifier again."
-        ) from error
-    return results
 
 
 def _verify(run, judges):
     """Take the figures of a run's test pairs from its verification.json or, the first time, from its data."""
-    if run.results["fingerprint"] not in judges:
-        paths = ", ".join(str(path) for path, _ in judges.values())
+    judge = judges.get(run.results["fingerprint"])
+    if not judge:
+        paths = ", ".join(str(judge.path) for judge in judges.values())
         raise FaceDepthError(f"{paths} and {run.path} are of different data: give the verifier of the run's data.")
-    verifier_path, _ = judges[run.results["fingerprint"]]
-    nets = {"verifier": verifier_path / "verifier.safetensors", "generator": run.path / "generator.safetensors"}
-    for path in nets.values():
+    weights, file = {}, run.path / "verification.json"
+    for net, folder in (("verifier", judge.path), ("generator", run.path)):
+        path = folder / f"{net}.safetensors"
         if not path.is_file():
             raise FaceDepthError(f"{path} does not exist; continue the run with `main`, which writes it at its end.")
-    weights = {net: files.sha256(path) for net, path in nets.items()}
-    file = run.path / "verification.json"
-    if file.is_file():
-        known = files.read_json(file)
-        if isinstance(known, dict) and known.get("weights") == weights and "test" in known:
-            return known["test"]
-    if config.read_run(verifier_path).depth_code.to_dict() != run.config["depth_code"]:
-        raise FaceDepthError(f"{run.path} and {verifier_path} differ in the meaning of a depth level (depth_code).")
+        weights[net] = files.sha256(path)
+    known = files.read_json(file) if file.is_file() else None
+    if isinstance(known, dict) and known.get("weights") == weights and "test" in known:
+        return known["test"]
+    if judge.config["depth_code"] != run.config["depth_code"]:
+        raise FaceDepthError(f"{run.path} and {judge.path} differ in the meaning of a depth level (config.depth_code).")
     data = arrays.open(run.config["data"]["dir"])
     if data.fingerprint != run.results["fingerprint"]:
         raise FaceDepthError(
             f"{data.path} is not the data that {run.path} was trained on: prepare it as it was, with the run's config."
         )
-    verifier, net = verification.load_verifier(verifier_path), estimator.load(run.path)
+    verifier, net = verification.load_verifier(judge.path), estimator.load(run.path)
     found = verification.verify(verifier, verification.generated_depth(net.batch, data), data, "test")
     files.write_json(file, {"weights": weights, "test": found})
     return found
@@ -166,9 +144,8 @@ def _pool_folds(runs, judged):
         if len(parts) == 1 or len(parts) < len(group):  # nothing to pool, or a run given twice, refused later
             pooled += group
             continue
-        results = group[0].results | {"fingerprint": hashlib.sha256("".join(parts).encode()).hexdigest()}
-        for name in MEASURED:
-            results[name] = _pool_figures(group, name)
+        results = group[0].results | {name: _pool_figures(group, name) for name in MEASURED}
+        results["fingerprint"] = hashlib.sha256("".join(parts).encode()).hexdigest()
         verified = None
         if judged:
             verified = _pool_verification([run.verification for run in group])
