@@ -3,9 +3,10 @@
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from facedepth_jax import config, estimator, files, metrics, verification
 from facedepth_jax.data import arrays
@@ -141,7 +142,8 @@ def _pool_folds(runs, judged):
     pooled = []
     for group in groups.values():
         parts = sorted({run.results["fingerprint"] for run in group})
-        if len(parts) == 1 or len(parts) < len(group):  # nothing to pool, or a run given twice, refused later
+        numbers = {run.config["data"]["options"].get("fold") for run in group}
+        if len(group) == 1 or min(len(parts), len(numbers)) < len(group):  # a run given twice is refused later
             pooled += group
             continue
         results = group[0].results | {name: _pool_figures(group, name) for name in MEASURED}
@@ -172,11 +174,12 @@ def _pool_verification(folds):
 
     The "auc" is the folds' mean, as scores of different verifiers cannot be ranked together.
     """
-    n = sum(fold["n"] for fold in folds)
+    folds = [{"standard_error": None} | fold for fold in folds]  # results from before have none
+    shares = np.array([fold["n"] for fold in folds]) / sum(fold["n"] for fold in folds)
 
-    def mean(name):
+    def pool(name, combine=np.sum):
         values = [fold[name] for fold in folds]
-        return None if None in values else sum(x * fold["n"] for x, fold in zip(values, folds, strict=True)) / n
+        return None if None in values else float(combine(np.multiply(values, shares)))
 
     def cell(angles, sequences):
         cells = [fold["cells"][angles][sequences] for fold in folds]
@@ -184,12 +187,9 @@ def _pool_verification(folds):
         right = sum(cell["n"] * (cell["accuracy"] or 0) for cell in cells)
         return {"accuracy": right / pairs if pairs else None, "n": pairs}
 
-    errors = [fold.get("standard_error") for fold in folds]
     return {
         **{name: sum(fold[name] for fold in folds) for name in ("n", "n_same", "n_frames")},
-        **{name: mean(name) for name in ("accuracy", "auc", "loss")},
-        "standard_error": None
-        if None in errors  # folds have other people, so their errors are independent
-        else math.hypot(*(error * fold["n"] / n for error, fold in zip(errors, folds, strict=True))),
+        **{name: pool(name) for name in ("accuracy", "auc", "loss")},
+        "standard_error": pool("standard_error", np.linalg.norm),  # of sums over other people, which are independent
         "cells": {a: {s: cell(a, s) for s in row} for a, row in folds[0]["cells"].items()},
     }
