@@ -152,7 +152,8 @@ def figures(people: Mapping[str, Mapping]) -> dict:
     """
     values, errors, totals = {}, {}, {}
     for part, finalize in _FINALIZE.items():
-        table = {name: np.array([sums[part][name] for sums in people.values()]) for name in _names(people, part)}
+        names = next(iter(people.values()))[part]
+        table = {name: np.array([sums[part][name] for sums in people.values()]) for name in names}
         total = {name: column.sum() for name, column in table.items()}
         if not total["count"]:
             raise FaceDepthError(_NOTHING[part])
@@ -173,19 +174,20 @@ def figures(people: Mapping[str, Mapping]) -> dict:
 
 
 def join_people(evaluations: Sequence[Mapping]) -> dict:
-    """Join the people of several evaluations, as of folds; the sums of a person who is in two are added."""
+    """Join the people of several evaluations, as of folds; the sums of a person who is in two are added.
+
+    Raises KeyError if a person has other sums in one than in another.
+    """
     people = {}
-    for evaluation in evaluations:
-        for subject, parts in evaluation.items():
-            mine = people.setdefault(subject, {part: dict.fromkeys(sums, 0.0) for part, sums in parts.items()})
-            people[subject] = {
-                part: {name: mine[part][name] + value for name, value in sums.items()} for part, sums in parts.items()
+    for subject, parts in (item for evaluation in evaluations for item in evaluation.items()):
+        if subject in people:
+            before = people[subject]
+            parts = {
+                part: {name: before[part][name] + sums[name] for name in before[part].keys() | sums.keys()}
+                for part, sums in parts.items()
             }
+        people[subject] = parts
     return people
-
-
-def _names(people, part):
-    return next(iter(people.values()))[part]
 
 
 def _jackknife(finalize, rest: Mapping[str, np.ndarray]) -> dict[str, float | None]:
