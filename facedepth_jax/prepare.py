@@ -4,6 +4,11 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Sequence
+
+from facedepth_jax import runtime
+
+runtime.tune()
 
 from facedepth_jax.data.check import check
 from facedepth_jax.data.prepare import prepare
@@ -11,12 +16,12 @@ from facedepth_jax.data.readers import READERS, make_source, options_of, recogni
 from facedepth_jax.errors import FaceDepthError
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; see --help."""
     # Finished chunks stay, so Ctrl-C needs no cleaning up, and the same command continues.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        _run(*_flags())
+        _run(*_flags(argv))
         sys.stdout.flush()
     except FaceDepthError as error:
         sys.exit(f"error: {error}")
@@ -24,23 +29,17 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _flags() -> tuple[argparse.Namespace, dict]:
+def _flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     """Parse the flags; return them and the data set's own options."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--dataset")
-    first.add_argument("--raw")
-    first.add_argument("--check", action="store_true")
-    known, _ = first.parse_known_args()
-    if known.check and known.raw and not known.dataset:
-        known.dataset = recognise(known.raw)
     parser = argparse.ArgumentParser(
         prog="python -m facedepth_jax.prepare",
         description="Prepare arrays of raw faces, cropped (Eq. 6) and resized. The same command again continues.",
         epilog=f"Each data set has options of its own: --dataset={{{','.join(READERS)}}} --help lists them.",
         allow_abbrev=False,
+        add_help=False,
     )
     flag = parser.add_argument
-    flag("--dataset", choices=READERS, default=known.dataset, help="may be left out with --check")
+    flag("--dataset", choices=READERS, help="may be left out with --check")
     flag("--raw", help="directory of the raw data; the synthetic faces have none")
     flag("--out", help="directory to be made")
     flag("--check", action="store_true", help="check the raw directory and say what preparing would do; writes nothing")
@@ -51,14 +50,19 @@ def _flags() -> tuple[argparse.Namespace, dict]:
     flag("--seed", type=int, default=0, help="of the verification pairs and of what the data set draws itself (0)")
     for split in ("validation", "test"):
         flag(f"--pairs_{split}", default="", metavar="FILE", help="verification pairs to take instead of drawing them")
-    options = options_of(known.dataset) if known.dataset in READERS else {}
+    known, _ = parser.parse_known_args(argv)
+    if known.check and known.raw and not known.dataset:
+        known.dataset = recognise(known.raw)
+    parser.set_defaults(dataset=known.dataset)
+    flag("-h", "--help", action="help", help="show this and exit")
+    options = options_of(known.dataset) if known.dataset else {}
     own = parser.add_argument_group(f"options of --dataset={known.dataset}") if options else None
     for name, (default, text) in options.items():
         if name != "seed":
             kind = {"action": argparse.BooleanOptionalAction} if isinstance(default, bool) else {"type": type(default)}
             text = f"{text} Default: {default}".replace("%", "%%")
             own.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **kind)
-    flags, rest = parser.parse_known_args()
+    flags, rest = parser.parse_known_args(argv)
     if not flags.dataset:
         parser.error("--dataset is missing" if not flags.check else "--check needs --raw, or --dataset")
     for argument in rest:

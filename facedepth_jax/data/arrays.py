@@ -62,8 +62,11 @@ COLUMNS = {
 PAIR_SPLITS = ("validation", "test")
 FILES = ("gray.npy", "depth_mm.npy", "frames.csv", *(f"pairs_{split}.tsv" for split in PAIR_SPLITS))
 _AGAIN = "remove the directory and prepare or copy it again"
-# The parsers of CSV and of NumPy's headers raise these for a file that is something else.
-_UNREADABLE = (OSError, ValueError, KeyError, OverflowError, EOFError, SyntaxError, tokenize.TokenError, csv.Error)
+# The parsers of CSV and of NumPy's headers raise these for a file that is something else, and meta.json's reader.
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, LookupError, OverflowError, EOFError, SyntaxError),
+    *(tokenize.TokenError, csv.Error),
+)
 _VERIFIED = ".verified.json"  # remembers files that were hashed before; may be missing
 
 
@@ -113,8 +116,11 @@ def open(path: str | os.PathLike) -> Arrays:
     """
     path = Path(path)
     meta = _read_meta(path)
-    _check_files(path, meta)
-    return _map_files(path)
+    try:
+        _check_files(path, meta)
+        return _map_files(path, meta)
+    except _UNREADABLE as error:
+        raise FaceDepthError(f"the files in {path} cannot be read ({error!r}); {_AGAIN}") from None
 
 
 def write(
@@ -164,8 +170,9 @@ def write(
         meta = {"format": FORMAT, "format_version": FORMAT_VERSION, "size_px": size_px} | meta
         meta["counts"] = _counts(frames)
         meta["files"] = {n: {"bytes": (partial / n).stat().st_size, "sha256": files.sha256(partial / n)} for n in FILES}
-        (partial / "meta.json").write_text(json.dumps(files.sealed(meta), indent=1) + "\n", encoding="utf-8")
-        _map_files(partial)
+        meta = files.sealed(meta)
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        _map_files(partial, meta)
 
 
 def _read_meta(path: Path) -> dict:
@@ -187,13 +194,6 @@ def _read_meta(path: Path) -> dict:
         )
     if not files.is_sealed(meta):
         raise FaceDepthError(f"{path / 'meta.json'} is damaged: it is not as it was written; {_AGAIN}")
-    try:
-        known = [(name, meta["files"][name]["bytes"], meta["files"][name]["sha256"]) for name in FILES]
-        known += [("size_px", meta["size_px"], "")] + [(s, meta["counts"][s]["frames"], "") for s in SPLITS]
-        if not all(isinstance(size, int) and isinstance(digest, str) for _, size, digest in known):
-            raise TypeError
-    except (KeyError, TypeError):
-        raise FaceDepthError(f"{path / 'meta.json'} is damaged (entries are missing); {_AGAIN}") from None
     return meta
 
 
@@ -228,24 +228,19 @@ def _check_files(path: Path, meta: dict) -> None:
             partial.write_text(json.dumps(seen), encoding="utf-8")
 
 
-def _map_files(path: Path) -> Arrays:
-    """Open without hashing. Raises FaceDepthError."""
-    meta = _read_meta(path)
-    try:
-        with (path / "frames.csv").open(encoding="utf-8", newline="") as file:
-            header, *lines = csv.reader(file, strict=True)
-        if header != list(COLUMNS):
-            raise FaceDepthError(f"{path / 'frames.csv'} has the columns {header}, not {list(COLUMNS)}; {_AGAIN}")
-        columns = zip(*lines, strict=True) if lines else [[]] * len(COLUMNS)
-        frames = {
-            name: np.array(list(map(kind, values)), dtype={str: np.str_, int: np.int64, float: np.float64}[kind])
-            for (name, kind), values in zip(COLUMNS.items(), columns, strict=True)
-        }
-        gray = np.load(path / "gray.npy", mmap_mode="r", allow_pickle=False)
-        depth_mm = np.load(path / "depth_mm.npy", mmap_mode="r", allow_pickle=False)
-        counts = _counts(frames)
-    except _UNREADABLE as error:
-        raise FaceDepthError(f"the files in {path} cannot be read ({error}); {_AGAIN}") from None
+def _map_files(path: Path, meta: dict) -> Arrays:
+    """Open without hashing. Raises FaceDepthError or _UNREADABLE."""
+    with (path / "frames.csv").open(encoding="utf-8", newline="") as file:
+        header, *lines = csv.reader(file, strict=True)
+    if header != list(COLUMNS):
+        raise FaceDepthError(f"{path / 'frames.csv'} has the columns {header}, not {list(COLUMNS)}; {_AGAIN}")
+    columns = zip(*lines, strict=True) if lines else [[]] * len(COLUMNS)
+    frames = {
+        name: np.array(list(map(kind, values)), dtype={str: np.str_, int: np.int64, float: np.float64}[kind])
+        for (name, kind), values in zip(COLUMNS.items(), columns, strict=True)
+    }
+    gray = np.load(path / "gray.npy", mmap_mode="r", allow_pickle=False)
+    depth_mm = np.load(path / "depth_mm.npy", mmap_mode="r", allow_pickle=False)
     shape = (len(lines), meta["size_px"], meta["size_px"])
     for name, array, dtype in (("gray.npy", gray, np.uint8), ("depth_mm.npy", depth_mm, np.uint16)):
         if array.shape != shape or array.dtype != dtype:
@@ -253,7 +248,7 @@ def _map_files(path: Path) -> Arrays:
                 f"{path / name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape} as frames.csv and "
                 f"meta.json say; {_AGAIN}"
             )
-    if counts != meta["counts"]:
+    if _counts(frames) != meta["counts"]:
         raise FaceDepthError(f"{path / 'frames.csv'} does not have the counts of meta.json; {_AGAIN}")
     return Arrays(path, gray, depth_mm, frames, meta)
 

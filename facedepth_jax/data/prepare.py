@@ -15,7 +15,6 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -102,9 +101,12 @@ def prepare(
     todo = [number for number in range(len(cut))[shard_index::shards] if not job.file(number).exists()]
     rejects = []
     made = _make_chunks(job, todo, workers)
-    with _progress(sum(len(cut[number]) for number in todo)) as progress, contextlib.closing(made):
-        for frames, rejected in made:
-            progress(frames)
+    # Into a file, a line at most every ten seconds.
+    pace = {} if sys.stderr.isatty() else {"delay": 10, "mininterval": 10}
+    frames = sum(len(cut[number]) for number in todo)
+    with tqdm(total=frames, unit=" frames", **pace) as bar, contextlib.closing(made):
+        for count, rejected in made:
+            bar.update(count)
             rejects += rejected
             _check_not_hopeless(rejects, index, parts)
     missing = sum(not job.file(number).exists() for number in range(len(cut)))
@@ -233,16 +235,13 @@ def _merge(
 def _pairs_of(members: dict[str, list], how: dict, external: list[pairs.Pair] | None) -> tuple[list[pairs.Pair], dict]:
     """Return the list of a split, drawn or what is left of an external one, and its entry of meta.json."""
     if external is None:
-        found = pairs.draw(members, how["wanted"], how["wanted_in_each_cell"], how["seed"])
-        return found, {"pairs": len(found), "cells": pairs.count_cells(found, members)}
-    there = set(members["frame"])
-    found = [pair for pair in external if there.issuperset(pair[:2])]
-    return found, {
-        "pairs": len(found),
-        "cells": pairs.count_cells(found, members),
-        "left_out": len(external) - len(found),
-        "rejected_frames": sorted({name for pair in external for name in pair[:2]} - there),
-    }
+        found, rest = pairs.draw(members, how["wanted"], how["wanted_in_each_cell"], how["seed"]), {}
+    else:
+        there = set(members["frame"])
+        found = [pair for pair in external if there.issuperset(pair[:2])]
+        rejected = sorted({name for pair in external for name in pair[:2]} - there)
+        rest = {"left_out": len(external) - len(found), "rejected_frames": rejected}
+    return found, {"pairs": len(found), "cells": pairs.count_cells(found, members)} | rest
 
 
 def _complete(out: Path, settings: dict) -> arrays.Arrays | None:
@@ -283,20 +282,3 @@ def _difference(there: dict, here: dict) -> str:
     for key in differing_keys(there, here):
         return f"{key} is {flatten(there).get(key)!r} there, {flatten(here).get(key)!r} here"
     return ""
-
-
-@contextlib.contextmanager
-def _progress(total: int):
-    """Show a bar on a terminal, else a line now and then; yields a function that adds to it."""
-    done, last = 0, time.monotonic()
-    with tqdm(total=total, unit=" frames", disable=not sys.stderr.isatty()) as bar:
-
-        def advance(count: int) -> None:
-            nonlocal done, last
-            done += count
-            bar.update(count)
-            if bar.disable and time.monotonic() - last > 10:
-                last = time.monotonic()
-                print(f"{done} of {total} frames", file=sys.stderr, flush=True)
-
-        yield advance

@@ -13,23 +13,11 @@ Fault = tuple[str, str]  # reason and detail of a Reject
 
 
 class RawSource(Source):
-    """A raw directory, read row by row."""
+    """A raw directory, read row by row.
 
-    def __len__(self) -> int:
-        """Return the number of frames."""
-        raise NotImplementedError
-
-    def _info(self, row: int) -> FrameInfo:
-        """Return the entry `row` of the index."""
-        raise NotImplementedError
-
-    def _fault(self, row: int) -> Fault | None:
-        """Return why a frame cannot be used, whatever its images hold."""
-        raise NotImplementedError
-
-    def _read(self, row: int) -> Frame:
-        """Read the images of a frame without fault. Raises images.Unusable."""
-        raise NotImplementedError
+    A reader defines `__len__`, the number of frames; `_info(row) -> FrameInfo`; `_fault(row) -> Fault | None`, which
+    needs no image; and `_read(row) -> Frame` for rows without fault, which raises images.Unusable.
+    """
 
     def index(self) -> list[FrameInfo]:
         """List all frames of which there is a file or an annotation."""
