@@ -68,24 +68,24 @@ def disc_shot(rig, scene):
     return raw_trees.Shot(images[1][1], images[0][0], scene)
 
 
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory):
+def write_faces(place, **numbers):
     """{data set: (directory, shots)}; those of the test split are black."""
 
     def scene(seed, subject, sequence, frame, frames):
         drawn = frame_scene(seed, subject, sequence, frame, frames)
         return black(drawn) if subject in (1, 10) else drawn
 
-    place = tmp_path_factory.mktemp("faces")
+    biwi, pandora = place / "biwi", place / "pandora"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(raw_trees, "frame_scene", scene)
-        return {
-            "biwi": (place / "biwi", raw_trees.write_biwi(place / "biwi", [1, 3, 12, 15], frames=1, repeat=4)),
-            "pandora": (
-                place / "pandora",
-                raw_trees.write_pandora(place / "pandora", [1, 9, 10], frames=1, repeat=6, sequences=["base_2"]),
-            ),
-        }
+        shots = raw_trees.write_biwi(biwi, numbers["biwi"], frames=1, repeat=4)
+        more = raw_trees.write_pandora(pandora, numbers["pandora"], frames=1, repeat=6, sequences=["base_2"])
+    return {"biwi": (biwi, shots), "pandora": (pandora, more)}
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    return write_faces(tmp_path_factory.mktemp("faces"), biwi=[1], pandora=[10])
 
 
 @pytest.fixture(scope="module")
