@@ -1,5 +1,6 @@
 """Make, find, check and read configs: every number that a run uses, as ml_collections ConfigDicts."""
 
+import dataclasses
 import pathlib
 
 import ml_collections
@@ -55,10 +56,7 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.data.pairs_test = ""
     config.data.options = ml_collections.ConfigDict()  # of the data set, as in `prepare --help`
 
-    config.depth_code = ml_collections.ConfigDict()  # depth_code.DepthCode
-    config.depth_code.offset_mm = 500.0
-    config.depth_code.step_mm = 8.0
-    config.depth_code.none_level = 194
+    config.depth_code = ml_collections.ConfigDict(dataclasses.asdict(DepthCode()))  # see there
 
     config.every = ml_collections.ConfigDict()  # in steps
     config.every.log = 50
