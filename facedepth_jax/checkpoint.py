@@ -1,7 +1,7 @@
 """Save and restore checkpoints that are verified before use; save and load a net's weights for others.
 
-Orbax writes `checkpoints/00000100/` in the background, under a temporary name. It restores a flipped bit silently, so its
-`custom_metadata` holds the SHA-256 of the arrays, the step and the run's identity, sealed by a hash of their own. A
+Orbax writes `checkpoints/00000100/` in the background, under a temporary name. It restores a flipped bit silently, so
+its `custom_metadata` holds the SHA-256 of the arrays, the step and the run's identity, sealed by a hash of their own. A
 checkpoint that does not match is damaged, and an older one is restored.
 """
 
@@ -181,8 +181,8 @@ class Checkpoints:
         alone.multiprocessing.active_processes = {ocp.multihost.process_index()}
         try:
             with alone:
-                metadata = ocp.metadata(directory).custom_metadata or {}
                 arrays = _by_name(ocp.load(directory))
+                metadata = ocp.metadata(directory).custom_metadata or {}
             good = files.is_sealed(metadata) and (metadata["step"], metadata["arrays"]) == (step, _digest(arrays))
         except Exception as error:  # whatever the bytes make of Orbax
             raise damaged(_first_line(error)) from error

@@ -169,7 +169,7 @@ def figures(people: Mapping[str, Mapping]) -> dict:
     """
     values, errors, totals = {}, {}, {}
     for part, metrics in _PARTS.items():
-        names = next(iter(people.values()))[part]
+        names = set.intersection(*(set(sums[part]) for sums in people.values()))
         table = {name: np.array([sums[part][name] for sums in people.values()]) for name in names}
         total = {name: column.sum() for name, column in table.items()}
         if not total["count"]:
@@ -198,14 +198,13 @@ def figures(people: Mapping[str, Mapping]) -> dict:
 def join_people(evaluations: Sequence[Mapping]) -> dict:
     """Join the people of several evaluations, as of folds; the sums of a person who is in two are added.
 
-    Raises KeyError if a person has other sums in one than in another.
+    A sum that one of the two lacks, because it is from an older version, is left out.
     """
     people = {}
     for subject, parts in (item for evaluation in evaluations for item in evaluation.items()):
-        if subject in people:
-            before = people[subject]
+        if before := people.get(subject):
             parts = {
-                part: {name: before[part][name] + sums[name] for name in before[part].keys() | sums.keys()}
+                part: {name: before[part][name] + sums[name] for name in before[part].keys() & sums.keys()}
                 for part, sums in parts.items()
             }
         people[subject] = parts

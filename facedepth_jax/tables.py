@@ -65,6 +65,31 @@ def markdown_table(
     return _markdown([caption, *columns, *beside], rows)
 
 
+def figures_tables(columns: Mapping[str, Mapping], baseline: str | None = None) -> str:
+    """Write the figures of evaluations (`metrics.figures`) as three tables: all pixels, those with depth, millimetres.
+
+    Args:
+      columns: title -> figures on the same frames; ± is the standard error over people.
+      baseline: as for `markdown_table`.
+    """
+    n = next(iter(columns.values()))
+    people = f" of {n['n_people']} people, ± standard error"
+    captions = {
+        "all": f"all pixels, n = {n['n_frames']} frames{people}",
+        "valid": f"pixels with depth, n = {n['n_frames'] - n['n_frames_without_depth']} frames{people}",
+        "mm": f"millimetres, n = {n['n_pixels_mm']} pixels{people}",
+    }
+    return "\n".join(
+        markdown_table(
+            {title: figures[part] for title, figures in columns.items()},
+            caption,
+            baseline,
+            errors={title: figures["standard_error"][part] for title, figures in columns.items()},
+        )
+        for part, caption in captions.items()
+    )
+
+
 def plus_minus(values: Sequence[float], decimals: int, error: float | None = None) -> str:
     """Write '0.72', '0.72 ± 0.01' with its standard error, or the mean and standard deviation (n - 1) of several."""
     values = np.asarray(values)

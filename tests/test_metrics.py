@@ -224,13 +224,18 @@ def test_folds_pooled_are_one_evaluation(people, apart):
     assert pooled["people"].keys() == together["people"].keys()
 
 
-def test_people_with_other_sums_are_not_joined(people):
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_metric_whose_sums_one_fold_lacks_is_left_out(people, apart):
     per_image, subjects, _ = people
-    one = chosen(per_image, subjects, slice(0, 2))
-    other = {"a": {"all": {"count": 1.0}}}
-    for pair in ([one, other], [other, one]):
-        with pytest.raises(KeyError):
-            metrics.join_people(pair)
+    folds = [chosen(per_image, subjects, np.isin(subjects, list(names))) for names in ("abc", "defg" if apart else "c")]
+    want = metrics.figures(metrics.join_people(folds))
+    for parts in folds[1].values():
+        del parts["all"]["log_squared"]
+    for order in (folds, folds[::-1]):
+        got = metrics.figures(metrics.join_people(order))
+        assert want["all"].keys() - got["all"].keys() == {"rmse_log"}
+        assert want["standard_error"]["all"].keys() - got["standard_error"]["all"].keys() == {"rmse_log"}
+        assert got["all"]["l1"] == pytest.approx(want["all"]["l1"]) and got["valid"] == pytest.approx(want["valid"])
 
 
 def test_standard_errors_are_an_independent_jackknife(people):

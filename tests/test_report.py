@@ -23,7 +23,7 @@ from facedepth_jax.models import siamese
 from facedepth_jax.report import __main__ as report
 from facedepth_jax.report import figures as report_figures
 from facedepth_jax.report import runs as report_runs
-from facedepth_jax.verification import load_verifier, verify
+from facedepth_jax.verification import load_verifier, true_depth, verify
 
 BETTER = {metric.key: metric.better for metric in METRICS}
 OLD_RUN = pathlib.Path(__file__).parent / "old_run"
@@ -208,7 +208,7 @@ def test_lambda_is_judged_on_the_validation_split(tmp_path):
         rewrite(path, "results.json", lambda r, l1=l1: r["validation"]["all"].update(l1=l1))
     assert run(tmp_path / "out", *runs) == 0
     tables, judged = (tmp_path / "out/report.md").read_text().split("### Weight")
-    assert "777.000" in judged and "**555.000**" in judged
+    assert "777.000" in judged and "**555.000 ± " in judged
     assert "777" not in tables and "555" not in tables
 
 
@@ -421,10 +421,10 @@ def _faces(tmp_path_factory):
         "split": ["test"] * 12,
         "distance_mm": rng.uniform(700, 900, 12).tolist(),
     }
-    images = rng.integers(0, 256, (12, 32, 32)).astype(np.uint8), rng.integers(0, 2000, (12, 32, 32)).astype(np.uint16)
+    images = rng.integers(0, 256, (12, 96, 96)).astype(np.uint8), rng.integers(0, 2000, (12, 96, 96)).astype(np.uint16)
     pairs = [(f"f{a}", f"f{b}", int(a // 3 == b // 3)) for a in range(12) for b in range(a)]
     lists = {"test": pairs, "validation": []}
-    arrays.write(path, frames=frames, images=[images], size_px=32, pair_lists=lists, meta={})
+    arrays.write(path, frames=frames, images=[images], size_px=96, pair_lists=lists, meta={})
     return arrays.open(path)
 
 
@@ -432,15 +432,17 @@ def test_generated_depth_is_verified_with_real_nets(tmp_path, capsys, faces):
     generator, judge = tmp_path / "cgan", make_verifier(tmp_path / "verifier", faces.fingerprint)
     shutil.copytree(OLD_RUN, generator)
     rewrite(generator, "results.json", lambda r: r.update(fingerprint=faces.fingerprint))
-    rewrite(generator, "config.json", lambda c: c["data"].update(dir=str(faces.path)))
-    rewrite(judge, "config.json", lambda c: [c.update(width=2), c["data"].update(size=32)])
-    module = siamese.Siamese(width=2)
-    save_weights(judge / "verifier.safetensors", module.init(jax.random.key(1), np.zeros((1, 32, 32, 2)), train=False))
+    rewrite(generator, "config.json", lambda c: c["data"].update(dir=str(faces.path), size=96))
+    rewrite(judge, "config.json", lambda c: c.update(width=2))
+    init = jax.jit(siamese.Siamese(width=2).init, static_argnames="train")
+    save_weights(judge / "verifier.safetensors", init(jax.random.key(1), np.zeros((1, 96, 96, 2)), train=False))
+    verifier = load_verifier(judge)
+    rewrite(judge, "results.json", lambda r: r.update(test=verify(verifier, true_depth(faces), faces, "test")))
     assert run(tmp_path / "out", f"--verifier={judge}", generator) == 0
 
-    net = estimator.load(OLD_RUN)
+    net = estimator.load(generator)
     maps = net.batch(faces.gray[:], faces.frames["distance_mm"][:])
-    want = verify(load_verifier(judge), lambda rows: maps[rows], faces, "test")
+    want = verify(verifier, lambda rows: maps[rows], faces, "test")
     found = json.loads((generator / "verification.json").read_text())
     assert found["test"] == json.loads(json.dumps(want)) and found["test"]["n"] == 66
     assert f"{want['accuracy']:.4f} ± {want['standard_error']:.4f}" in (tmp_path / "out" / "report.md").read_text()
