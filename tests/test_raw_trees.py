@@ -32,6 +32,13 @@ DISCS = {"far": (90.0, (0, 0, 0), 150), "near": (15.0, (30, -40, -100), 250)}
 DARK, WALL_MM = 40, 1600
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ranks():
+    """The pictures' code broadcasts as NumPy does, which the tests of training forbid."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def black(scene):
     """The figure black, the wall white."""
     nothing = {"skin", "lips", "hair", "brow", "iris", "gloss"}

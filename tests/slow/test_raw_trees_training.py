@@ -1,7 +1,7 @@
 """The configs of Biwi and Pandora train on raw directories in those formats."""
 
 import pytest
-from test_raw_trees import RIGS, prepared, write_faces  # noqa: F401
+from test_raw_trees import RIGS, prepared, ranks, write_faces  # noqa: F401
 
 from facedepth_jax import config, train
 

@@ -102,7 +102,8 @@ class SyntheticSource(Source):
         size = (self.image_size, self.image_size)
         capacity = fragment_capacity(SENSORS[self.sensor][0][0], size)
         for _ in range(3):  # a picture does not depend on the capacity, as long as it is enough
-            rendered = render_batch(stack(*scenes), stack(*cameras), self.seed, size, self.sensor, capacity)
+            with jax.numpy_rank_promotion("allow"):  # whatever the user's setting: the code broadcasts as NumPy does
+                rendered = render_batch(stack(*scenes), stack(*cameras), self.seed, size, self.sensor, capacity)
             gray, depth, overflow = jax.device_get(rendered)
             if not overflow.any():
                 break
