@@ -42,7 +42,7 @@ def _interleave(rows):
 
 
 def _phase(k, p):
-    """Return (first, shift): output 2m + p sums the taps first, first + 2, ... of input m + shift, m + shift - 1, ..."""
+    """Return (first, shift): output 2m + p sums taps first, first + 2, ... of inputs m + shift, m + shift - 1, ..."""
     return (p + _before(k)) % 2, (p + _before(k)) // 2
 
 
@@ -136,11 +136,8 @@ def _from_one(x, w, stride, before):
     pad = before, k - stride - before
     padded = jnp.pad(x, ((0, 0), pad, pad, (0, 0))).astype(_wide(x))
     rows, columns = stride * (h - 1) + 1, stride * (v - 1) + 1
-    taps = (
-        padded[:, r : r + rows : stride, s : s + columns : stride] * w[r, s][None, None]
-        for r in range(k)
-        for s in range(k)
-    )
+    w = w[:, :, None, None]
+    taps = (padded[:, r : r + rows : stride, s : s + columns : stride] * w[r, s] for r in range(k) for s in range(k))
     return sum(taps).astype(x.dtype)
 
 

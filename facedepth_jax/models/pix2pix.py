@@ -84,11 +84,9 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, gray_and_depth, train):
-        if gray_and_depth.shape[1] < 24:
-            raise FaceDepthError(
-                f"The method pix2pix needs images of at least 24 px, data.size is {gray_and_depth.shape[1]}."
-            )
         x = gray_and_depth
+        if (size := x.shape[1]) < 24:
+            raise FaceDepthError(f"The method pix2pix needs images of at least 24 px, data.size is {size}.")
         for i, (features, strides) in enumerate([(1, 2), (2, 2), (4, 2), (8, 1)], 1):
             padding = "SAME" if strides == 2 else (1, 1)
             x = Conv(features * self.width, 4, strides, padding, use_bias=i == 1, dtype=self.dtype, name=f"conv{i}")(x)

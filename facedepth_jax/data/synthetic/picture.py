@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from facedepth_jax.data.synthetic import sensor
-from facedepth_jax.data.synthetic.accessories import PARTS, topology
+from facedepth_jax.data.synthetic.accessories import PARTS, ramp, topology
 from facedepth_jax.data.synthetic.identity import head
 from facedepth_jax.data.synthetic.render import interpolate, rasterize, vertex_normals
 from facedepth_jax.data.synthetic.scene import Camera, Scene, camera_vertices, rotation_matrix
