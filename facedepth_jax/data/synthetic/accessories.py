@@ -361,8 +361,7 @@ def _neighbours():
     """List each head vertex's neighbours, int (V, 8), filled up with itself."""
     edges = head().triangles[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)
     edges = np.unique(np.concatenate([edges, edges[:, ::-1]]), axis=0)
-    first = np.searchsorted(edges[:, 0], edges[:, 0])
-    place = np.arange(len(edges)) - first
+    place = np.arange(len(edges)) - np.searchsorted(edges[:, 0], edges[:, 0])
     out = np.repeat(np.arange(len(head().vertices))[:, None], 8, 1)
     out[edges[place < 8, 0], place[place < 8]] = edges[place < 8, 1]
     return out
@@ -373,9 +372,8 @@ def _mean_normals():
     """Compute the unit normals of the mean head, (V, 3)."""
     mesh = head()
     a, b, c = (mesh.vertices[mesh.triangles[:, i]].astype(np.float64) for i in range(3))
-    normals = np.zeros((len(mesh.vertices), 3))
-    for i in range(3):
-        np.add.at(normals, mesh.triangles[:, i], np.cross(b - a, c - a))
+    normals = np.zeros(mesh.vertices.shape)
+    np.add.at(normals, mesh.triangles.T, np.cross(b - a, c - a)[None])
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
 
 

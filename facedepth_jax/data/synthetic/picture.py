@@ -17,7 +17,8 @@ from facedepth_jax.data.synthetic.scene import Camera, Scene, camera_vertices, r
 
 NOISE_CELLS = 32  # along each axis of the noise block: a power of two, and small enough for the cache
 SKIN, EYES, CURTAIN, BUN, LENSES, HAT, COLLAR, SLEEVE, PHONE = (
-    PARTS.index(p) for p in ("skin", "left eye", "curtain", "bun", "lenses", "hat", "collar", "sleeve", "phone"))  # fmt: skip
+    PARTS.index(p) for p in ("skin", "left eye", "curtain", "bun", "lenses", "hat", "collar", "sleeve", "phone")
+)
 
 
 def _harmonics(d):
@@ -210,8 +211,8 @@ def _room(scene: Scene, x, y):
 
 
 def _attributes(scene: Scene, vertices):
-    """Compute the values to interpolate over the picture, float32 (V, 10): place on the mean head (3), fields (3), lips,
-    diffuse light, gloss, cosine of incidence."""
+    """Compute the values to interpolate, float32 (V, 10): place on the mean head (3), fields (3), lips, diffuse light,
+    gloss, cosine of incidence."""
     shared, mesh = topology(), head()
     normals = vertex_normals(vertices, shared.triangles)
     to_eye = -vertices / jnp.maximum(jnp.linalg.norm(vertices, axis=-1, keepdims=True), 1.0)
@@ -250,7 +251,7 @@ def _develop(lens, radiance, key):
 
 
 def fragment_capacity(focal_px: float, size_px: tuple[int, int]) -> int:
-    """Return room for the rasteriser that suffices for nearly all frames: a figure fills the picture, or is all in it."""
+    """Return the room that nearly all frames need in the rasteriser: a figure fills the picture, or is all in it."""
     return 16_000 + int(min(3.5 * size_px[0] * size_px[1], 0.42 * focal_px**2))
 
 
@@ -291,7 +292,7 @@ def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int],
     cosine = jnp.where(hit, jnp.clip(values[..., 9], 0.03, 1), 0.95)
     reflectance = jnp.where(hit, jnp.clip(reflectance, 0.01, 1), 0.5)
     gray = stage(lambda s, r: _develop(s.lens, r, key(s, 0)), scenes, radiance)
-    draw, measure = sensor.SENSORS[sensor_name]
+    draw, measure = sensor.KINECTS[sensor_name]
     noise = stage(lambda s: draw(key(s, 1), size_px), scenes)
     measured = stage(measure, noise, depth, cosine, reflectance)
     return gray, measured, raster.overflow

@@ -10,6 +10,7 @@ lies at R p + head_mm.
 
 import functools
 import math
+from collections import namedtuple
 from typing import NamedTuple
 
 import jax
@@ -47,62 +48,19 @@ class Camera(NamedTuple):
     center_px: np.ndarray  # float32 (2,), the principal point
 
 
-class Paint(NamedTuple):
-    """How the head is painted; reflectances are in 0..1."""
-
-    skin: float
-    lips: float
-    hair: float
-    brow: float
-    iris: float
-    brow_mm: float  # thickness
-    arch_mm: float  # of the brows
-    texture: float  # strength of the skin's texture
-    curl: float  # of the hair
-    hair_cover: float  # how densely hair and beard cover the skin
-    beard_cover: float
-    infrared: float  # reflectance of skin and hair in the sensor's infrared
-    hair_infrared: float
-    gloss: float  # of the skin
-    brimmed: float  # 1 under a brim
-    phase: float  # 0..1, a person's own part of the noise
-
-
-class Cloth(NamedTuple):
-    """The clothes."""
-
-    reflectance: float
-    pattern: float  # 0 plain, 1 and 2 stripes, 3 checks, 4 blots
-    period_mm: float
-    contrast: float  # towards the second reflectance
-    second: float
-
-
-class Room(NamedTuple):
-    """The wall; x and y are those of the ray (x, y, 1)."""
-
-    inverse_z: float  # 1/z on the camera's axis, with its slopes
-    slope_x: float
-    slope_y: float
-    reflectance: float
-    gradient_x: float  # slopes of the reflectance
-    gradient_y: float
-    seen: float  # 1 where the sensor sees the wall
-    texture: float  # strength
-    panels: float  # frequency in the ray's units
-    panel_contrast: float
-    lying: float  # 1 if the panels lie
-
-
-class Lens(NamedTuple):
-    """The gray camera."""
-
-    exposure: float
-    gamma: float
-    vignette: float
-    noise: float
-    blur: float
-    offset: float  # stray light
+# How the head is painted, numbers: reflectances in 0..1 of skin, lips, hair, brows, iris; thickness and arch of the
+# brows; strength of the skin's texture; curl of the hair; how densely hair and beard cover the skin; reflectance of skin
+# and hair in the sensor's infrared; gloss of the skin; 1 under a brim; a person's own part of the noise.
+Paint = namedtuple("Paint", "skin lips hair brow iris brow_mm arch_mm texture curl hair_cover beard_cover infrared "
+                            "hair_infrared gloss brimmed phase")  # fmt: skip
+# The clothes: reflectance, pattern (0 plain, 1 and 2 stripes, 3 checks, 4 blots), its contrast towards a second
+# reflectance.
+Cloth = namedtuple("Cloth", "reflectance pattern period_mm contrast second")
+# The wall: 1/z on the camera's axis and its slopes along the ray's x and y; reflectance and its slopes; 1 where the
+# sensor sees it; strength of its texture; panels: frequency in the ray's units, contrast, 1 if they lie.
+Room = namedtuple("Room", "inverse_z slope_x slope_y reflectance gradient_x gradient_y seen texture panels "
+                          "panel_contrast lying")  # fmt: skip
+Lens = namedtuple("Lens", "exposure gamma vignette noise blur offset")  # of the gray camera; offset is stray light
 
 
 class Scene(NamedTuple):

@@ -13,6 +13,8 @@ import numpy as np
 MAX_INCIDENCE = np.deg2rad(85.0)  # the noise formulas diverge at 90 degrees
 V2_RANGE_MM = (500, 4500)
 V2_LATERAL_SIGMA_MM = 1.6
+V2_FOCAL_PX = 365.456
+V1_FOCAL_PX, V1_BASELINE_MM = 575.816, 75.0
 V1_STEP_PX = 1 / 8
 
 # Assumptions.
@@ -36,7 +38,7 @@ def v2_noise(key, shape):
     return down, right, mixed, axial, hole
 
 
-def v2_measurement(noise, depth_mm, cos_incidence, reflectance, focal_px=365.456):
+def v2_measurement(noise, depth_mm, cos_incidence, reflectance):
     """Measure as the Kinect for Xbox One, by time of flight.
 
     Axial noise of `v2_axial_sigma_mm`, white; edges displaced by 1.6 mm sideways (both Fankhauser et al., "Kinect v2
@@ -48,13 +50,12 @@ def v2_measurement(noise, depth_mm, cos_incidence, reflectance, focal_px=365.456
       depth_mm: float32 (H, W), clean z, 0 = none, which stays none.
       cos_incidence: float32 (H, W), cosine of the angle between the ray and the surface's normal.
       reflectance: float32 (H, W) in [0, 1], in the near infrared; below DARK_REFLECTANCE holes begin.
-      focal_px: focal length of the image.
 
     Returns:
       uint16 (H, W), mm, 0 = none.
     """
     down, right, mixed, axial, hole = noise
-    lateral_px = V2_LATERAL_SIGMA_MM * focal_px / jnp.maximum(depth_mm, V2_RANGE_MM[0])
+    lateral_px = V2_LATERAL_SIGMA_MM * V2_FOCAL_PX / jnp.maximum(depth_mm, V2_RANGE_MM[0])
     depth = _displace_edges(depth_mm, down * lateral_px, right * lateral_px)
     depth = _mix_edges(mixed, depth)
     measured = depth + axial * v2_axial_sigma_mm(depth, cos_incidence)
@@ -74,7 +75,7 @@ def v1_noise(key, shape):
     return tuple(_correlated_normal(k, shape, c) for k, c in zip(jax.random.split(key, 4), kernels, strict=True))
 
 
-def v1_measurement(noise, depth_mm, cos_incidence, reflectance, focal_px=575.816, baseline_mm=75.0):
+def v1_measurement(noise, depth_mm, cos_incidence, reflectance):
     """Measure as the Kinect for Xbox 360, by structured light.
 
     Disparity f b / z in steps of 1/8 px (Khoshelham and Elberink, Sensors 2012); axial noise 1.2 + 1.9 (z - 0.4)^2 mm
@@ -83,23 +84,23 @@ def v1_measurement(noise, depth_mm, cos_incidence, reflectance, focal_px=575.816
     does not shine (`projector_shadow`); holes on dark and on grazing surfaces; nothing outside V1_RANGE_MM; whole
     millimetres.
 
-    Args and result as for `v2_measurement`; baseline_mm: from the camera to the projector, to the right (positive x).
+    Args and result as for `v2_measurement`, the noise of `v1_noise`.
     """
     down, right, axial, hole = noise
     lateral_px = 0.8 + 0.035 * _angle_ratio(cos_incidence)
-    depth = jnp.where(projector_shadow(depth_mm, focal_px, baseline_mm), 0.0, depth_mm)
+    depth = jnp.where(projector_shadow(depth_mm, V1_FOCAL_PX, V1_BASELINE_MM), 0.0, depth_mm)
     depth = _displace_edges(depth, down * lateral_px, right * lateral_px)
 
     safe = jnp.maximum(depth, 1.0)
     sigma_mm = 1.2 + 1.9 * (safe / 1000.0 - 0.4) ** 2
-    disparity = focal_px * baseline_mm / safe * (1 - axial * sigma_mm / safe)
+    disparity = V1_FOCAL_PX * V1_BASELINE_MM / safe * (1 - axial * sigma_mm / safe)
     disparity = jnp.round(disparity / V1_STEP_PX) * V1_STEP_PX
     keep = (depth > 0) & ~_holes(hole, cos_incidence, reflectance)
-    return _whole_mm(focal_px * baseline_mm / jnp.maximum(disparity, V1_STEP_PX), keep, V1_RANGE_MM)
+    return _whole_mm(V1_FOCAL_PX * V1_BASELINE_MM / jnp.maximum(disparity, V1_STEP_PX), keep, V1_RANGE_MM)
 
 
 # How to draw a sensor's noise, and how to measure with it.
-SENSORS = {"kinect_v1": (v1_noise, v1_measurement), "kinect_v2": (v2_noise, v2_measurement)}
+KINECTS = {"kinect_v1": (v1_noise, v1_measurement), "kinect_v2": (v2_noise, v2_measurement)}
 
 
 def projector_shadow(depth_mm, focal_px, baseline_mm):
@@ -122,7 +123,7 @@ def _angle_ratio(cos_incidence):
 
 
 def _correlated_normal(key, shape, kernel):
-    """Draw normal noise of unit variance, smoothed along both axes by `kernel`; the same statistics up to the border."""
+    """Draw normal noise of unit variance, smoothed along both axes by `kernel`, alike up to the border."""
     height, width = shape
     kernel = kernel / np.sqrt((kernel**2).sum())
     noise = jax.random.normal(key, (height + len(kernel) - 1, width + len(kernel) - 1))
