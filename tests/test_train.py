@@ -204,7 +204,6 @@ def same_end(workdir, whole):
         ("between two steps", 3, (train._Training, "log", 3)),
         ("the first compile", 1, (steps, "apply_gradients", 1)),
         ("a validation", 5, (evaluation, "_batch_sums", 2 + 2, signal.SIGINT)),
-        ("a save", 7, (Checkpoints, "save", 3)),
         ("the last validation", 8, (evaluation, "_batch_sums", 3 * 2 + 1)),
     ],
 )
@@ -274,21 +273,18 @@ def fresh(config, net):
 
 
 def test_the_averaged_weights_are_evaluated_and_exported(people_dir, tmp_path):
-    """After one step 2/11 of the start is left in them, by the ramp; with a decay of 0.1 a tenth."""
-    ends = {}
-    for decay in (0.0, 0.1, 0.7):
+    """After one step a tenth of the start is left in them."""
+    for decay in (0.0, 0.1):
         config = people_config("ae", people_dir, **{"train.steps": 1, "train.average_decay": decay})
         train.run(config, tmp_path / f"{decay}")
-        ends[decay] = weights(tmp_path / f"{decay}")
-    start = fresh(config, "generator")
-    for decay, left in ((0.1, 0.1), (0.7, 2 / 11)):
-        for name, end in ends[0.0].items():
-            expected = left * start[name].astype(np.float64) + (1 - left) * end
-            np.testing.assert_allclose(ends[decay][name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
-    net, data = estimator.load(tmp_path / "0.7"), arrays.open(people_dir)
+    start, end, average = fresh(config, "generator"), weights(tmp_path / "0.0"), weights(tmp_path / "0.1")
+    for name in end:
+        expected = 0.1 * start[name].astype(np.float64) + 0.9 * end[name]
+        np.testing.assert_allclose(average[name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
+    net, data = estimator.load(tmp_path / "0.1"), arrays.open(people_dir)
     again = evaluation.evaluate(net.estimate, data, data.rows("test"), DepthCode())
-    assert results(tmp_path / "0.7")["test"]["all"] == pytest.approx(again["all"], rel=1e-6)
-    assert results(tmp_path / "0.7")["test"]["all"] != results(tmp_path / "0.0")["test"]["all"]
+    assert results(tmp_path / "0.1")["test"]["all"] == pytest.approx(again["all"], rel=1e-6)
+    assert results(tmp_path / "0.1")["test"]["all"] != results(tmp_path / "0.0")["test"]["all"]
 
 
 @pytest.fixture(scope="module")
@@ -365,7 +361,7 @@ def test_a_stuck_run_shows_where_it_stands(people_dir, tmp_path, capfd, monkeypa
     log = train._Training.log
 
     def hangs_for_a_while(training):
-        time.sleep(1.5)
+        time.sleep(1.5 if training.pending else 0)
         return log(training)
 
     monkeypatch.setattr(train._Training, "log", hangs_for_a_while)
