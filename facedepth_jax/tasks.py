@@ -18,7 +18,7 @@ from facedepth_jax.data.arrays import Arrays
 from facedepth_jax.estimator import estimate_depth
 from facedepth_jax.evaluation import MEAN_MAP
 from facedepth_jax.state import Best, Net, NetState, TrainState
-from facedepth_jax.tables import markdown_table, verification_table
+from facedepth_jax.tables import figures_tables, verification_table
 from facedepth_jax.verification import Verifier, verify
 
 SAMPLES = 8  # faces in a picture
@@ -88,15 +88,7 @@ class DepthTask:
         files.write_json(workdir / "results.json", results)
         pictures.write_png(workdir / "samples/test.png", _grid(sample))
         files.write_npz(workdir / "samples/test.npz", sample)
-        columns = {MEAN_MAP: mean_map, config.method: test}
-        table = "\n".join(
-            markdown_table({name: figures[part] for name, figures in columns.items()}, caption, baseline=MEAN_MAP)
-            for part, caption in (
-                ("all", f"all pixels, n = {test['n_frames']} frames"),
-                ("valid", f"pixels with depth, n = {test['n_frames'] - test['n_frames_without_depth']} frames"),
-                ("mm", f"millimetres, n = {test['n_pixels_mm']} pixels"),
-            )
-        )
+        table = figures_tables({MEAN_MAP: mean_map, config.method: test}, baseline=MEAN_MAP)
         files.write_bytes(workdir / "results.md", table.encode())
         print(f"\n{table}\nTest faces: {workdir}/samples/test.png   figures: {workdir}/results.md, results.json")
 

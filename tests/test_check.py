@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from facedepth_jax import prepare as program
-from facedepth_jax.data import check, prepare, sources
+from facedepth_jax.data import check, prepare, readers
 from facedepth_jax.data.readers.folder import FolderSource
 from facedepth_jax.errors import FaceDepthError
 
@@ -124,12 +124,12 @@ def test_a_data_set_is_recognised_by_its_layout(tmp_path, dataset, files):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     if dataset:
-        assert sources.recognise(str(tmp_path)) == dataset
+        assert readers.recognise(str(tmp_path)) == dataset
         return
     with pytest.raises(FaceDepthError, match="the layout of no data set .*index.csv.*cal.*face_depth"):
-        sources.recognise(str(tmp_path))
+        readers.recognise(str(tmp_path))
     with pytest.raises(FaceDepthError, match="does not exist"):
-        sources.recognise(str(tmp_path / "none"))
+        readers.recognise(str(tmp_path / "none"))
 
 
 def run(monkeypatch, *flags):
@@ -163,11 +163,11 @@ def test_the_program(tmp_path, monkeypatch, capsys):
 
 
 def test_the_options_of_a_data_set_are_flags_with_their_help(monkeypatch, capsys):
-    for dataset in sources.DATASETS:
-        options = sources.options_of(dataset)
+    for dataset in readers.READERS:
+        options = readers.options_of(dataset)
         assert all(text and isinstance(default, bool | int | float | str) for default, text in options.values())
         with pytest.raises(SystemExit, match="0"):
             run(monkeypatch, f"--dataset={dataset}", "--help")
         said = capsys.readouterr().out
         assert all(f"--{name}" in said for name in options) and "raw" not in options
-    assert sources.options_of("folder")["focal"][0] == 365.456
+    assert readers.options_of("folder")["focal"][0] == 365.456

@@ -1,7 +1,6 @@
-"""Every kind of damage to every file of a checkpoint and of prepared arrays is found before anything of it is used, and
+"""Every kind of damage to every file of a checkpoint is found before anything of it is used, and
 a place that cannot be written to ends in one sentence, what was whole before left whole."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -14,9 +13,9 @@ import tempfile
 
 import jax.numpy as jnp
 import pytest
-from test_arrays import COUNT, contents, make
 from test_checkpoint import IDENTITY, restore, same, save, state
 from test_train import people_dir, verifier_config  # noqa: F401
+from writers import ARRAYS_COUNT, KINDS, contents, damaged, link, make_arrays
 
 from facedepth_jax import files, runs, train
 from facedepth_jax.checkpoint import Checkpoints
@@ -26,45 +25,6 @@ from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.state import TrainState, init_state, no_best
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-def flip(path, place):
-    """One bit, at a share of the file; an empty file has none and gets a byte."""
-    content = bytearray(path.read_bytes() or b"x")
-    content[int(place * (len(content) - 1))] ^= 1 << int(place * 7)
-    path.write_bytes(content)
-
-
-def link(path, target):
-    """To the very same content."""
-    shutil.move(path, target)
-    path.symlink_to(target)
-
-
-KINDS = {
-    "flipped at the start": lambda path, _: flip(path, 0.0),
-    "flipped in the middle": lambda path, _: flip(path, 0.5),
-    "flipped at the end": lambda path, _: flip(path, 0.9),
-    "truncated": lambda path, _: path.write_bytes(path.read_bytes()[:-2] or b"xx"),
-    "emptied": lambda path, _: path.write_bytes(b"" if path.stat().st_size else b"x"),
-    "missing": lambda path, _: path.unlink(),
-    "a folder": lambda path, _: (path.unlink(), path.mkdir()),
-    "a link": link,
-}
-
-
-@contextlib.contextmanager
-def damaged(path, kind, tmp_path):
-    """Undone at the end, to the very same file."""
-    kept = tmp_path / "kept"
-    shutil.move(path, kept)
-    shutil.copyfile(kept, path)
-    KINDS[kind](path, tmp_path / "target")
-    try:
-        yield
-    finally:
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-        shutil.move(kept, path)
 
 
 # ---- checkpoints ----
@@ -137,38 +97,12 @@ def test_all_manifests_gone_is_no_fresh_start(folder):
     assert sorted(os.listdir(folder)) == ["00000010", "00000020"]  # and nothing was removed
 
 
-# ---- arrays ----
-
-
-@pytest.mark.parametrize("remembered", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-def test_damage_to_any_file_of_the_arrays(tmp_path, kind, remembered):
-    """Before the first opening, and after it has remembered what it hashed."""
-    path = tmp_path / "arrays"
-    make(path)
-    for name in [*arrays.FILES, "meta.json"]:
-        if remembered:
-            assert len(arrays.open(path)) == COUNT
-        with damaged(path / name, kind, tmp_path):
-            with pytest.raises(FaceDepthError, match="no meta.json" if kind == "missing" and "meta" in name else name):
-                arrays.open(path)
-    assert len(arrays.open(path)) == COUNT
-
-
-def test_arrays_that_are_a_link_as_a_whole(tmp_path):
-    """Who links a directory means it."""
-    make(tmp_path / "disk")
-    (tmp_path / "arrays").symlink_to(tmp_path / "disk")
-    assert len(arrays.open(tmp_path / "arrays")) == COUNT
-
-
 # ---- places ----
 
 FULL = """
 import os, resource, sys
 sys.path[:0] = sys.argv[2:]
 import numpy as np
-from test_arrays import make
 from facedepth_jax import files
 from facedepth_jax.checkpoint import Checkpoints
 from facedepth_jax.errors import FaceDepthError
@@ -186,7 +120,7 @@ def checkpoint():
     checkpoints.finish()
 
 
-for write in (checkpoint, lambda: files.write_bytes(folder + "/file", bytes(4000)), lambda: make(folder + "/arrays")):
+for write in (checkpoint, lambda: files.write_bytes(folder + "/file", bytes(4000)), lambda: make_arrays(folder + "/arrays")):
     try:
         write()
         print("no error")
@@ -214,7 +148,7 @@ def test_a_full_disk(tmp_path):
 def read_only():
     """A directory that we may read and not write, whoever runs the test: root may write anywhere, so be nobody."""
     path = pathlib.Path(tempfile.mkdtemp())
-    make(path / "arrays")
+    make_arrays(path / "arrays")
     for folder in (path / "arrays", path):
         folder.chmod(0o555)
     root = os.geteuid() == 0
@@ -235,7 +169,7 @@ def test_a_place_without_the_right_to_write(saved, read_only):
         Checkpoints(read_only / "checkpoints", IDENTITY).save(1, state(1))
     with pytest.raises(FaceDepthError, match="a.json cannot be written: Permission denied"):
         files.write_json(read_only / "new" / "a.json", {})
-    assert len(arrays.open(read_only / "arrays")) == COUNT
+    assert len(arrays.open(read_only / "arrays")) == ARRAYS_COUNT
     assert sorted(os.listdir(read_only)) == ["arrays"] and sorted(contents(read_only / "arrays")) == sorted(
         [*arrays.FILES, "meta.json"]
     )

@@ -11,9 +11,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from test_biwi import write_sequence
-from test_pandora import make as make_pandora
-from test_pandora import make_cropped
+from writers import make_cropped, make_pandora, write_sequence
 
 from facedepth_jax import predict
 from facedepth_jax.data import images

@@ -1,4 +1,4 @@
-"""The prepared data set on disk: the contract between `prepare` and everything after it.
+"""Write and open prepared data sets, the contract between `prepare` and everything after it.
 
 A directory with
   gray.npy              uint8 (N, S, S)
@@ -7,12 +7,14 @@ A directory with
   pairs_validation.tsv  pairs_test.tsv: see pairs.py
   meta.json             format version, data set, crop, counts, rejects; bytes and SHA-256 of each file above; its own
 
-It is written under a temporary name and renamed when complete, holds no time and no host, and so has the same bytes
-whenever it is made from the same input.
+It is written under a temporary name and renamed when complete. It holds neither time nor host, so the same input gives
+the same bytes.
 """
 
+import contextlib
 import csv
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -60,14 +62,17 @@ COLUMNS = {
 PAIR_SPLITS = ("validation", "test")
 FILES = ("gray.npy", "depth_mm.npy", "frames.csv", *(f"pairs_{split}.tsv" for split in PAIR_SPLITS))
 _AGAIN = "remove the directory and prepare or copy it again"
-# What the parsers of CSV and of NumPy's headers raise for a file that is something else.
-_UNREADABLE = (OSError, ValueError, KeyError, OverflowError, EOFError, SyntaxError, tokenize.TokenError, csv.Error)
-_VERIFIED = ".verified.json"  # what was hashed before; a convenience, never needed
+# The parsers of CSV and of NumPy's headers raise these for a file that is something else, and meta.json's reader.
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, LookupError, OverflowError, EOFError, SyntaxError),
+    *(tokenize.TokenError, csv.Error),
+)
+_VERIFIED = ".verified.json"  # remembers files that were hashed before; may be missing
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """A prepared data set, opened. Pickles as its path, so that worker processes map the files themselves.
+    """A prepared data set, opened.
 
     Attributes:
       path: the directory.
@@ -85,35 +90,37 @@ class Arrays:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the files' SHA-256: two data sets with one fingerprint have the same bytes."""
-        return _fingerprint(self.meta)
+        """Hash of the files' SHA-256: two data sets with one fingerprint have the same bytes."""
+        hashes = "".join(f"{name} {self.meta['files'][name]['sha256']}\n" for name in FILES)
+        return hashlib.sha256(hashes.encode()).hexdigest()
 
     def rows(self, split: str) -> np.ndarray:
-        """int64 indices of the frames of a split, ascending. FaceDepthError where there is none."""
+        """Return the int64 indices of the frames of a split, ascending. Raises FaceDepthError if there is none."""
         rows = np.flatnonzero(self.frames["split"] == split)
         if not len(rows):
-            raise FaceDepthError(f"{self.path} has no frame in the split '{split}'; it has {_counts_text(self.meta)}")
+            counts = ", ".join(f"{self.meta['counts'][name]['frames']} {name}" for name in SPLITS)
+            raise FaceDepthError(f"{self.path} has no frame in the split '{split}'; it has {counts}")
         return rows
 
     def __len__(self) -> int:
         return len(self.gray)
 
-    def __reduce__(self):
-        return _map_files, (self.path,)
-
 
 def open(path: str | os.PathLike) -> Arrays:
-    """Opens a prepared data set after checking version, sizes, hashes, shapes and counts.
+    """Open a prepared data set after checking version, sizes, hashes, shapes and counts.
 
-    Hashing reads every byte once; what passed is remembered beside the files by size and time of change.
+    Hashing reads every byte once; files that passed are remembered in the directory by size and time of change.
 
     Raises:
       FaceDepthError: not such a directory, another format version, a file that is missing, cut short or changed.
     """
     path = Path(path)
     meta = _read_meta(path)
-    _check_files(path, meta)
-    return _map_files(path)
+    try:
+        _check_files(path, meta)
+        return _map_files(path, meta)
+    except _UNREADABLE as error:
+        raise FaceDepthError(f"the files in {path} cannot be read ({error!r}); {_AGAIN}") from None
 
 
 def write(
@@ -125,7 +132,9 @@ def write(
     pair_lists: dict[str, list[tuple[str, str, int]]],
     meta: dict,
 ) -> None:
-    """Writes a data set; `path` must not exist. The images are streamed, so memory stays flat.
+    """Write a data set; `path` must not exist, or be empty. The images are streamed, so memory stays flat.
+
+    One process at a time may write to `path`: this removes the remains of a killed one.
 
     Args:
       frames: column name -> N values, the columns of COLUMNS.
@@ -135,18 +144,20 @@ def write(
       meta: plain JSON values; format, counts and hashes are added here.
 
     Raises:
-      OSError: full disk, no permission. Nothing is left under `path`, and nothing beside it.
+      OSError: full disk, no permission. Nothing is left at `path` or next to it.
     """
     path = Path(path)
-    count = len(frames["frame"])
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*partial"):
+        shutil.rmtree(left)
+    shape = (len(frames["frame"]), size_px, size_px)
+    with files.atomically(path) as partial:
+        partial.mkdir()
         # Plain writes instead of a writable memory map: on a full disk the latter dies of SIGBUS, without a word.
         with (partial / "gray.npy").open("wb") as gray_file, (partial / "depth_mm.npy").open("wb") as depth_file:
-            _write_header(gray_file, (count, size_px, size_px), np.uint8)
-            _write_header(depth_file, (count, size_px, size_px), np.uint16)
+            for file, descr in ((gray_file, "|u1"), (depth_file, "<u2")):
+                header = {"descr": descr, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
             for gray, depth_mm in images:
                 gray_file.write(np.ascontiguousarray(gray, np.uint8))
                 depth_file.write(np.ascontiguousarray(depth_mm, "<u2"))
@@ -159,15 +170,9 @@ def write(
         meta = {"format": FORMAT, "format_version": FORMAT_VERSION, "size_px": size_px} | meta
         meta["counts"] = _counts(frames)
         meta["files"] = {n: {"bytes": (partial / n).stat().st_size, "sha256": files.sha256(partial / n)} for n in FILES}
-        (partial / "meta.json").write_text(json.dumps(files.sealed(meta), indent=1) + "\n", encoding="utf-8")
-        for file in partial.iterdir():  # on the disk before the name says that it is complete
-            _sync(file)
-        _map_files(partial)
-        partial.rename(path)
-        _sync(path.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        meta = files.sealed(meta)
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        _map_files(partial, meta)
 
 
 def _read_meta(path: Path) -> dict:
@@ -189,13 +194,6 @@ def _read_meta(path: Path) -> dict:
         )
     if not files.is_sealed(meta):
         raise FaceDepthError(f"{path / 'meta.json'} is damaged: it is not as it was written; {_AGAIN}")
-    try:
-        known = [(name, meta["files"][name]["bytes"], meta["files"][name]["sha256"]) for name in FILES]
-        known += [("size_px", meta["size_px"], "")] + [(s, meta["counts"][s]["frames"], "") for s in SPLITS]
-        if not all(isinstance(size, int) and isinstance(digest, str) for _, size, digest in known):
-            raise TypeError
-    except (KeyError, TypeError):
-        raise FaceDepthError(f"{path / 'meta.json'} is damaged (entries are missing); {_AGAIN}") from None
     return meta
 
 
@@ -212,7 +210,7 @@ def _check_files(path: Path, meta: dict) -> None:
             status = file.lstat()
             if not stat.S_ISREG(status.st_mode):
                 raise FaceDepthError(f"{file} is a symbolic link or no plain file; {_AGAIN}")
-            # The time of the last change of the inode too, for copies keep the time of modification.
+            # The time of the last change of the inode too, since copies keep the time of modification.
             stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, want["sha256"]]
             if status.st_size != want["bytes"]:
                 raise FaceDepthError(
@@ -225,32 +223,24 @@ def _check_files(path: Path, meta: dict) -> None:
             raise FaceDepthError(f"{file} cannot be read ({error.strerror}); {_AGAIN}") from None
         seen[name] = stamp
     if seen != verified:
-        partial = memory.with_name(f"{_VERIFIED}.{os.getpid()}")
-        try:
+        # In a read-only directory the files are hashed again the next time.
+        with contextlib.suppress(OSError), files.atomically(memory) as partial:
             partial.write_text(json.dumps(seen), encoding="utf-8")
-            partial.replace(memory)
-        except OSError:  # a read-only directory: hash again the next time
-            partial.unlink(missing_ok=True)
 
 
-def _map_files(path: Path) -> Arrays:
-    """Opens without hashing."""
-    meta = _read_meta(path)
-    try:
-        with (path / "frames.csv").open(encoding="utf-8", newline="") as file:
-            header, *lines = csv.reader(file, strict=True)
-        if header != list(COLUMNS):
-            raise FaceDepthError(f"{path / 'frames.csv'} has the columns {header}, not {list(COLUMNS)}; {_AGAIN}")
-        columns = zip(*lines, strict=True) if lines else [[]] * len(COLUMNS)
-        frames = {
-            name: np.array(list(map(kind, values)), dtype={str: np.str_, int: np.int64, float: np.float64}[kind])
-            for (name, kind), values in zip(COLUMNS.items(), columns, strict=True)
-        }
-        gray = np.load(path / "gray.npy", mmap_mode="r", allow_pickle=False)
-        depth_mm = np.load(path / "depth_mm.npy", mmap_mode="r", allow_pickle=False)
-        counts = _counts(frames)
-    except _UNREADABLE as error:
-        raise FaceDepthError(f"the files in {path} cannot be read ({error}); {_AGAIN}") from None
+def _map_files(path: Path, meta: dict) -> Arrays:
+    """Open without hashing. Raises FaceDepthError or _UNREADABLE."""
+    with (path / "frames.csv").open(encoding="utf-8", newline="") as file:
+        header, *lines = csv.reader(file, strict=True)
+    if header != list(COLUMNS):
+        raise FaceDepthError(f"{path / 'frames.csv'} has the columns {header}, not {list(COLUMNS)}; {_AGAIN}")
+    columns = zip(*lines, strict=True) if lines else [[]] * len(COLUMNS)
+    frames = {
+        name: np.array(list(map(kind, values)), dtype={str: np.str_, int: np.int64, float: np.float64}[kind])
+        for (name, kind), values in zip(COLUMNS.items(), columns, strict=True)
+    }
+    gray = np.load(path / "gray.npy", mmap_mode="r", allow_pickle=False)
+    depth_mm = np.load(path / "depth_mm.npy", mmap_mode="r", allow_pickle=False)
     shape = (len(lines), meta["size_px"], meta["size_px"])
     for name, array, dtype in (("gray.npy", gray, np.uint8), ("depth_mm.npy", depth_mm, np.uint16)):
         if array.shape != shape or array.dtype != dtype:
@@ -258,35 +248,14 @@ def _map_files(path: Path) -> Arrays:
                 f"{path / name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape} as frames.csv and "
                 f"meta.json say; {_AGAIN}"
             )
-    if counts != meta["counts"]:
+    if _counts(frames) != meta["counts"]:
         raise FaceDepthError(f"{path / 'frames.csv'} does not have the counts of meta.json; {_AGAIN}")
     return Arrays(path, gray, depth_mm, frames, meta)
 
 
 def _counts(frames: dict) -> dict:
-    """{split: {"frames": n, "subjects": n}}"""
+    """Return {split: {"frames": n, "subjects": n}}."""
     subjects = {split: [] for split in SPLITS}
     for subject, split in zip(frames["subject"], frames["split"], strict=True):
         subjects[split].append(subject)
     return {split: {"frames": len(names), "subjects": len(set(names))} for split, names in subjects.items()}
-
-
-def _counts_text(meta: dict) -> str:
-    return ", ".join(f"{meta['counts'][split]['frames']} {split}" for split in SPLITS)
-
-
-def _fingerprint(meta: dict) -> str:
-    return hashlib.sha256("".join(f"{n} {meta['files'][n]['sha256']}\n" for n in FILES).encode()).hexdigest()
-
-
-def _write_header(file, shape: tuple[int, ...], dtype) -> None:
-    descr = np.lib.format.dtype_to_descr(np.dtype(dtype).newbyteorder("<"))
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,40 +1,33 @@
-"""A look at a raw data set before any work: what it is, what is missing, what would be rejected. Writes nothing."""
+"""Check a raw data set before any work: what it is, what is missing, what would be rejected. Writes nothing."""
 
 from collections import Counter, defaultdict
 
 import numpy as np
 
-from facedepth_jax.data import pairs, splits
+from facedepth_jax.data import pairs
+from facedepth_jax.data.chunks import prepare_frame
 from facedepth_jax.data.frames import SPLITS, FrameInfo, Reject, Source
-from facedepth_jax.data.prepare import prepare_frame
 from facedepth_jax.data.summary import rejects_text
 from facedepth_jax.errors import FaceDepthError
 
 SAMPLE = 100  # frames at most that are read
 
-_EXPECTED = {
-    "biwi": f"20 people in {splits.BIWI_SEQUENCES} sequences, some 15,700 frames; test sequences "
-    + ", ".join(f"{number:02d} with {count} frames" for number, count in splits.BIWI_TEST_FRAMES.items()),
-    "pandora": f"{splits.PANDORA_SUBJECTS} people in {splits.PANDORA_SEQUENCES} sequences, some 250,000 frames; test "
-    f"people {', '.join(f'{number:02d}' for number in splits.PANDORA_SPLITS['test'])}",
-}
-
 
 def check(source: Source, *, face_mm: float, size: int, pair_lists: dict[str, str]) -> tuple[str, str]:
-    """Looks at a raw data set as `prepare` would take it, with a sample of its frames.
+    """Look at a raw data set as `prepare` would take it, with a sample of its frames.
 
     Args:
       source: the raw data set.
       face_mm, size, pair_lists: as `prepare.prepare` takes them.
 
     Returns:
-      a short report; why preparing would not work, '' where it would. As only a sample is read, the latter is a guess
-      where many images are damaged.
+      a short report; why preparing would not work, '' if it would. Only a sample is read, so the latter is a guess if
+      many images are damaged.
     """
     index, known = source.index(), source.known_rejects()
     lines = [f"{source.name}: {_counts(index)}"]
-    if source.name in _EXPECTED:
-        lines.append(f"  expected: {_EXPECTED[source.name]}")
+    if source.expected:
+        lines.append(f"  expected: {source.expected}")
     for split in SPLITS:
         lines.append(f"  {split}: {_counts([info for info in index if info.split == split])}")
     if empty := [split for split in SPLITS if not any(info.split == split for info in index)]:
@@ -69,12 +62,12 @@ def _counts(infos: list[FrameInfo]) -> str:
 
 
 def _sequence(info: FrameInfo) -> tuple:
-    """One recording. Where it has no number, the frames' names have it before the last '_'."""
+    """Return a recording's key. If it has no number, it is in the frames' names, before the last '_'."""
     return info.subject, info.sequence or info.frame.rpartition("_")[0]
 
 
 def _sample(index: list[FrameInfo], usable: list[int]) -> list[int]:
-    """First, middle and last of each sequence, thinned out evenly to SAMPLE."""
+    """Take the first, middle and last of each sequence, thinned out evenly to SAMPLE."""
     sequences = defaultdict(list)
     for row in usable:
         sequences[_sequence(index[row])].append(row)
@@ -93,12 +86,12 @@ def _try(source: Source, row: int, face_mm: float, size: int) -> dict | Reject:
 def _rejects(rejects: list[Reject]) -> str:
     if not rejects:
         return "none"
-    listed = [{"frame": r.info.frame, "reason": r.reason, "detail": r.detail} for r in rejects]
-    return f"{len(rejects)} {'frames' if len(rejects) > 1 else 'frame'}: {rejects_text(listed)}"
+    text = rejects_text([reject.entry() for reject in rejects])
+    return f"{len(rejects)} {'frames' if len(rejects) > 1 else 'frame'}: {text}"
 
 
 def _fault(index, usable, sample, bad, pair_lists) -> str:
-    """Why preparing would not work, or ''."""
+    """Say why preparing would not work, or ''."""
     if not index:
         return "there is no frame"
     known = len(index) - len(usable)

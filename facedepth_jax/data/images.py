@@ -1,4 +1,4 @@
-"""Raw image files, decoded as they are stored and checked first. Every reader's door to OpenCV."""
+"""Check and decode raw image files, for every reader."""
 
 import os
 import re
@@ -15,13 +15,13 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in coded data 0xff is
 
 
 class Unusable(Exception):
-    """(reason, detail) of a frames.Reject."""
+    """A frame cannot be used: (reason, detail) of its frames.Reject."""
 
 
 def read_gray(root: Path, path: str) -> np.ndarray:
-    """A PNG or JPEG of 8 bits with 1, 3 or 4 channels -> uint8 (H, W); `path` is named relative to `root`.
+    """Read a PNG or JPEG of 8 bits with 1, 3 or 4 channels as uint8 (H, W); `path` is relative to `root`.
 
-    Raises Unusable where the file is missing, damaged or of another kind.
+    Raises Unusable if the file is missing, damaged or of another kind.
     """
     image = _read_image(root, path, "gray")
     if image.dtype != np.uint8:
@@ -32,7 +32,7 @@ def read_gray(root: Path, path: str) -> np.ndarray:
 
 
 def read_depth(root: Path, path: str) -> np.ndarray:
-    """A PNG of 16 bits with one channel -> uint16 (H, W) as stored. Raises Unusable as `read_gray` does."""
+    """Read a PNG of 16 bits with one channel as uint16 (H, W). Raises Unusable as `read_gray` does."""
     image = _read_image(root, path, "depth")
     if image.dtype != np.uint16:
         raise Unusable("depth image is not 16-bit", f"{path} is {image.dtype}")
@@ -42,7 +42,7 @@ def read_depth(root: Path, path: str) -> np.ndarray:
 
 
 def is_file(root: Path, path: str) -> bool:
-    """Whether a file of that name is there; False also for what is no name at all."""
+    """Check that a file of that name is there; False also for an impossible name."""
     try:
         return (root / path).is_file()
     except OSError:
@@ -50,17 +50,17 @@ def is_file(root: Path, path: str) -> bool:
 
 
 def check_links(folder: Path, root: Path) -> None:
-    """A data set of others may not point at files outside of it: they would be read into arrays that are passed on.
+    """Raise FaceDepthError if a folder, or an entry of it at any depth, leads out of `root` or is not a file or folder.
 
-    Raises FaceDepthError where `folder`, or what is in it at any depth, is a symbolic link out of `root`, a circle of
-    links, or neither a file nor a folder.
+    A symbolic link in a stranger's data set may not lead to files outside of it: they would be read into arrays that
+    are passed on.
     """
     whole, todo = root.resolve(), [folder]
     _check_inside(folder, whole)
     while todo:
         try:
             entries = list(os.scandir(todo.pop()))
-        except OSError:  # the reader says what it misses
+        except OSError:  # the reader reports missing files
             continue
         for entry in entries:
             if entry.is_symlink():
@@ -83,7 +83,7 @@ def _check_inside(path: Path, whole: Path) -> None:
 
 
 def _read_image(root: Path, path: str, kind: str) -> np.ndarray:
-    """Decodes as stored. OpenCV fills what a cut file lacks, at times without a word, so the file is checked first."""
+    """Decode an image as stored. OpenCV fills up a cut file, at times silently, so the file is checked first."""
     try:
         if not (root / path).is_file():
             raise Unusable(f"{kind} image is missing", path)
@@ -108,7 +108,7 @@ def _read_image(root: Path, path: str, kind: str) -> np.ndarray:
 
 
 def _png_is_whole(content: bytes) -> bool:
-    """Every chunk up to IEND is there with its check sum."""
+    """Check that every chunk up to IEND is there with its check sum."""
     at = 8
     while at + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, at)
@@ -122,7 +122,7 @@ def _png_is_whole(content: bytes) -> bool:
 
 
 def _jpeg_is_whole(content: bytes) -> bool:
-    """The image's own end is there: not its thumbnail's, and whatever a camera writes behind it."""
+    """Check that the image's own end is there: not its thumbnail's, and whatever a camera writes behind it."""
     at = 2
     while marker := _JPEG_MARKER.search(content, at):
         at = marker.end()

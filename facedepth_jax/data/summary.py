@@ -1,4 +1,4 @@
-"""What `prepare` and its check say of a data set, in words."""
+"""Describe a data set in words, for `prepare` and its check."""
 
 import collections
 
@@ -6,12 +6,13 @@ import numpy as np
 
 from facedepth_jax.data import arrays
 from facedepth_jax.data.frames import SPLITS
-from facedepth_jax.data.splits import ANGLE_SUBSETS, SEQUENCE_SUBSETS
+from facedepth_jax.data.pairs import ANGLE_SUBSETS, SEQUENCE_SUBSETS
 
 LISTED = 5  # names at most behind a count; meta.json has all
 
 
 def report(made: arrays.Arrays) -> str:
+    """Describe prepared arrays, in some ten lines."""
     lines = [
         f"{made.path}: {len(made)} frames of {len(set(made.frames['subject']))} subjects, {made.meta['size_px']} px"
     ]
@@ -35,7 +36,7 @@ def report(made: arrays.Arrays) -> str:
 
 
 def _pairs_report(split: str, found: dict) -> list[str]:
-    """The pairs of a split; by Table 2's cells where they are told apart."""
+    """Describe the pairs of a split; by Table 2's cells if the data set has them."""
     cells = found["cells"]
     whole = cells[" ".join((ANGLE_SUBSETS[-1], SEQUENCE_SUBSETS[-1]))]
     lines = [f"  {split} pairs: {found['pairs']}, {whole['same']} same and {whole['different']} different"]
@@ -53,7 +54,7 @@ def _pairs_report(split: str, found: dict) -> list[str]:
 
 
 def _focal_text(fx, fy) -> str:
-    """'365.456', '575.8 x 576.1', '480 to 520'; '' of frames that were cropped already."""
+    """Write focal lengths as '365.456', '575.8 x 576.1' or '480 to 520'; '' for frames that came cropped."""
     if not np.isfinite(fx).any():
         return ""
     if np.nanmin(fx) == np.nanmax(fx) and np.nanmin(fy) == np.nanmax(fy):
@@ -62,12 +63,12 @@ def _focal_text(fx, fy) -> str:
 
 
 def count_reasons(rejects: list[dict]) -> dict[str, int]:
-    """{reason: number of rejects}, sorted."""
+    """Return {reason: number of rejects}, sorted."""
     return dict(sorted(collections.Counter(reject["reason"] for reject in rejects).items()))
 
 
 def rejects_text(rejects: list[dict]) -> str:
-    """'3 x gray image is missing (a: images/a.png, b: ...); 1 x ...'; a reject has frame, reason and detail."""
+    """Write '3 x gray image is missing (a: images/a.png, b: ...); 1 x ...' of entries as `Reject.entry` gives them."""
     texts = []
     for reason, count in count_reasons(rejects).items():
         some = [x for x in rejects if x["reason"] == reason][:LISTED]

@@ -1,4 +1,4 @@
-"""Biwi's files, one at a time: depth, pose, calibration, mask. What they are together: biwi.py."""
+"""Read single files of Biwi: depth, pose, calibration, mask."""
 
 import math
 import struct
@@ -8,7 +8,7 @@ import numpy as np
 
 from facedepth_jax.data import images
 from facedepth_jax.data.frames import MAX_FOCAL_PX, parse_number
-from facedepth_jax.data.readers import registration
+from facedepth_jax.data.readers.registration import Camera
 
 MAX_SIZE_PX = 4096
 MAX_HEAD_MM = 100_000.0
@@ -19,7 +19,7 @@ _RUN = struct.Struct("<ii")
 
 
 def decode_depth(content: bytes, size: tuple[int, int]) -> np.ndarray:
-    """A depth.bin -> uint16 (H, W), millimetres, 0 = none.
+    """Decode a depth.bin: uint16 (H, W), millimetres, 0 = none.
 
     Little-endian int32 width and height, then runs until all pixels are filled, row by row: int32 count of zeros, int32
     count of values, that many int16.
@@ -36,8 +36,8 @@ def decode_depth(content: bytes, size: tuple[int, int]) -> np.ndarray:
     if (there := _RUN.unpack_from(content)) != size:
         raise images.Unusable("depth image has another size than depth.cal says", _sizes(there, size))
     depth_mm = np.zeros((size[1], size[0]), "<i2")
-    # Where a run begins is known from the run before alone, so the loop is Python's: a turn a run, about a thousand in
-    # a frame. Slices of unequal lengths, where a run leaves the file or the image, are an error of the memoryview.
+    # Only the run before says where a run begins, so Python loops over them, about a thousand in a frame. The
+    # memoryview raises ValueError for slices of unequal lengths, where a run leaves the file or the image.
     target, source, unpack = memoryview(depth_mm.reshape(-1).view(np.uint8)), memoryview(content), _RUN.unpack_from
     at, filled, whole = 8, 0, len(target)
     try:
@@ -62,7 +62,7 @@ def decode_depth(content: bytes, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_text(path: Path) -> bytes | None:
-    """A small file, None where it cannot be read."""
+    """Return the content of a small file, None if it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read(4096)
@@ -71,7 +71,7 @@ def read_text(path: Path) -> bytes | None:
 
 
 def parse_pose(content: bytes | None) -> tuple[list[float], tuple[str, str] | None]:
-    """A pose.txt: rotation by rows and head centre in mm, 12 numbers; or zeros and (reason, detail)."""
+    """Parse a pose.txt: 12 numbers, rotation by rows and head centre in mm; and the fault (reason, detail) or None."""
     useless = [1.0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]
     if content is None:
         return useless, ("pose cannot be read", "")
@@ -89,13 +89,13 @@ def parse_pose(content: bytes | None) -> tuple[list[float], tuple[str, str] | No
 
 
 def is_rotation(matrices: np.ndarray) -> np.ndarray:
-    """(..., 3, 3) -> bool (...)."""
+    """Check which matrices (..., 3, 3) are rotations: bool (...)."""
     off = np.abs(matrices @ np.swapaxes(matrices, -1, -2) - np.eye(3)).max((-1, -2))
     return (off <= ROTATION_TOLERANCE) & (np.linalg.det(matrices) > 0)
 
 
 def angles_deg(matrices: np.ndarray) -> np.ndarray:
-    """Rotations (N, 3, 3) -> yaw, pitch, roll in degrees (N, 3): ry, rx, rz of R = Rz Ry Rx."""
+    """Return yaw, pitch, roll in degrees (N, 3) of rotations (N, 3, 3): ry, rx, rz of R = Rz Ry Rx."""
     r = matrices
     pitch = np.arctan2(r[:, 2, 1], r[:, 2, 2])
     yaw = np.arctan2(-r[:, 2, 0], np.hypot(r[:, 2, 1], r[:, 2, 2]))
@@ -103,23 +103,23 @@ def angles_deg(matrices: np.ndarray) -> np.ndarray:
     return np.degrees(np.stack([yaw, pitch, roll], 1))
 
 
-def read_cameras(folder: Path) -> tuple[tuple[registration.Camera, registration.Camera] | None, list[bytes], str, str]:
-    """(depth camera, colour camera), the texts, '', ''; or None, the texts, reason, detail."""
+def read_cameras(folder: Path) -> tuple[tuple[Camera, Camera] | None, list[bytes], tuple[str, str] | None]:
+    """Return (depth camera, colour camera), their files' contents, and None; without cameras the fault."""
     cameras, texts = [], []
     for name in ("depth.cal", "rgb.cal"):
         content = read_text(folder / name)
         texts.append(content or b"")
         if content is None:
-            return None, texts, f"{name} is missing", f"{folder.name}/{name}"
+            return None, texts, (f"{name} is missing", f"{folder.name}/{name}")
         try:
             cameras.append(_parse_camera(content))
         except ValueError as error:
-            return None, texts, f"{name} cannot be used", f"{folder.name}/{name}: {error}"
-    return tuple(cameras), texts, "", ""
+            return None, texts, (f"{name} cannot be used", f"{folder.name}/{name}: {error}")
+    return tuple(cameras), texts, None
 
 
-def _parse_camera(content: bytes) -> registration.Camera:
-    """A .cal: 3x3 intrinsics, four distortion coefficients, 3x3 R, T in mm, width and height. ValueError if not so."""
+def _parse_camera(content: bytes) -> Camera:
+    """Parse a .cal: 3x3 intrinsics, four distortion coefficients, 3x3 R, T in mm, width, height. Raises ValueError."""
     try:
         numbers = [parse_number(word.decode("latin-1")) for word in content.split()]
     except ValueError:
@@ -137,7 +137,7 @@ def _parse_camera(content: bytes) -> registration.Camera:
     width, height = numbers[25:]
     if not all(x == int(x) and 1 <= x <= MAX_SIZE_PX for x in (width, height)):
         raise ValueError(f"its image size is {width:g}x{height:g}, not whole numbers from 1 to {MAX_SIZE_PX}")
-    camera = registration.Camera(
+    camera = Camera(
         focal_px=(fx, fy),
         centre_px=(cx, cy),
         distortion=tuple(numbers[9:13]),
@@ -154,9 +154,10 @@ def _parse_camera(content: bytes) -> registration.Camera:
 
 
 def read_depth(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Read a depth.bin, see `decode_depth`."""
     try:
         with open(path, "rb") as file:
-            # No file that can be used is larger; a run a pixel is the most there can be, but for empty ones.
+            # A usable file has at most one run for each pixel, but for empty runs.
             content = file.read(8 + 10 * (size[0] * size[1] + 1))
             if file.read(1):
                 raise images.Unusable(_DAMAGED, "it is over-long")
@@ -169,7 +170,8 @@ def read_depth(path: Path, size: tuple[int, int]) -> np.ndarray:
         raise images.Unusable(reason, f"{path.name}: {detail}") from None
 
 
-def read_mask(masks: Path, number: int, frame: str, camera: registration.Camera) -> np.ndarray:
+def read_mask(masks: Path, number: int, frame: str, camera: Camera) -> np.ndarray:
+    """Read a head mask: bool (H, W). Raises images.Unusable."""
     try:
         mask = images.read_gray(masks, f"{number:02d}/frame_{frame}_depth_mask.png")
     except images.Unusable as error:
@@ -179,7 +181,8 @@ def read_mask(masks: Path, number: int, frame: str, camera: registration.Camera)
     return mask > 0
 
 
-def check_size(kind: str, image: np.ndarray, camera: registration.Camera) -> None:
+def check_size(kind: str, image: np.ndarray, camera: Camera) -> None:
+    """Raise images.Unusable unless an image has the size of its camera's."""
     if image.shape != camera.size[::-1]:
         raise images.Unusable(
             f"{kind} has another size than the calibration says", _sizes(image.shape[::-1], camera.size)

@@ -1,4 +1,4 @@
-"""What Pandora's text files say of each frame: data.json, in both shapes, and the cropped release's angles.
+"""Read Pandora's annotations: data.json, in both shapes, and the cropped release's text of angles.
 
 Nothing here knows of folders or images; `pandora.PandoraSource` does. See docs/pandora.md.
 """
@@ -22,7 +22,7 @@ TWICE = object()  # in place of an annotation that comes twice
 
 
 def _object(pairs: list[tuple]) -> dict:
-    """A JSON object in which a key that comes twice has no value that could be used."""
+    """Make a JSON object in which a key that comes twice has no value that could be used."""
     result = dict(pairs)
     if len(result) < len(pairs):
         for key, count in collections.Counter(key for key, _ in pairs).items():
@@ -32,7 +32,7 @@ def _object(pairs: list[tuple]) -> dict:
 
 
 def _parse(content: bytes | str):
-    """JSON. Raises ValueError, also where it is nested too deep."""
+    """Parse JSON. Raises ValueError, also if it is nested too deep."""
     try:
         return json.loads(content, object_pairs_hook=_object)
     except RecursionError:
@@ -40,13 +40,13 @@ def _parse(content: bytes | str):
 
 
 def read_annotations(content: bytes) -> tuple[dict[int, object], int]:
-    """A data.json of either shape.
+    """Read a data.json of either shape.
 
     Args:
       content: a list of objects with `frame_num`, or an object of JSON strings by "%06d".
 
     Returns:
-      {frame: its annotation, not yet looked at}, and the count of what has no frame's number.
+      {frame: its annotation, not yet parsed}, and the number of annotations without a frame.
 
     Raises:
       ValueError: no JSON, or of another shape.
@@ -68,12 +68,10 @@ def read_annotations(content: bytes) -> tuple[dict[int, object], int]:
 
 
 def read_entry(entry, frame: int, all_joints: bool) -> tuple[list[float], np.ndarray | None]:
-    """One frame's annotation -> its COLUMNS, and where wanted its joints, float64 (2, JOINTS, 2), of depth and colour.
+    """Parse a frame's annotation: its COLUMNS and, if wanted, its joints, float64 (2, JOINTS, 2), of depth and colour.
 
     Raises images.Unusable.
     """
-    if entry is TWICE:
-        raise images.Unusable("frame is annotated twice")
     if isinstance(entry, str):
         try:
             entry = _parse(entry)
@@ -111,7 +109,7 @@ def read_entry(entry, frame: int, all_joints: bool) -> tuple[list[float], np.nda
 
 
 def _number(value) -> float:
-    """A JSON number; NaN for everything else."""
+    """Return a JSON number as a float; NaN for everything else."""
     if type(value) not in (int, float):
         return math.nan
     try:
@@ -127,8 +125,10 @@ def _point(value) -> tuple[float, float]:
 
 
 def fit_maps(joints: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each frame and axis the line `colour = scale * depth + shift`, by Theil and Sen: the median of the slopes
-    between any two joints, then of what is left. Up to 29 % of the joints may be wrong, four of seventeen.
+    """Fit the line `colour = scale * depth + shift` for each frame and axis.
+
+    By Theil and Sen: the median of the slopes between any two joints, then of what is left. Up to 29 % of the joints
+    may be wrong, four of seventeen.
 
     Args:
       joints, colour: float64 (F, JOINTS, 2), in pixels of the depth and the colour image.
@@ -138,8 +138,8 @@ def fit_maps(joints: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.nda
     """
     good = np.ones(joints.shape[:2], bool)
     for points, (height, width) in ((joints, DEPTH_SIZE), (colour, COLOUR_SIZE)):
-        # Kinect projects a point in space into both images, so one that is out of view is as good; not any distance.
-        # NaN compares false. (0, 0) is a joint that was not tracked.
+        # Kinect projects a point in space into both images, so one out of view is as good, up to some distance. NaN
+        # compares false. (0, 0) is a joint that was not tracked.
         beyond = np.abs(points - [width / 2, height / 2]) > [1.5 * width, 1.5 * height]
         good &= np.isfinite(points).all(-1) & ~beyond.any(-1) & points.any(-1)
     usable = good.sum(1)
@@ -155,7 +155,7 @@ def fit_maps(joints: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _median(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """(F, N, 2) -> (F, 2), over those of the N; NaN where there is none."""
+    """Take the median (F, 2) of values (F, N, 2), over those of the N `where`; NaN where there is none."""
     count = where.sum(1, keepdims=True)
     ordered = np.sort(np.where(where, values, np.inf), axis=1)
     low, high = np.maximum(count - 1, 0) // 2, np.minimum(count // 2, values.shape[1] - 1)
@@ -164,9 +164,9 @@ def _median(values: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def read_angles(content: bytes) -> tuple[dict[int, object], int]:
-    """The cropped release's text -> {frame: (yaw, pitch, roll)}, NaN where none; count of lines without a frame.
+    """Read the cropped release's text: {frame: (yaw, pitch, roll)}, NaN for none; count of lines without a frame.
 
-    Raises ValueError where it is no text.
+    Raises ValueError if it is not text.
     """
     entries, unread = {}, 0
     for line in content.decode("utf-8-sig").splitlines():
