@@ -43,7 +43,7 @@ def test_a_method_has_a_net_to_export_and_says_its_loss_values(name):
     assert values.loss.to_dict() == methods.METHODS[name].loss
     others = {key for method in methods.METHODS.values() for key in method.loss} - set(values.loss)
     for key in others:
-        with pytest.raises(AttributeError):
+        with pytest.raises(KeyError):
             values.loss[key] = 1.0
 
 
