@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import sys
 
 import ml_collections
 from absl import flags
@@ -93,6 +94,7 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
     path, argument = find(name)
     arguments = [text if text.startswith("--") or "=" not in text else f"--config.{text}" for text in overrides]
     argv = ["", f"--config={path}" + (f":{argument}" if argument else ""), *arguments]
+    sys.modules.pop("config_config", None)  # ml_collections would load the file into the module of the last one
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:

@@ -119,11 +119,7 @@ class _Training:
                 if step > self.saved_step and (due or stopping):
                     self.save(step)
                 if stopping:
-                    self.checkpoints.finish()
-                    at = f"at step {step}, which is saved" if step else "before a step"
-                    if jax.process_index() == 0:
-                        print(f"Stopped {at}: the same command continues.")
-                    return False
+                    return self.stop(step)
                 if due:
                     self.validate(step)
                 if step < steps:
@@ -134,8 +130,18 @@ class _Training:
                     self.pending = step + 1, metrics
                 if step == self.start:
                     self.pace.restart()  # the compilation does not count
+            if runtime.any_process(stop.seen):  # it came in the last validation
+                return self.stop(steps)
         self.checkpoints.finish()
         return True
+
+    def stop(self, step: int) -> bool:
+        """Wait until the state is on the disk, and say so; False."""
+        self.checkpoints.finish()
+        if jax.process_index() == 0:
+            at = f"at step {step}, which is saved" if step else "before a step"
+            print(f"Stopped {at}: the same command continues.")
+        return False
 
     def save(self, step: int):
         """Start to save the state, which must be finite."""

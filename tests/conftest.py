@@ -20,7 +20,7 @@ if "FACEDEPTH_TEST_CACHE" not in os.environ:  # not a worker
     os.environ["FACEDEPTH_TEST_CACHE"] = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, os.environ["FACEDEPTH_TEST_CACHE"], ignore_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["FACEDEPTH_TEST_CACHE"]
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest
 from small import people_config, write_people

@@ -90,7 +90,7 @@ def write_people(path, poisoned=None):
     return write_arrays(path, gray, depth_mm, subjects, splits, pairs=pairs, frame=names)
 
 
-def people_config(method, data_dir, **changes):
+def people_config(method, data_dir, /, **changes):
     """Make the config of eight steps of a narrow net on what `write_people` wrote; changes by dotted name."""
     values = config.base(method)
     values.width = 2
