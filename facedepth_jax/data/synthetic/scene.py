@@ -49,8 +49,8 @@ class Camera(NamedTuple):
 
 
 # How the head is painted, numbers: reflectances in 0..1 of skin, lips, hair, brows, iris; thickness and arch of the
-# brows; strength of the skin's texture; curl of the hair; cover of hair and beard over the skin; infrared reflectance of
-# skin and hair; gloss of the skin; 1 under a brim; a person's own part of the noise.
+# brows; strength of the skin's texture; curl of the hair; cover of hair and beard; infrared reflectance of skin and
+# hair; gloss of the skin; 1 under a brim; a person's own part of the noise.
 Paint = namedtuple("Paint", "skin lips hair brow iris brow_mm arch_mm texture curl hair_cover beard_cover infrared "
                             "hair_infrared gloss brimmed phase")  # fmt: skip
 # The clothes: reflectance, pattern (0 plain, 1 and 2 stripes, 3 checks, 4 blots), its contrast towards a second
