@@ -110,11 +110,11 @@ def test_v2_edges_are_displaced_mixed_and_removed():
     assert not between[:, away].any() and not none[:, away].any()
     assert not near[:, :74].any() and not far[:, 86:].any()
     # 1.6 mm at 800 mm are 0.73 px. Rounded, a normal draw is 1 or more with probability 0.247: then the near pixel
-    # beside the edge takes the far surface. Half of the pixels at an edge are mixed or removed after that: half of
+    # at the edge takes the far surface. Half of the pixels at an edge are mixed or removed after that: half of
     # those that took it (0.124 stay), and of the others but for the 14 in 100 with all neighbours on their own side
     # (0.428 stay).
-    near_beside, far_beside = near[:, 80].sum(), far[:, 80].sum()
-    assert far_beside / (near_beside + far_beside) == pytest.approx(0.124 / (0.124 + 0.428), abs=0.03)
+    near_edge, far_edge = near[:, 80].sum(), far[:, 80].sum()
+    assert far_edge / (near_edge + far_edge) == pytest.approx(0.124 / (0.124 + 0.428), abs=0.03)
 
 
 @pytest.mark.parametrize("name", SENSORS)

@@ -1,4 +1,4 @@
-"""models/siamese.py and its step: the net against a slow NumPy one, what it sees against OpenCV."""
+"""models/siamese.py and its step: the net against a slow NumPy one, its preprocessing against OpenCV."""
 
 import functools
 
@@ -194,7 +194,7 @@ def test_the_step_is_the_plain_one():
     maps = np.where(batch["depth_mm"] > 0, maps, 194)
     key = jax.random.fold_in(jax.random.key(7), 0)
     seen = jax.jit(lambda maps: siamese.normalize(siamese.augment(maps, key)))(maps.reshape(8, 96, 96))
-    pair = np.concatenate([seen[0::2], seen[1::2]], -1)  # each map beside its partner
+    pair = np.concatenate([seen[0::2], seen[1::2]], -1)  # each map with its partner
 
     def loss_of(params):
         variables = {"params": params, "batch_stats": v.batch_stats}

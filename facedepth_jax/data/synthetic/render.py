@@ -85,7 +85,7 @@ def interpolate(raster: Raster, triangles, attributes):
 def vertex_normals(vertices, triangles: np.ndarray):
     """Compute unit normals of vertices (V, 3) and triangles (T, 3): float32 (V, 3).
 
-    A normal is the sum of (v1 - v0) x (v2 - v0) over the adjacent triangles, scaled to 1; it is 0 without a triangle. It
+    A normal is the sum of (v1 - v0) x (v2 - v0) over the adjacent triangles, scaled to 1, or 0 without a triangle. It
     points at a viewer for whom the vertices go counter-clockwise. Neighbours are found while tracing; the cost grows
     with the largest number of triangles around one vertex.
     """
@@ -147,7 +147,7 @@ def _expand(counts, capacity):
     """Lay out `counts[i]` items for each i in turn: owner i and number within it (capacity,), total."""
     ends = _running_sum(counts)
     starts = ends - counts
-    # The owner of a slot: how many start at or before it. What starts beyond the buffer falls out.
+    # The owner of a slot: how many start at or before it. Starts beyond the buffer are dropped.
     started = jnp.zeros(capacity, jnp.int32).at[starts].add(1, mode="drop")
     owner = _running_sum(started) - 1
     return owner, jnp.arange(capacity, dtype=jnp.int32) - starts[owner], ends[-1]
