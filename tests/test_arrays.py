@@ -135,7 +135,7 @@ def edit_meta(path, change):
     "change, message",
     [
         (lambda m: m.update(format_version=99), "format version 99, this program reads 2"),
-        (lambda m: m.pop("format"), "is no prepared data set"),
+        (lambda m: m.pop("format"), "is not a prepared data set"),
         (lambda m: m.pop("files"), "the files in .* cannot be read"),
         (lambda m: m["files"].pop("gray.npy"), "the files in .* cannot be read"),
         (lambda m: m["files"].update({"gray.npy": 7}), "the files in .* cannot be read"),

@@ -1,7 +1,6 @@
 """check.py: what is said of a raw directory before any work, and that it is what prepare then does."""
 
 import re
-import sys
 
 import cv2
 import numpy as np
@@ -132,21 +131,20 @@ def test_a_data_set_is_recognised_by_its_layout(tmp_path, dataset, files):
         readers.recognise(str(tmp_path / "none"))
 
 
-def run(monkeypatch, *flags):
-    monkeypatch.setattr(sys, "argv", ["prepare", *map(str, flags)])
-    program.main()
+def run(*flags):
+    program.main([*map(str, flags)])
 
 
-def test_the_program(tmp_path, monkeypatch, capsys):
+def test_the_program(tmp_path, capsys):
     """Exit code 0 with the report; else the report and the sentence why not."""
     raw = write_folder(tmp_path / "raw")
-    run(monkeypatch, "--check", f"--raw={raw}", "--focal=60")
+    run("--check", f"--raw={raw}", "--focal=60")
     assert capsys.readouterr().out.endswith("preparing would work\n")
     with pytest.raises(SystemExit, match="error: .*'focal'|error: .*focal length"):
-        run(monkeypatch, "--check", f"--raw={raw}", "--focal=-60")
+        run("--check", f"--raw={raw}", "--focal=-60")
     write_folder(raw, dark=range(24))
     with pytest.raises(SystemExit, match=r"error: more than half of the frames \(some 24 of 24\)"):
-        run(monkeypatch, "--check", f"--raw={raw}", "--focal=60")
+        run("--check", f"--raw={raw}", "--focal=60")
     assert "preparing would not work" in capsys.readouterr().out
     for flags, sentence in [
         (["--check"], "--check needs --raw, or --dataset"),
@@ -157,17 +155,17 @@ def test_the_program(tmp_path, monkeypatch, capsys):
         (["--dataset=pandora", "--mask", f"--out={tmp_path}"], "--mask is not for --dataset=pandora"),
     ]:
         with pytest.raises(SystemExit, match="2"):
-            run(monkeypatch, *flags)
+            run(*flags)
         assert sentence in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
 
 
-def test_the_options_of_a_data_set_are_flags_with_their_help(monkeypatch, capsys):
+def test_the_options_of_a_data_set_are_flags_with_their_help(capsys):
     for dataset in readers.READERS:
         options = readers.options_of(dataset)
         assert all(text and isinstance(default, bool | int | float | str) for default, text in options.values())
         with pytest.raises(SystemExit, match="0"):
-            run(monkeypatch, f"--dataset={dataset}", "--help")
+            run(f"--dataset={dataset}", "--help")
         said = capsys.readouterr().out
         assert all(f"--{name}" in said for name in options) and "raw" not in options
     assert readers.options_of("folder")["focal"][0] == 365.456

@@ -16,6 +16,13 @@ SIZE_PX = 96
 SOURCE = SyntheticSource(subjects=4, frames_per_sequence=3, image_size=SIZE_PX, seed=7)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def ranks():
+    """The pictures' code broadcasts as NumPy does, which the tests of training forbid."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
 @pytest.fixture(scope="module")
 def frames():
     return list(SOURCE.load(0, 60))

@@ -180,14 +180,14 @@ def _read_meta(path: Path) -> dict:
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        what = "is no prepared data set (it has no meta.json)" if path.is_dir() else "does not exist"
+        what = "is not a prepared data set (it has no meta.json)" if path.is_dir() else "does not exist"
         raise FaceDepthError(f"{path} {what}; {how}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise FaceDepthError(f"{path / 'meta.json'} cannot be read ({error}); {how}") from None
     if (path / "meta.json").is_symlink():
         raise FaceDepthError(f"{path / 'meta.json'} is a symbolic link; {_AGAIN}")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise FaceDepthError(f"{path} is no prepared data set (its meta.json is of another kind); {how}")
+        raise FaceDepthError(f"{path} is not a prepared data set (its meta.json is of another kind); {how}")
     if meta.get("format_version") != FORMAT_VERSION:
         raise FaceDepthError(
             f"{path} has format version {meta.get('format_version')}, this program reads {FORMAT_VERSION}; {_AGAIN}"

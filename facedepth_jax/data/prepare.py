@@ -251,7 +251,7 @@ def _complete(out: Path, settings: dict) -> arrays.Arrays | None:
             return None
         known = (out / "meta.json").exists()
     if not known:
-        raise FaceDepthError(f"{out} exists and is no prepared data set; give another --out")
+        raise FaceDepthError(f"{out} exists and is not a prepared data set; give another --out")
     there = arrays.open(out)
     if difference := _difference(there.meta, settings):
         raise FaceDepthError(f"{out} was made with other settings ({difference}); remove it or give another --out")

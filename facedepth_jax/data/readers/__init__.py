@@ -1,4 +1,4 @@
-"""The data sets by name. A new reader is a file here, with a frames.Source, and a line in READERS."""
+"""Find data sets by name. A new reader is a file here, with a frames.Source, and a line in READERS."""
 
 import dataclasses
 import importlib

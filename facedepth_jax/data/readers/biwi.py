@@ -218,7 +218,7 @@ def _find_masks(raw: Path) -> Path:
     for folder in (raw / MASKS, raw / ".." / MASKS):
         if folder.is_dir():
             return folder
-    raise FaceDepthError(f"there is no folder {MASKS} in or beside {raw}; get the masks, or leave mask off")
+    raise FaceDepthError(f"there is no folder {MASKS} in {raw} or next to it; get the masks, or leave mask off")
 
 
 def _list_frames(folder: Path, files: dict[str, str]) -> dict[str, set[str]]:

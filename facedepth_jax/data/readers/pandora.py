@@ -1,6 +1,6 @@
 """Read Pandora (Borghi et al., POSEidon, CVPR 2017): 22 people before a Kinect v2, in five sequences each.
 
-Two releases are read, told apart by their layout:
+Two releases are read, recognised by their layout:
   whole    NN/{base_1,base_2,free_1,free_2,free_3}_IDNN/ with RGB/%06d_RGB.png (1920x1080), DEPTH/%06d_DEPTH.png
            (512x424, 16 bits, mm, 0 = none) and data.json: angles, and joints in the pixels of both images
   cropped  NNN/frame_%06d_face_depth.png (levels of 8 bits in 16), NNN/frame_%06d_face_rgb.png and one .txt with frame,

@@ -33,7 +33,7 @@ class Camera:
 
     @property
     def is_reference(self) -> bool:
-        """Whether its frame is the depth camera's."""
+        """True if its frame is the depth camera's."""
         return np.array_equal(self.rotation, np.eye(3)) and not any(self.translation_mm)
 
     def from_depth_frame(self, points_mm: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator
 
 import jax
@@ -95,14 +94,15 @@ class SyntheticSource(Source):
             yield from self._batch(infos, first, max(start, first), min(stop, first + BATCH_FRAMES))
 
     def _batch(self, infos, first, start, stop):
-        positions = [min(p, len(infos) - 1) for p in range(first, first + BATCH_FRAMES)]  # the last one is padded
-        scenes = [self.scene(p) for p in positions]
+        # The last batch is padded.
+        scenes = [self.scene(min(p, len(infos) - 1)) for p in range(first, first + BATCH_FRAMES)]
         cameras = [window(s, self.sensor, self.image_size) for s in scenes]
         stack = functools.partial(jax.tree.map, lambda *leaves: np.stack(leaves))
         size = (self.image_size, self.image_size)
         capacity = fragment_capacity(SENSORS[self.sensor][0][0], size)
         for _ in range(3):  # a picture does not depend on the capacity, as long as it is enough
-            rendered = render_batch(stack(*scenes), stack(*cameras), self.seed, size, self.sensor, capacity)
+            with jax.numpy_rank_promotion("allow"):  # whatever the user's setting: the code broadcasts as NumPy does
+                rendered = render_batch(stack(*scenes), stack(*cameras), self.seed, size, self.sensor, capacity)
             gray, depth, overflow = jax.device_get(rendered)
             if not overflow.any():
                 break
@@ -114,19 +114,9 @@ class SyntheticSource(Source):
                     f"synthetic faces: frame {infos[position].frame} does not fit the rasteriser's buffer; "
                     "choose another seed or image_size."
                 )
-            scene, camera = scenes[i], cameras[i]
-            x, y = scene.head_mm[:2] / scene.head_mm[2] * camera.focal_px + camera.center_px
-            yaw, pitch, roll = map(float, scene.angles_deg)
-            assert math.isfinite(yaw + pitch + roll)
-            focal = tuple(map(float, camera.focal_px))
+            x, y = (scenes[i].head_mm[:2] / scenes[i].head_mm[2] * cameras[i].focal_px + cameras[i].center_px).tolist()
+            yaw, pitch, roll = scenes[i].angles_deg.tolist()
+            focal, head_mm = tuple(cameras[i].focal_px.tolist()), tuple(scenes[i].head_mm.tolist())
             yield Frame(
-                infos[position],
-                gray[i],
-                depth[i],
-                (float(x), float(y)),
-                focal,
-                yaw=yaw,
-                pitch=pitch,
-                roll=roll,
-                head_mm=tuple(map(float, scene.head_mm)),
+                infos[position], gray[i], depth[i], (x, y), focal, yaw=yaw, pitch=pitch, roll=roll, head_mm=head_mm
             )
