@@ -48,7 +48,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, allow_mismatch
     training = _Training(config, workdir, allow_mismatch)
     try:
         if training.loop():
-            training.finish()
+            training.task.finish(training.best, training.state, training.workdir)
     finally:
         faulthandler.cancel_dump_traceback_later()
         training.logs.close()
@@ -62,7 +62,8 @@ class _Training:
         files.check_local(workdir)
         self.config, self.workdir = configs.with_absolute_paths(config), pathlib.Path(workdir).absolute()
         config, self.method = self.config, METHODS[config.method]
-        build(config, subjects=1)  # unusable values are found before the data are made
+        # Sizes that the nets cannot take are found before the data are made.
+        jax.eval_shape(lambda: init_state(build(config, subjects=1), config.seed, config.data.size))
         if config.init_from:
             _check_start(config)
         mesh = devices.make_mesh()
@@ -100,9 +101,8 @@ class _Training:
         self.drawn = {"batch_size": config.train.batch_size, "seed": config.seed}
         self.logs = Silence() if jax.process_index() else Logs(self.workdir, self.start, config.train.steps)
         self.pace = Pace(config.train.batch_size)
-        self.pending = (
-            None  # the metrics of the step before: read one step late, so the device never waits for the host
-        )
+        # Step and metrics of the step before: they are read one step late, so that the device never waits for the host.
+        self.pending = None
 
     def loop(self) -> bool:
         """Train up to the last step; False if a signal came first."""
@@ -129,7 +129,7 @@ class _Training:
                     self.log()
                     self.pending = step + 1, metrics
                 if step == self.start:
-                    self.pace.restart()  # the compilation does not count
+                    self.pace.restart(step)  # the compilation does not count
             if runtime.any_process(stop.seen):  # it came in the last validation
                 return self.stop(steps)
         self.checkpoints.finish()
@@ -140,28 +140,26 @@ class _Training:
         self.checkpoints.finish()
         if jax.process_index() == 0:
             at = f"at step {step}, which is saved" if step else "before a step"
-            print(f"Stopped {at}: the same command continues.")
+            print(f"Stopped {at}: the same command continues.", flush=True)
         return False
 
     def save(self, step: int):
         """Start to save the state, which must be finite."""
         self.log()
-        if not bool(_all_finite(self.state)):
-            raise self._not_finite(step, "a parameter is not finite")
-        self.checkpoints.save(step, {"state": self.state, "best": self.best}, int(self.best.step))
+        with self.pace.paused():
+            if not bool(_all_finite(self.state)):
+                raise self._not_finite(step, "a parameter is not finite")
+            self.checkpoints.save(step, {"state": self.state, "best": self.best}, int(self.best.step))
         self.saved_step = step
-        self.pace.skip()
 
     def validate(self, step: int):
         """Measure the net on the validation split and keep its weights if they are the best."""
         self.log()
-        net = self.state.nets[self.method.net]
-        if self.state.average:
-            net = dataclasses.replace(net, **self.state.average)
-        figures, rank = self.task.validate(net, step, self.workdir)
-        self.logs.write(step, figures, "validation")
-        self.best = keep_better(self.best, net, np.int32(step), rank)
-        self.pace.skip()
+        net = dataclasses.replace(self.state.nets[self.method.net], **self.state.average)
+        with self.pace.paused():
+            figures, rank = self.task.validate(net, step, self.workdir)
+            self.logs.write(step, figures, "validation")
+            self.best = keep_better(self.best, net, np.int32(step), rank)
 
     def log(self):
         """Read the metrics of the step before, which must be finite, and write them when it is their turn."""
@@ -174,10 +172,6 @@ class _Training:
         self.logs.advance(step, {name: f"{metrics[name]:.3g}" for name in sorted(metrics) if name.startswith("loss")})
         if step % self.config.every.log == 0 or step == self.config.train.steps:
             self.logs.write(step, metrics | self.pace.lap(step), "train")
-
-    def finish(self):
-        """Evaluate the best weights and write everything that the run leaves."""
-        self.task.finish(self.best, self.state, self.workdir)
 
     def _device_is_idle(self):
         return self.pending is None or all(value.is_ready() for value in self.pending[1].values())
