@@ -26,7 +26,7 @@ from facedepth_jax.data.readers import make_source
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.logs import Logs, Pace, Silence, first_not_finite
 from facedepth_jax.methods import METHODS, build, make_step
-from facedepth_jax.state import init_state, keep_better, no_best
+from facedepth_jax.state import init_state, keep_better, no_best, variables
 from facedepth_jax.tasks import make_task
 
 GPUS = "/dev/nvidia[0-9]*"
@@ -36,14 +36,13 @@ ASK_EVERY = 10  # steps after which several processes ask each other for a signa
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, allow_mismatch: bool = False):
     """Train `config` in `workdir`, or go on with it, and evaluate the test split; the README lists the files.
 
-    SIGTERM and SIGINT, to any of the processes, end it between two steps with a checkpoint and a line that says how to
-    go on.
+    SIGTERM or SIGINT to any of the processes ends it between two steps, with a checkpoint.
 
     Args:
       allow_mismatch: go on from checkpoints of another config or other data, as far as their nets fit.
 
-    Raises FaceDepthError for a config, data or a workdir that cannot be used, for values that are not finite, and at
-    the next step after a save that failed.
+    Raises:
+      FaceDepthError: the config, the data or `workdir` cannot be used, a value is not finite, or a save has failed.
     """
     training = _Training(config, workdir, allow_mismatch)
     try:
@@ -65,7 +64,11 @@ class _Training:
         # Sizes that the nets cannot take are found before the data are made.
         jax.eval_shape(lambda: init_state(build(config, subjects=1), config.seed, config.data.size))
         if config.init_from:
-            _check_start(config)
+            there, here = configs.depth_code(configs.read_run(config.init_from)), configs.depth_code(config)
+            if there != here:
+                raise FaceDepthError(
+                    f"The run in init_from, {config.init_from}, has {there}, this one {here}: give the same depth_code."
+                )
         mesh = devices.make_mesh()
         devices.check_batch_size(mesh, config.train.batch_size, "train.batch_size")
         _warn_of_unused_gpus()
@@ -80,7 +83,7 @@ class _Training:
             state = _start_from(config.init_from, state)
         net = state.nets[self.method.net]
         if config.train.average_decay:
-            state = dataclasses.replace(state, average={"params": net.params, "batch_stats": net.batch_stats})
+            state = dataclasses.replace(state, average=variables(net))
         saved = devices.put_everywhere(mesh, {"state": state, "best": no_best(net)})
         self.checkpoints = Checkpoints(self.workdir / "checkpoints", _identity(config, data), allow_mismatch)
         saved = self.checkpoints.restore(saved) or saved
@@ -107,6 +110,7 @@ class _Training:
     def loop(self) -> bool:
         """Train up to the last step; False if a signal came first."""
         every, steps = self.config.every, self.config.train.steps
+        ask_every = 1 if jax.process_count() == 1 else ASK_EVERY
         part = {"process": jax.process_index(), "processes": jax.process_count()}
         batches = self.task.batches(self.train_rows, start_step=self.start, **part, **self.drawn)
         batches = self.pace.watch(batches, self._device_is_idle)
@@ -114,7 +118,7 @@ class _Training:
             for step in range(self.start, steps + 1):
                 faulthandler.dump_traceback_later(self.config.watchdog_sec, file=sys.__stderr__)
                 self.checkpoints.check()
-                stopping = self._asks(step) and runtime.any_process(stop.seen)
+                stopping = step % ask_every == 0 and runtime.any_process(stop.seen)
                 due = step == steps or step > 0 and step % every.save == 0
                 if step > self.saved_step and (due or stopping):
                     self.save(step)
@@ -176,9 +180,6 @@ class _Training:
     def _device_is_idle(self):
         return self.pending is None or all(value.is_ready() for value in self.pending[1].values())
 
-    def _asks(self, step):
-        return jax.process_count() == 1 or step % ASK_EVERY == 0
-
     def _not_finite(self, step, what):
         self.checkpoints.finish()  # the save on its way to the disk is good
         names = ", ".join(self.task.frames_of(step, self.train_rows, **self.drawn))
@@ -221,36 +222,25 @@ def _open_data(data):
     return opened
 
 
-def _check_start(config):
-    """Raise FaceDepthError if the run in `init_from` is not there, or its output means something else."""
-    other = configs.read_run(config.init_from)
-    if configs.depth_code(other) != configs.depth_code(config):
-        raise FaceDepthError(
-            f"The run in init_from, {config.init_from}, has {configs.depth_code(other)}, this one "
-            f"{configs.depth_code(config)}: give the same depth_code."
-        )
-
-
 def _start_from(run: str, state):
     """Take the weights of every net that another run has exported."""
-    nets = dict(state.nets)
-    for name, net in nets.items():
+    nets = {}
+    for name, net in state.nets.items():
         path = pathlib.Path(run) / f"{name}.safetensors"
         if path.is_file() or name in ("generator", "verifier"):
-            nets[name] = dataclasses.replace(
-                net, **load_weights(path, {"params": net.params, "batch_stats": net.batch_stats})
-            )
+            net = dataclasses.replace(net, **load_weights(path, variables(net)))
+        nets[name] = net
     return dataclasses.replace(state, nets=nets)
 
 
 def _identity(config, data):
     """Collect what must not change while a run goes on: all that decides its numbers, except how long it goes."""
     identity = config.to_dict()
-    for name in ("every", "data", "watchdog_sec"):
-        del identity[name]
+    del identity["watchdog_sec"]
     if config.train.schedule == "constant":  # the cosine's length decides its rates
         del identity["train"]["steps"]
-    return identity | {"data": data.fingerprint, "every.save": config.every.save}  # it decides which weights are kept
+    # `every.save` decides which weights are kept.
+    return identity | {"data": data.fingerprint, "every": {"save": config.every.save}}
 
 
 @jax.jit
