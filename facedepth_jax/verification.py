@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from facedepth_jax import config as configs
-from facedepth_jax import devices
+from facedepth_jax import devices, metrics
 from facedepth_jax.data import pairs
 from facedepth_jax.data.arrays import Arrays
 from facedepth_jax.data.pairs import ANGLE_SUBSETS, SEQUENCE_SUBSETS, in_subset
@@ -145,9 +145,7 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
 def _jackknife(right, people_a, people_b) -> float | None:
     """Estimate the standard error of the accuracy: a person is left out with all the pairs that show them."""
     shown = [(people_a == person) | (people_b == person) for person in np.union1d(people_a, people_b)]
-    left_out = np.array([right[~pairs].mean() for pairs in shown if not pairs.all()])
-    n = len(left_out)
-    return float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())) if n > 1 else None
+    return metrics.jackknife(np.array([right[~pairs].mean() for pairs in shown if not pairs.all()]))
 
 
 def pair_rows(data: Arrays, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -161,11 +159,11 @@ def pair_rows(data: Arrays, split: str) -> tuple[np.ndarray, np.ndarray, np.ndar
     if not found:
         raise FaceDepthError(f"{path} has no pairs: face verification needs two people in the split '{split}'.")
     rows = {frame: row for row, frame in enumerate(data.frames["frame"])}
-    unknown = next((frame for pair in found for frame in pair[:2] if frame not in rows), None)
-    if unknown is not None:
-        raise FaceDepthError(f"{path} names the frame {unknown}, which is not in the data.")
-    a, b, same = zip(*found, strict=True)
-    return np.array([rows[frame] for frame in a]), np.array([rows[frame] for frame in b]), np.array(same) == 1
+    try:
+        a, b, same = np.array([(rows[a], rows[b], same) for a, b, same in found]).T
+    except KeyError as error:
+        raise FaceDepthError(f"{path} names the frame {error.args[0]}, which is not in the data.") from None
+    return a, b, same == 1
 
 
 def _auc(score, same):
