@@ -65,9 +65,8 @@ def evaluate(estimate: Estimate, data: Arrays, rows: Sequence[int], code: DepthC
     for start in range(0, rows.size, batch_size):
         batch_rows = rows[start : start + batch_size]
         mine = devices.share(np.pad(batch_rows, (0, batch_size - batch_rows.size), mode="edge"))
-        batch = {"gray": data.gray[mine], "depth_mm": data.depth_mm[mine], "distance_mm": distance_mm[mine]}
-        batch = devices.put_batch(mesh, batch)
-        sums = _batch_sums(estimate(batch["gray"], batch["distance_mm"]), batch["depth_mm"], code)
+        batch = devices.put_batch(mesh, (data.gray[mine], distance_mm[mine], data.depth_mm[mine]))
+        sums = _batch_sums(estimate(*batch[:2]), batch[2], code)
         collected.append(devices.put_everywhere(mesh, sums))
         jax.block_until_ready(collected[-2:][0])  # one batch late, so that the device never waits for the host
     sums = jax.tree.map(lambda *parts: np.concatenate(parts)[: rows.size], *jax.device_get(collected))

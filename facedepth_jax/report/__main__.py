@@ -1,4 +1,4 @@
-"""Program: training runs -> Tables 1 and 2, the curve over lambda, the grid of Figure 4.
+"""Report training runs as Tables 1 and 2, the curve over lambda, the grid of Figure 4: the program.
 
     python -m facedepth_jax.report --out=DIR [--verifier=RUN ...] [--errors] RUN [RUN ...]
 
@@ -26,7 +26,7 @@ from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.evaluation import MEAN_MAP
 from facedepth_jax.methods import METHODS
 from facedepth_jax.nested import differing_keys
-from facedepth_jax.report.figures import CURVE_METRICS, column, lambda_curve, sample_grid
+from facedepth_jax.report.figures import CURVE_METRICS, lambda_curve, sample_grid, table
 from facedepth_jax.report.runs import Run, read
 
 
@@ -116,13 +116,13 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
     )
     with_depth = test["n_frames"] - test["n_frames_without_depth"]
     for pixels, words, n in (("all", "all pixels", test["n_frames"]), ("valid", "pixels with true depth", with_depth)):
-        table, spread = _table(columns | {MEAN_MAP: [mean_map]}, pixels)
+        found, spread = table(columns | {MEAN_MAP: [mean_map]}, pixels)
         theirs = tables.paper()["table1"].get(dataset, {}) if pixels == "all" else {}
         beside = {f"paper: {method}": theirs[method] for method in theirs if method in {run.method for run in runs}}
-        text = tables.markdown_table(table, f"{words}, n = {n}", MEAN_MAP, beside, spread)
+        text = tables.markdown_table(found, f"{words}, n = {n}", MEAN_MAP, beside, spread)
         parts.append(f"\n### Table 1 over {words}\n\n{text}")
-        for title in table:
-            values["columns"][title] |= {pixels: table[title], f"standard_error_{pixels}": spread[title]}
+        for title in found:
+            values["columns"][title] |= {pixels: found[title], f"standard_error_{pixels}": spread[title]}
     if judge:
         parts.append(table_2(columns, judge, dataset))
         values["verification_of_true_depth"] = judge["test"]
@@ -130,27 +130,19 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
     images = {}
     if (curve := lambda_curve(columns)) is not None:
         images[f"lambda-{name}.png"] = curve
-        table, spread = _table(columns, "all", "validation")
-        table = {title: {k: v for k, v in column.items() if k in CURVE_METRICS} for title, column in table.items()}
+        found, spread = table(columns, "all", "validation")
+        found = {title: {k: v for k, v in column.items() if k in CURVE_METRICS} for title, column in found.items()}
         caption = f"validation, all pixels, n = {runs[0].results['validation']['n_frames']}"
         parts += [
             "### Weight λ of the reconstruction, on the validation split\n",
             f"![curve over lambda](lambda-{name}.png)\n",
-            tables.markdown_table(table, caption, errors=spread),
+            tables.markdown_table(found, caption, errors=spread),
         ]
     if (grid := sample_grid(columns, errors)) is not None:
         images[f"faces-{name}.png"] = grid
         where = "the first fold's test split" if runs[0].folds else "the test split"
         parts.append(f"### Faces of {where}\n\n![gray, truth and estimates](faces-{name}.png)\n")
     return "\n".join(parts), values, images
-
-
-def _table(columns, pixels, measured="test"):
-    """Values and standard errors as `tables.markdown_table` wants them."""
-    table, spread = {}, {}
-    for title, runs in columns.items():
-        table[title], spread[title] = column(runs, pixels, measured)
-    return table, spread
 
 
 def _plus_minus(columns):
