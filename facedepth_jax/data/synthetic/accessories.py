@@ -5,7 +5,6 @@ part that is not worn is collapsed to one point, so that its triangles have no a
 identity.Head).
 """
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -23,9 +22,8 @@ BOX = np.array([[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1]
                 [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]])  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Wear:
-    """What a person wears in one frame; without sunglasses, their own glasses."""
+class Wear(NamedTuple):
+    """The things that a person puts on for some frames; own glasses stay on without sunglasses."""
 
     hat: str = "none"  # one of HATS
     scarf: bool = False
@@ -42,7 +40,7 @@ class Figure(NamedTuple):
 
 
 class Topology(NamedTuple):
-    """What all figures share."""
+    """The mesh that all figures share."""
 
     triangles: np.ndarray  # int32 (T, 3)
     part: np.ndarray  # int32 (V,), index into PARTS
@@ -325,7 +323,7 @@ def _hat(person, kind, skin):
     return np.concatenate([crown, rim])
 
 
-# Per row from top to bottom: mm outside of the neck, y at the front, y at the back.
+# Per row from top to bottom: mm outside the neck, y at the front, y at the back.
 COLLARS = {
     "scarf": [(2, 96, 66), (22, 98, 64), (34, 122, 88), (32, 150, 112), (8, 172, 132)],
     "turtleneck": [(2, 106, 72), (5, 104, 70), (7, 118, 88), (8, 138, 104), (12, 160, 122)],
@@ -446,16 +444,9 @@ BOTTLE_MM = np.array([[0, 10], [33, 10], [34, -60], [34, -110], [16, -150], [13,
 
 
 def hold(vertices, person: Person, holding: str, side: int, rng) -> np.ndarray:
-    """Put one hand, and the thing it holds, before the head of a figure.
+    """Put one hand, and the thing it holds, before the head of a figure: float32 (V, 3) -> the same.
 
-    Args:
-      vertices: float32 (V, 3), of a Figure.
-      holding: one of HOLDINGS.
-      side: 1 or -1, of the hand.
-      rng: numpy Generator for the small differences from time to time.
-
-    Returns:
-      A copy of the vertices, or the vertices themselves where nothing is held.
+    `holding` is one of HOLDINGS; `side`, 1 or -1, that of the hand; `rng` draws the small differences between frames.
     """
     if holding == "none":
         return vertices

@@ -180,21 +180,15 @@ def person(seed: int, number: int) -> Person:
     style = str(rng.choice(HAIR_STYLES, p=chances / chances.sum()))
     beard = str(rng.choice(BEARD_STYLES, p=[0.42, 0.2, 0.09, 0.12, 0.17])) if male and grown else "none"
     return Person(
-        sex=sex,
-        age=age,
-        vertices=vertices,
-        skin=skin,
+        sex=sex, age=age, vertices=vertices, skin=skin, hair=hair, hair_style=style, beard=beard,
         lips=skin * float(rng.uniform(0.72, 0.92) if male else rng.uniform(0.62, 0.85)),
-        hair=hair,
         brow=float(np.clip(hair * 0.75, 0.03, 0.5 * skin)),
         iris=float(rng.choice([0.06, 0.12, 0.28], p=[0.55, 0.25, 0.2])),
         brow_mm=float(rng.uniform(5.5, 11) if male else rng.uniform(3.2, 7.5)),
         brow_arch_mm=float(rng.uniform(0.5, 4) if male else rng.uniform(2, 6)),
         texture=float(rng.uniform(0.15, 1) * (0.5 + age)),
-        hair_style=style,
         hair_length=float(rng.uniform(0, 1)),
         hair_curl=float(np.clip(rng.beta(0.6, 1) * 0.8 + 0.5 * races[0], 0, 1)),
-        beard=beard,
         beard_length=float(rng.beta(1.1, 1.8)),
         glasses=str(rng.choice(GLASSES, p=[0.7, 0.1, 0.14, 0.06])),
         glasses_mm=float(rng.uniform(1.6, 4.6)),
@@ -202,4 +196,4 @@ def person(seed: int, number: int) -> Person:
         clothes=str(rng.choice(CLOTHES, p=[0.4, 0.2, 0.2, 0.08, 0.12])),
         expressive=float(rng.uniform(0.6, 1.25)),
         look=rng.random(8).astype(np.float32),
-    )
+    )  # fmt: skip

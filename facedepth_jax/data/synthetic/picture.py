@@ -119,19 +119,18 @@ def _paint(scene: Scene, part, values, textures):
     (skin, lip, hair, brow, iris, brow_mm, arch_mm, texture, curl, hair_cover, beard_cover, infrared, hair_infrared,
      shine, brimmed, _) = scene.paint  # fmt: skip
     albedo = skin * (1 + texture * (0.035 * fine + 0.055 * blotch - 0.25 * ramp(fine * blotch, 3.2, 4.2)))
-    red = ramp(jnp.exp(-(((jnp.abs(x) - 36) / 18) ** 2) - ((y - 24) / 16) ** 2) * (z < -30), 0.2, 1.0)
+    aside = jnp.abs(x)
+    red = ramp(jnp.exp(-(((aside - 36) / 18) ** 2) - ((y - 24) / 16) ** 2) * (z < -30), 0.2, 1.0)
     albedo *= 1 - 0.07 * red
-    under_eye = jnp.exp(-(((jnp.abs(x) - 29) / 12) ** 2) - ((y - 7) / 5) ** 2) * (z < -40)
+    under_eye = jnp.exp(-(((aside - 29) / 12) ** 2) - ((y - 7) / 5) ** 2) * (z < -40)
     albedo *= 1 - 0.16 * texture * under_eye
-    lid_edge = jnp.exp(
-        -(((jnp.abs(x) - 29) / 12.5) ** 4) - ((y + 10.5 + 0.012 * (jnp.abs(x) - 29) ** 2 * 0.4) / 1.8) ** 2
-    ) * (z < -60)
-    albedo *= 1 - 0.55 * lid_edge
+    lid = (y + 10.5 + 0.012 * (aside - 29) ** 2 * 0.4) / 1.8
+    albedo *= 1 - 0.55 * (jnp.exp(-(((aside - 29) / 12.5) ** 4) - lid**2) * (z < -60))
     on_lip = ramp(lips, 0.3, 0.7)
     albedo += on_lip * (lip * (1 + 0.05 * fine) - albedo)
     albedo *= 1 - 0.75 * ramp(-lips, 0.2, 0.6)  # the inside of the mouth, stored as -1
 
-    t = (jnp.abs(x) - 10.0) / 41.0
+    t = (aside - 10.0) / 41.0
     along_brow = jnp.clip(t, 0, 1)
     middle = -20.5 - arch_mm * jnp.sin(jnp.pi * along_brow * jnp.sqrt(along_brow)) + 3.5 * t * t
     width = 0.5 * brow_mm * (1 - 0.72 * along_brow**2) * ramp(t, -0.08, 0.12)
@@ -140,21 +139,20 @@ def _paint(scene: Scene, part, values, textures):
 
     on_beard = beard_cover * ramp(on_jaw + 2.5 * fine + 2 * blotch, -3.5, 5) * (1 - on_lip)
     on_hair = hair_cover * ramp(on_scalp + 3.0 * hairs, -4, 5)
-    tone = hair * jnp.maximum(1 + 0.32 * strand, 0.25)
+    locks = jnp.maximum(1 + 0.32 * strand, 0.25)
+    tone = hair * locks
     albedo += on_beard * (tone * 0.95 - albedo)
     albedo += on_hair * (tone - albedo)
 
-    is_cloth = (part == SKIN) * ramp(on_chest, -0.8, 0.8)
+    is_skin = part == SKIN
+    is_cloth = is_skin * ramp(on_chest, -0.8, 0.8)
     cloth, pattern, period, contrast, shade = scene.cloth
 
     def wave(v):
         return jnp.sign(jnp.sin(2 * jnp.pi * v / period))
 
-    ornament = jnp.select(
-        [pattern == 1, pattern == 2, pattern == 3],
-        [wave(y), wave(x), 0.5 * (wave(y) + wave(x))],
-        jnp.where(pattern == 4, jnp.clip(0.8 * blotch, -1, 1), 0.0),
-    )
+    ornaments = [wave(y), wave(x), 0.5 * (wave(y) + wave(x)), jnp.clip(0.8 * blotch, -1, 1)]
+    ornament = jnp.select([pattern == i for i in (1, 2, 3, 4)], ornaments, 0.0)
     woven = cloth * (1 + 0.05 * fine) + contrast * (shade - cloth) * (0.5 + 0.5 * ornament) * (pattern > 0)
     albedo += is_cloth * (woven * (1 + 0.13 * folds) - albedo)
 
@@ -162,28 +160,23 @@ def _paint(scene: Scene, part, values, textures):
     from_axis = jnp.hypot(x, y)
     eyeball = (0.4 + 0.4 * skin) * (1 - 0.3 * ramp(-y, 2, 6)) * (1 - 0.3 * ramp(from_axis, 7, 13))
     iris_tone = iris * (1 + 0.3 * fine)
-    eye = jnp.select(
-        [from_axis < 2.6, from_axis < 6.2, from_axis < 7.0],
-        [jnp.full_like(x, 0.015), iris_tone, 0.5 * iris_tone],
-        eyeball,
-    )
+    tones = [jnp.full_like(x, 0.015), iris_tone, 0.5 * iris_tone]
+    eye = jnp.select([from_axis < limit for limit in (2.6, 6.2, 7.0)], tones, eyeball)
     is_eye = (part == EYES) | (part == EYES + 1)
-    plain = jnp.asarray(scene.part_albedo)[part]
     hair_part = (part == CURTAIN) | (part == BUN)
     knit = (part == HAT) | (part == COLLAR) | (part == SLEEVE)
-    other = plain * jnp.where(
-        hair_part, jnp.maximum(1 + 0.32 * strand, 0.25), jnp.where(knit, 1 + 0.07 * fine + 0.1 * folds, 1 + 0.03 * fine)
-    )
-    albedo = jnp.where(part == SKIN, albedo, jnp.where(is_eye, eye, other))
+    woolly = jnp.where(knit, 1 + 0.07 * fine + 0.1 * folds, 1 + 0.03 * fine)
+    other = jnp.asarray(scene.part_albedo)[part] * jnp.where(hair_part, locks, woolly)
+    albedo = jnp.where(is_skin, albedo, jnp.where(is_eye, eye, other))
 
     # A brim's shadow on brow and eyes.
     shadow = 1 - 0.45 * brimmed * (part <= EYES + 1) * ramp(-y, -8, 40) * (z < 20)
-    hairy = jnp.where(part == SKIN, jnp.maximum(on_hair, on_beard), hair_part * 1.0)
-    dull = jnp.select([is_eye, part == SKIN, hair_part, part == LENSES, part >= PHONE],
+    hairy = jnp.where(is_skin, jnp.maximum(on_hair, on_beard), hair_part * 1.0)
+    dull = jnp.select([is_eye, is_skin, hair_part, part == LENSES, part >= PHONE],
                       [0.5, shine * (1 - 0.6 * hairy) * (1 - is_cloth), 0.5 * shine, 0.35, 0.25], 0.03)  # fmt: skip
     radiance = shadow * (albedo * diffuse + 0.35 * dull * gloss)
-    reflectance = jnp.where(part == SKIN, infrared, jnp.asarray(scene.part_infrared)[part])
-    reflectance += (part == SKIN) * (hairy * (hair_infrared - infrared) + is_cloth * (0.3 + 0.5 * cloth - infrared))
+    reflectance = jnp.where(is_skin, infrared, jnp.asarray(scene.part_infrared)[part])
+    reflectance += is_skin * (hairy * (hair_infrared - infrared) + is_cloth * (0.3 + 0.5 * cloth - infrared))
     reflectance *= 1 + 0.35 * hairy * strand
     return jnp.maximum(radiance, 0.0), reflectance
 

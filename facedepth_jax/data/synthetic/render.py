@@ -1,4 +1,4 @@
-"""Rasterise triangle meshes with a z-buffer in pure JAX: one ray per pixel, as a depth camera sees them.
+"""Rasterise triangle meshes with a z-buffer in pure JAX: one ray per pixel, as in a depth camera.
 
 Triangles are laid out as pixel rows, rows as fragments (one pixel of one triangle), each step by a prefix sum into a
 buffer of fixed length; a scatter-min leaves the nearest fragment in each pixel. A minimum does not depend on its order,
@@ -83,10 +83,11 @@ def interpolate(raster: Raster, triangles, attributes):
 
 
 def vertex_normals(vertices, triangles: np.ndarray):
-    """Compute unit normals, float32 (V, 3): the mean of (v1 - v0) x (v2 - v0) over adjacent triangles, thus by area.
+    """Compute unit normals of vertices (V, 3) and triangles (T, 3): float32 (V, 3).
 
-    They point at a viewer for whom the vertices go counter-clockwise. A vertex without a triangle gets 0. The cost
-    grows with the largest number of triangles around one vertex.
+    A normal is the sum of (v1 - v0) x (v2 - v0) over the adjacent triangles, scaled to 1, or 0 without a triangle. It
+    points at a viewer for whom the vertices go counter-clockwise. Neighbours are found while tracing; the cost grows
+    with the largest number of triangles around one vertex.
     """
     # (largest number, V): the triangles around each vertex, filled up with the index of a zero. Sums of gathers, not a
     # scatter of floats, whose order, and so whose last bits, a GPU does not fix.
@@ -146,7 +147,7 @@ def _expand(counts, capacity):
     """Lay out `counts[i]` items for each i in turn: owner i and number within it (capacity,), total."""
     ends = _running_sum(counts)
     starts = ends - counts
-    # The owner of a slot: how many start at or before it. What starts beyond the buffer falls out.
+    # The owner of a slot: how many start at or before it. Starts beyond the buffer are dropped.
     started = jnp.zeros(capacity, jnp.int32).at[starts].add(1, mode="drop")
     owner = _running_sum(started) - 1
     return owner, jnp.arange(capacity, dtype=jnp.int32) - starts[owner], ends[-1]

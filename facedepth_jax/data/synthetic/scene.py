@@ -21,7 +21,7 @@ from facedepth_jax.data.synthetic.accessories import HATS, HOLDINGS, PARTS, Wear
 from facedepth_jax.data.synthetic.identity import head, person
 
 SEQUENCES = 5  # S1 yaw, S2 pitch, S3 roll, S4 and S5 free
-LIMITS_DEG = {"yaw": 75.0, "pitch": 45.0, "roll": 40.0}
+LIMITS_DEG = np.array([75.0, 45.0, 40.0])  # yaw, pitch, roll
 PIVOT_MM = np.array([0.0, 78.0, 34.0], np.float32)  # of the head's turn on the neck, head frame
 
 # Expressions as sums of face units (MakeHuman community's ARKit-like set); "*" stands for Left and Right.
@@ -49,8 +49,8 @@ class Camera(NamedTuple):
 
 
 # How the head is painted, numbers: reflectances in 0..1 of skin, lips, hair, brows, iris; thickness and arch of the
-# brows; strength of the skin's texture; curl of the hair; how densely hair and beard cover the skin; reflectance of skin
-# and hair in the sensor's infrared; gloss of the skin; 1 under a brim; a person's own part of the noise.
+# brows; strength of the skin's texture; curl of the hair; cover of hair and beard; infrared reflectance of skin and
+# hair; gloss of the skin; 1 under a brim; a person's own part of the noise.
 Paint = namedtuple("Paint", "skin lips hair brow iris brow_mm arch_mm texture curl hair_cover beard_cover infrared "
                             "hair_infrared gloss brimmed phase")  # fmt: skip
 # The clothes: reflectance, pattern (0 plain, 1 and 2 stripes, 3 checks, 4 blots), its contrast towards a second
@@ -99,17 +99,16 @@ def head_angles(rng, sequence: int, t):
         s = np.sin(2 * np.pi * (cycles * t + rng.uniform(0, 1)))
         return amplitude * np.sign(s) * np.abs(s) ** rest  # slow around zero: a healthy share of frontal frames
 
-    limits = np.array(list(LIMITS_DEG.values()))
     if sequence <= 3:
         angles = np.stack([rng.uniform(-2.5, 2.5) + swing(1.5, rng.uniform(0.5, 1.5), 1) for _ in range(3)])
-        angles[sequence - 1] = swing(rng.uniform(0.55, 1) * limits[sequence - 1], rng.uniform(0.9, 1.2))
+        angles[sequence - 1] = swing(rng.uniform(0.55, 1) * LIMITS_DEG[sequence - 1], rng.uniform(0.9, 1.2))
     else:
         angles = np.stack([
             swing(a * f, rng.uniform(0.6, 1.4)) + swing(0.25 * a, rng.uniform(1.5, 2.5), 1)
-            for a, f in zip(limits, rng.uniform([0.35, 0.3, 0.25], [0.9, 0.8, 0.7]), strict=True)
+            for a, f in zip(LIMITS_DEG, rng.uniform([0.35, 0.3, 0.25], [0.9, 0.8, 0.7]), strict=True)
         ])  # fmt: skip
     angles = angles + rng.normal(0, 0.4, angles.shape)
-    return np.clip(angles, -limits[:, None], limits[:, None])
+    return np.clip(angles, -LIMITS_DEG[:, None], LIMITS_DEG[:, None])
 
 
 def _expression(rng, strength, t, lively):
