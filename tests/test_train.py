@@ -282,7 +282,7 @@ EXTRAS = {
 
 
 def test_with_all_extras_a_run_that_was_stopped_ends_with_the_same_bits(people_dir, tmp_path, capsys, monkeypatch):
-    config = people_config("cgan", people_dir, **EXTRAS)
+    config = people_config("ae", people_dir, **EXTRAS)
     train.run(config, tmp_path / "whole")
     where = (train._Training, "log", 3)
     line, _ = stopped_and_continued(config, tmp_path / "stopped", capsys, monkeypatch, *where)
