@@ -293,8 +293,8 @@ def test_a_value_that_is_not_finite_stops_the_run(refused, place, data):
     """At this rate the weights overflow: the run ends with the step's number, and no bad state is kept."""
     workdir = place / "poisoned"
     values = ["--config.train.steps=20", "--config.every.save=1", "--config.train.learning_rate=1e30"]
-    message = refused(*TINY, "--config=synthetic:ae", f"--config.data.dir={data}", f"--workdir={workdir}", *values)
-    step = int(re.search(r"Step (\d+): (\w+ is (nan|inf)|a parameter is not finite)", message)[1])
+    message = refused(*TINY, f"--config.data.dir={data}", f"--workdir={workdir}", *values)
+    step = int(re.search(r"Step (\d+): \w+ is (nan|inf)", message)[1])
     assert not (workdir / "results.json").exists() and not (workdir / "generator.safetensors").exists()
     assert max(Checkpoints(workdir / "checkpoints", {}).steps(), default=0) < step
 
