@@ -96,6 +96,32 @@ def test_a_refused_run_leaves_the_config_of_the_one_that_is_there(data_dir, tmp_
     assert (tmp_path / "config.json").read_text() == "the old one"
 
 
+@pytest.mark.parametrize(
+    "changes, goes_on",
+    [
+        ({"train.steps": 9}, True),
+        ({"every.log": 7, "watchdog_sec": 5, "data.workers": 3}, True),
+        ({"every.save": 3}, False),  # it decides which weights are kept
+        ({"train.learning_rate": 0.1}, False),
+        ({"loss.lam": 1.0}, False),
+        ({"depth_code.step_mm": 4.0}, False),
+        ({"init_from": "other"}, False),
+        ({"train.average_decay": 0.5}, False),
+    ],
+)
+def test_what_may_change_while_a_run_goes_on(data_dir, changes, goes_on):
+    data = arrays.open(data_dir)
+    before, after = (train._identity(config_of(data_dir, **more), data) for more in ({}, changes))
+    assert (before == after) == goes_on
+
+
+def test_the_length_of_a_cosine_may_not_change(data_dir):
+    """It decides the rates of all steps."""
+    data, cosine = arrays.open(data_dir), {"train.schedule": "cosine"}
+    before, after = (train._identity(config_of(data_dir, **cosine, **more), data) for more in ({}, {"train.steps": 9}))
+    assert before != after
+
+
 def test_fewer_steps_than_done_are_refused(data_dir, tmp_path):
     """Or the figures of 5 steps would be called those of 3."""
     config = config_of(data_dir, **{"train.steps": 3})
@@ -256,7 +282,7 @@ EXTRAS = {
 
 
 def test_with_all_extras_a_run_that_was_stopped_ends_with_the_same_bits(people_dir, tmp_path, capsys, monkeypatch):
-    config = people_config("cgan", people_dir, **EXTRAS)
+    config = people_config("ae", people_dir, **EXTRAS)
     train.run(config, tmp_path / "whole")
     where = (train._Training, "log", 3)
     line, _ = stopped_and_continued(config, tmp_path / "stopped", capsys, monkeypatch, *where)
