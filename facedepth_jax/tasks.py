@@ -17,7 +17,7 @@ from facedepth_jax.data import pipeline
 from facedepth_jax.data.arrays import Arrays
 from facedepth_jax.estimator import estimate_depth
 from facedepth_jax.evaluation import MEAN_MAP
-from facedepth_jax.state import Best, Net, NetState, TrainState
+from facedepth_jax.state import Best, Net, NetState, TrainState, variables
 from facedepth_jax.tables import figures_tables, verification_table
 from facedepth_jax.verification import Verifier, verify
 
@@ -193,7 +193,7 @@ def _save_nets(workdir, evaluated: str, best: Best, state: TrainState):
         return
     for name, net in (state.nets | {evaluated: best}).items():
         if name != "identity":  # it tells the training people apart and nobody else
-            save_weights(workdir / f"{name}.safetensors", {"params": net.params, "batch_stats": net.batch_stats})
+            save_weights(workdir / f"{name}.safetensors", variables(net))
 
 
 def _grid(sample):

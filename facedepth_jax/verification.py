@@ -23,7 +23,7 @@ from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.estimator import load_net
 from facedepth_jax.evaluation import Estimate
 from facedepth_jax.models import siamese
-from facedepth_jax.state import NetState
+from facedepth_jax.state import NetState, variables
 
 BATCH = 64  # frames or pairs a call; the last one is padded, so that no figure depends on how many there are
 THRESHOLD = 0.5
@@ -63,13 +63,13 @@ def generated_depth(estimate: Estimate, data: Arrays) -> DepthMaps:
 
 
 @functools.partial(jax.jit, static_argnames=("module", "code"))
-def _features(module, code, variables, depth_mm):
-    return module.apply(variables, siamese.normalize(code.quantize(depth_mm)), method="features")
+def _features(module, code, weights, depth_mm):
+    return module.apply(weights, siamese.normalize(code.quantize(depth_mm)), method="features")
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def _compare(module, variables, a, b):
-    return module.apply(variables, a, b, method="compare")
+def _compare(module, weights, a, b):
+    return module.apply(weights, a, b, method="compare")
 
 
 def _in_batches(function, *arrays):
@@ -86,11 +86,11 @@ def _in_batches(function, *arrays):
 def scores(verifier: Verifier, depth_maps: DepthMaps, rows_a: np.ndarray, rows_b: np.ndarray) -> np.ndarray:
     """Compute the logits of the pairs (rows_a[i], rows_b[i]), float64 (2, n): in this order and in the other one."""
     # Every process does all of it, on one device: there are few pairs.
-    variables = devices.local({"params": verifier.net_state.params, "batch_stats": verifier.net_state.batch_stats})
+    weights = devices.local(variables(verifier.net_state))
     rows, places = np.unique(np.concatenate([rows_a, rows_b]), return_inverse=True)
-    features = _in_batches(lambda rows: _features(verifier.module, verifier.code, variables, depth_maps(rows)), rows)
+    features = _in_batches(lambda rows: _features(verifier.module, verifier.code, weights, depth_maps(rows)), rows)
     a, b = features[places[: len(rows_a)]], features[places[len(rows_a) :]]
-    compare = functools.partial(_compare, verifier.module, variables)
+    compare = functools.partial(_compare, verifier.module, weights)
     return np.stack([_in_batches(compare, *order) for order in [(a, b), (b, a)]]).astype(np.float64)
 
 

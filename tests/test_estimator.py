@@ -86,7 +86,8 @@ def test_a_crop_is_resized_as_prepare_does(net):
         (np.zeros((9, 9), np.uint8), {"box": (0, 0, 0, 5)}, "is empty"),
         (np.zeros((9, 9), np.uint8), {"box": (9, 0, 5, 5)}, "lies outside the image of 9 x 9 pixels"),
         (np.zeros((9, 9), np.uint8), {"box": (-5, -5, 10**5, 10**5)}, "is too large"),
-        (np.zeros((9, 9), np.uint8), {"center": (4, 4)}, "center wants distance_mm and focal_px"),
+        (np.zeros((9, 9), np.uint8), {"center": (4, 4)}, "center wants distance_mm and focal_px above 0"),
+        (np.zeros((9, 9), np.uint8), {"center": (4, 4), "distance_mm": -900, "focal_px": 300}, "focal_px above 0"),
         (
             np.zeros((9, 9), np.uint8),
             {"center": (4, 4), "distance_mm": 1e-3, "focal_px": 300.0},
@@ -97,6 +98,12 @@ def test_a_crop_is_resized_as_prepare_does(net):
 def test_what_cannot_be_used_is_one_sentence(net, image, where, sentence):
     with pytest.raises(FaceDepthError, match=re.escape(sentence)):
         net(image, **where)
+
+
+@pytest.mark.parametrize("crops", [np.zeros((2, SIZE, 25), np.uint8), np.zeros((2, SIZE, SIZE)), image()])
+def test_crops_that_the_net_was_not_trained_on(net, crops):
+    with pytest.raises(FaceDepthError, match=re.escape(f"{crops.shape}; give uint8, (B, 24, 24).")):
+        net.batch(crops)
 
 
 def test_an_estimate_that_is_not_finite(net):

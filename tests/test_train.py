@@ -70,6 +70,11 @@ def save(config, workdir, step, identity=None):
         ({"data.size": 32}, "holds images of 16 px, data.size is 32"),
         ({"data.face_mm": 320.0}, "holds crops of 240 mm, data.face_mm is 320"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
+        (
+            {"method": "ae"},
+            r"\['lam'\], the method 'ae' takes \[\]: choose .* --config=CONFIG:ae",
+        ),
+        ({"train.learning_rate": float("nan")}, "train.learning_rate is nan"),
         ({"method": "gan"}, "no method 'gan': take one of cgan, ae, "),
         ({"init_from": "nowhere"}, "There is no run in .*nowhere"),
     ],
@@ -78,6 +83,13 @@ def test_values_that_make_no_run(data_dir, tmp_path, changes, sentence):
     with pytest.raises(FaceDepthError, match=sentence):
         train.run(config_of(data_dir, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_size_that_the_net_cannot_take_is_found_before_the_data_are_made(tmp_path):
+    config = configs.load("verifier", ["data.size=32", f"data.dir={tmp_path}/data"])
+    with pytest.raises(FaceDepthError, match="The verifier's net takes depth maps of 96x96 px"):
+        train.run(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_of_another_data_set(tmp_path):
@@ -179,9 +191,11 @@ def test_a_verifier_is_no_generator(verifier_run, ae_run):
         verification.load_verifier(ae_run)
 
 
-def test_a_verifier_without_pairs_to_be_chosen_by(data_dir, tmp_path):
+def test_a_verifier_without_pairs_to_be_chosen_by(tmp_path):
+    depth_mm = np.full((3, 96, 96), 900)
+    write_arrays(tmp_path / "arrays", np.zeros_like(depth_mm), depth_mm, "abc", ["train", "validation", "test"])
     with pytest.raises(FaceDepthError, match="has no pairs"):
-        train.run(people_config("verifier", data_dir, **{"data.size": SIZE}), tmp_path / "run")
+        train.run(people_config("verifier", tmp_path / "arrays"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
