@@ -497,3 +497,37 @@ def test_poisoned_weights_that_no_metric_shows(people_dir, tmp_path, monkeypatch
         train.run(people_config("ae", people_dir, **{"train.steps": 4}), tmp_path)
     assert saved_steps(tmp_path) == [2]
     assert not (tmp_path / "generator.safetensors").exists()
+
+
+def test_a_save_that_failed_stops_the_run_at_the_next_step(people_dir, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_complete", fail)
+    with pytest.raises(FaceDepthError, match="Saving a checkpoint to .* failed .*No space left on device"):
+        train.run(people_config("ae", people_dir, **{"every.save": 4}), tmp_path)
+    assert 4 <= max(line["step"] for line in lines(tmp_path)) < 8, "the next save would have been at step 8"
+
+
+def test_allow_mismatch_goes_on_with_other_values(people_dir, tmp_path, caplog):
+    """The best weights are looked for again: their rank is of the old values."""
+    config = people_config("verifier", people_dir, **{"train.steps": 1})
+    seed = config.seed
+    fresh = init_state(methods.build(config, subjects=3), seed, 96)
+    unbeaten = dataclasses.replace(no_best(fresh.nets["verifier"]), rank=jnp.full(2, -jnp.inf))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", train._identity(config, arrays.open(people_dir)))
+    checkpoints.save(1, {"state": dataclasses.replace(fresh, step=fresh.step + 1), "best": unbeaten})
+    checkpoints.finish()
+    config.seed = 5
+    with pytest.raises(FaceDepthError, match=rf"belongs to a run with seed = {seed} \(not 5\): .* or --allow_mismatch"):
+        train.run(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    train.run(config, tmp_path, allow_mismatch=True)
+    assert f"from a checkpoint with seed = {seed} (not 5)" in caplog.text
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5 and results(tmp_path)["step"] == 1
+
+
+def test_a_workdir_that_is_a_file(people_dir, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FaceDepthError, match="cannot be written: (Not a directory|File exists)"):
+        train.run(people_config("ae", people_dir), tmp_path / "file" / "run")
