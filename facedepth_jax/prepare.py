@@ -1,4 +1,4 @@
-"""Program: prepare arrays of raw frames, or check a raw directory first; see data/prepare.py and data/check.py."""
+"""Program: prepare arrays of raw frames, or check a raw directory first; see data/prepare.py and data/summary.py."""
 
 import argparse
 import os
@@ -10,9 +10,9 @@ from facedepth_jax import runtime
 
 runtime.tune()
 
-from facedepth_jax.data.check import check
 from facedepth_jax.data.prepare import prepare
 from facedepth_jax.data.readers import READERS, make_source, options_of, recognise
+from facedepth_jax.data.summary import check
 from facedepth_jax.errors import FaceDepthError
 
 
@@ -21,7 +21,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Finished chunks stay, so Ctrl-C needs no cleaning up, and the same command continues.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        _run(*_flags(argv))
+        flags, options = _flags(argv)
+        source = make_source(flags.dataset, flags.raw, options)
+        pair_lists = {"validation": flags.pairs_validation, "test": flags.pairs_test}
+        how = {"face_mm": flags.face_mm, "size": flags.size, "pair_lists": pair_lists}
+        if flags.check:
+            report, fault = check(source, **how)
+            print(report)
+            if fault:
+                raise FaceDepthError(fault)
+        else:
+            prepare(source, flags.out, seed=flags.seed, workers=flags.workers, shard=flags.shard, **how)
         sys.stdout.flush()
     except FaceDepthError as error:
         sys.exit(f"error: {error}")
@@ -50,33 +60,23 @@ def _flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     flag("--seed", type=int, default=0, help="of the verification pairs and of what the data set draws itself (0)")
     for split in ("validation", "test"):
         flag(f"--pairs_{split}", default="", metavar="FILE", help="verification pairs to take instead of drawing them")
-    known, _ = parser.parse_known_args(argv)
-    if known.check and known.raw and not known.dataset:
-        known.dataset = recognise(known.raw)
-    parser.set_defaults(dataset=known.dataset)
+    dataset = (known := parser.parse_known_args(argv)[0]).dataset
+    if known.check and known.raw and not dataset:
+        dataset = recognise(known.raw)
+    parser.set_defaults(dataset=dataset)
     flag("-h", "--help", action="help", help="show this and exit")
-    options = options_of(known.dataset) if known.dataset else {}
-    own = parser.add_argument_group(f"options of --dataset={known.dataset}") if options else None
+    options = options_of(dataset) if dataset else {}
+    own = parser.add_argument_group(f"options of --dataset={dataset}")
     for name, (default, text) in options.items():
         if name != "seed":
             kind = {"action": argparse.BooleanOptionalAction} if isinstance(default, bool) else {"type": type(default)}
             text = f"{text} Default: {default}".replace("%", "%%")
             own.add_argument(f"--{name}", default=argparse.SUPPRESS, help=text, **kind)
-    flags, rest = parser.parse_known_args(argv)
+    flags = parser.parse_args(argv)
     if not flags.dataset:
         parser.error("--dataset is missing" if not flags.check else "--check needs --raw, or --dataset")
-    for argument in rest:
-        name = argument.removeprefix("--").partition("=")[0]
-        if any(name in options_of(other) for other in READERS):
-            parser.error(f"--{name} is not for --dataset={flags.dataset}")
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if flags.raw and flags.dataset == "synthetic":
-        parser.error("--raw is not for --dataset=synthetic")
     if not flags.out and not flags.check:
         parser.error("--out is missing")
-    if flags.seed < 0:
-        parser.error("--seed must be 0 or more")
     return flags, {name: getattr(flags, name) for name in options if hasattr(flags, name)}
 
 
@@ -86,19 +86,6 @@ def _shard(text: str) -> tuple[int, int]:
         return int(index), int(count)
     except ValueError:
         raise argparse.ArgumentTypeError(f"invalid shard {text!r}, give I/N, as 0/4") from None
-
-
-def _run(flags: argparse.Namespace, options: dict) -> None:
-    pair_lists = {"validation": flags.pairs_validation, "test": flags.pairs_test}
-    source = make_source(flags.dataset, flags.raw, options)
-    how = {"face_mm": flags.face_mm, "size": flags.size, "pair_lists": pair_lists}
-    if flags.check:
-        report, fault = check(source, **how)
-        print(report)
-        if fault:
-            raise FaceDepthError(fault)
-    else:
-        prepare(source, flags.out, seed=flags.seed, workers=flags.workers, shard=flags.shard, **how)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["FACEDEPTH_TEST_CACHE"]
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest
-from small import people_config, write_people
+from small import people_config, small_batches, write_people
 
-from facedepth_jax import evaluation, tasks, train, verification
+from facedepth_jax import train
 
 
 @pytest.fixture(scope="session")
@@ -34,24 +34,22 @@ def people_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def small_batches():
-    """An evaluation of four frames, or of the pairs of them, takes several batches."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "BATCH", 2)
-        patch.setattr(tasks, "SAMPLES", 2)
-        patch.setattr(verification, "BATCH", 2)
-        yield
-
-
-@pytest.fixture(scope="session")
 def ae_run(people_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "ae"
-    train.run(people_config("ae", people_dir), workdir)
+    with small_batches():
+        train.run(people_config("ae", people_dir), workdir)
     return workdir
 
 
 @pytest.fixture(scope="session")
 def verifier_run(people_dir, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "verifier"
-    train.run(people_config("verifier", people_dir), workdir)
+    with small_batches():
+        train.run(people_config("verifier", people_dir), workdir)
     return workdir
+
+
+@pytest.fixture(name="small_batches", scope="module")
+def _small_batches():
+    with small_batches():
+        yield

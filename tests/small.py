@@ -1,12 +1,14 @@
 """Small prepared arrays for tests, a net whose estimate is known, and what the tests of training read of a run."""
 
+import contextlib
 import json
 
 import flax.linen as nn
 import numpy as np
+import pytest
 import safetensors.numpy
 
-from facedepth_jax import config
+from facedepth_jax import config, evaluation, tasks, verification
 from facedepth_jax.data import arrays
 from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.estimator import FaceDepth
@@ -99,3 +101,13 @@ def people_config(method, data_dir, /, **changes):
     values.data.dir, values.data.face_mm = str(data_dir), 240.0
     values.update_from_flattened_dict(changes)
     return values
+
+
+@contextlib.contextmanager
+def small_batches():
+    """Let an evaluation of four frames, or of the pairs of them, take several batches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "BATCH", 2)
+        patch.setattr(tasks, "SAMPLES", 2)
+        patch.setattr(verification, "BATCH", 2)
+        yield

@@ -1,4 +1,4 @@
-"""check.py: what is said of a raw directory before any work, and that it is what prepare then does."""
+"""summary.check: what is said of a raw directory before any work, and that it is what prepare then does."""
 
 import re
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from facedepth_jax import prepare as program
-from facedepth_jax.data import check, prepare, readers
+from facedepth_jax.data import prepare, readers, summary
 from facedepth_jax.data.readers.folder import FolderSource
 from facedepth_jax.errors import FaceDepthError
 
@@ -32,7 +32,7 @@ def write_folder(path, frames_of_one=6, missing=(), dark=()):
 
 def look(path, **pair_lists):
     before = sorted(path.rglob("*"))
-    found = check.check(FolderSource(str(path), focal=60), face_mm=320.0, size=16, pair_lists=pair_lists)
+    found = summary.check(FolderSource(str(path), focal=60), face_mm=320.0, size=16, pair_lists=pair_lists)
     assert sorted(path.rglob("*")) == before
     return found
 
@@ -40,13 +40,19 @@ def look(path, **pair_lists):
 def test_the_report_counts_what_is_there(tmp_path):
     report, fault = look(write_folder(tmp_path / "raw", missing=(0, 1, 7), dark=(3, 4, 23)))
     assert fault == ""
-    assert report.splitlines()[0] == "folder: 24 frames of 4 people in 8 sequences"
-    assert "train: 12 frames of 2 people in 4 sequences" in report and "test: 6 frames of 1 person in 2 seq" in report
+    assert report.splitlines()[0] == "folder: 24 frames of 4 subjects in 8 sequences"
+    assert (
+        "train: 12 frames of 2 subjects in 4 sequences" in report and "test: 6 frames of 1 subject in 2 seq" in report
+    )
     assert "training needs" not in report
-    assert "3 frames: 3 x depth image is missing (f00: 0d.png, f01: 1d.png, f07: 7d.png)" in report
+    assert "the images hold: 3 x depth image is missing (f00: 0d.png, f01: 1d.png, f07: 7d.png)" in report
     assert "sample: 21 of the other 21 were read" in report
-    assert "3 frames: 3 x no depth at the head centre (f03: (20, 20), f04" in report
-    assert "head distance 800 mm, crop 24 px wide" in report and report.endswith("preparing would work")
+    assert "rejected: 3 x no depth at the head centre (f03: (20, 20), f04" in report
+    assert (
+        "head distance: median 800 mm" in report
+        and "crop: 24 px wide" in report
+        and report.endswith("preparing would work")
+    )
 
 
 def test_a_split_without_frames_is_noted(tmp_path):
@@ -76,7 +82,7 @@ def test_first_middle_and_last_of_each_sequence_and_never_more_than_the_sample(t
     )
     look(raw)
     assert loads == [0, 6, 11, 12, 18, 23]
-    monkeypatch.setattr(check, "SAMPLE", 4)
+    monkeypatch.setattr(summary, "SAMPLE", 4)
     del loads[:]
     look(raw)
     assert len(loads) == 4 and (loads[0], loads[-1]) == (0, 23)
@@ -85,10 +91,10 @@ def test_first_middle_and_last_of_each_sequence_and_never_more_than_the_sample(t
 @pytest.mark.parametrize(
     "spoilt, sentence",
     [
-        ({"missing": range(13)}, r"more than half of the frames \(13 of 24\) cannot be used"),
+        ({"missing": range(13)}, r"more than half of the frames \(some 13 of 24\) cannot be used"),
         ({"dark": range(13)}, r"more than half of the frames \(some 13 of 24\) cannot be used"),
-        ({"missing": range(18, 24)}, "every frame of the split 'test' would be rejected"),
-        ({"missing": (18, 19, 20), "dark": (21, 22, 23)}, "every frame of the split 'test' would be rejected"),
+        ({"missing": range(18, 24)}, "every frame of the split 'test' is rejected"),
+        ({"missing": (18, 19, 20), "dark": (21, 22, 23)}, "every frame of the split 'test' is rejected"),
     ],
 )
 def test_what_prepare_would_not_do_is_said_beforehand(tmp_path, spoilt, sentence):
@@ -150,13 +156,14 @@ def test_the_program(tmp_path, capsys):
         (["--check"], "--check needs --raw, or --dataset"),
         ([f"--raw={raw}", "--dataset=folder"], "--out is missing"),
         ([f"--raw={raw}", f"--out={tmp_path}"], "--dataset is missing"),
-        (["--dataset=synthetic", f"--raw={raw}", f"--out={tmp_path}"], "--raw is not for --dataset=synthetic"),
-        (["--dataset=biwi", "--gray_focal=3", f"--out={tmp_path}"], "--gray_focal is not for --dataset=biwi"),
-        (["--dataset=pandora", "--mask", f"--out={tmp_path}"], "--mask is not for --dataset=pandora"),
+        (["--dataset=biwi", "--gray_focal=3", f"--out={tmp_path}"], "unrecognized arguments: --gray_focal=3"),
+        (["--dataset=pandora", "--mask", f"--out={tmp_path}"], "unrecognized arguments: --mask"),
     ]:
         with pytest.raises(SystemExit, match="2"):
             run(*flags)
         assert sentence in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="error: the data set 'synthetic' has no option 'raw'"):
+        run("--dataset=synthetic", f"--raw={raw}", f"--out={tmp_path}")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
 
 

@@ -312,11 +312,11 @@ while True:
 """
 
 
-def kill_while_saving(folder, delay_s):
-    """Kill a process that does nothing but save, after its first saves; return what was under way."""
+def kill_while_saving(folder, delay_s, saves=3):
+    """Kill a process that only saves, some time after its first saves; return the names of unfinished ones."""
     command = [sys.executable, "-c", SAVES, str(folder), str(ROOT), str(ROOT / "tests")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        for _ in range(3):
+        for _ in range(saves):
             assert process.stdout.readline()
         time.sleep(delay_s)
         end = time.monotonic() + 60

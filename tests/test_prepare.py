@@ -76,7 +76,7 @@ def finish(process):
 
 
 def contents(path):
-    return {file.name: file.read_bytes() for file in Path(path).iterdir() if file.name != ".verified.json"}
+    return {file.name: file.read_bytes() for file in Path(path).iterdir()}
 
 
 def test_arrays_are_crops_of_the_frames(raw, tmp_path):
@@ -179,11 +179,12 @@ def test_killed_and_run_again(raw, tmp_path, whole, how, workers):
     code, stdout, stderr = finish(process)  # waits for the workers too: they hold the pipes
     made = list((tmp_path / "out.parts").glob("*.npz"))
     assert 0 < len(made) < (4 if workers == 0 else 5) and not (tmp_path / "out").exists()
-    assert code == -(signal.SIGTERM if how == "SIGTERM to all" else how) and "Traceback" not in stderr
+    assert code == -(signal.SIGTERM if how == "SIGTERM to all" else how) and stderr == ""
     code, stdout, stderr = finish(start("-m", "facedepth_jax.prepare", *flags))
     assert code == 0, stderr
     assert (
-        "198 frames of 20 subjects" in stdout and "2 x depth image is not 16-bit (f003: 3d.png is uint8, f070" in stdout
+        "198 frames of 20 subjects in 20 sequences, 24 px" in stdout
+        and "2 x depth image is not 16-bit (f003: 3d.png is uint8, f070" in stdout
     )
     assert contents(tmp_path / "out") == whole and not (tmp_path / "out.parts").exists()
 
@@ -235,14 +236,6 @@ def flip_a_byte(parts):
     (parts / "000002.npz").write_bytes(content)
 
 
-def flip_a_pixel(parts):
-    """With check sums of the zip that are right."""
-    with np.load(parts / "000002.npz", allow_pickle=False) as chunk:
-        content = dict(chunk)
-    content["depth_mm"][5, 3, 7] += 1
-    np.savez(parts / "000002.npz", **content)
-
-
 def truncate(parts):
     os.truncate(parts / "000002.npz", 900)
 
@@ -262,7 +255,6 @@ def rename_one(parts):
     "damage, why",
     [
         (flip_a_byte, "000002.npz is made again: it cannot be read: Bad CRC"),
-        (flip_a_pixel, "000002.npz is made again: its SHA-256 is another"),
         (truncate, "000002.npz is made again: it cannot be read"),
         (swap, "000000.npz is made again: it is chunk 2"),
         (rename_one, "000002.npz is made again: it is chunk 0"),
@@ -303,7 +295,7 @@ def test_external_lists_lose_the_pairs_of_rejected_frames(tmp_path, capsys):
     assert pairs.read(made.path / "pairs_test.tsv") == kept
     found = made.meta["pairs_found"]["test"]
     assert (found["pairs"], found["left_out"], found["rejected_frames"]) == (3, 2, ["f005"])
-    assert "2 pairs of the list left out for 1 rejected frames: f005\n" in capsys.readouterr().out
+    assert "2 pairs of the list left out for rejected frames: f005\n" in capsys.readouterr().out
     assert run(raw, tmp_path / "out", pair_lists={"test": str(file)}) is not None
     file.write_text(file.read_text() + "f004\tf010\t1\n")
     with pytest.raises(FaceDepthError, match="made with other settings .pairs.test.external_sha256 is"):
@@ -358,14 +350,15 @@ def test_parts_of_other_settings_are_refused(raw, tmp_path):
     with pytest.raises(FaceDepthError, match=r"unfinished run with other settings \(size_px is 24 there, 32 here\)"):
         run(raw, tmp_path / "out", size=32, shard=(1, 2))
     (tmp_path / "out.parts" / "settings.json").write_text("")
-    with pytest.raises(FaceDepthError, match=r"settings.json is damaged"):
+    with pytest.raises(FaceDepthError, match=r"settings.json is not JSON"):
         run(raw, tmp_path / "out")
 
 
 def test_more_than_half_rejected_stops(tmp_path, capsys):
     raw = write_folder(tmp_path / "raw", count=20, bad=range(11), subjects=5)
     with pytest.raises(
-        FaceDepthError, match=r"more than half of the frames \(11 of 20\).* 11 x depth image is not 16-bit \(f000"
+        FaceDepthError,
+        match=r"more than half of the frames \(11 of 20\) cannot be used \(rejected: 11 x depth image is not 16-bit \(f000",
     ):
         run(raw, tmp_path / "out")
     assert [file.name for file in tmp_path.iterdir()] == ["raw"]
@@ -388,9 +381,7 @@ def test_a_split_that_lost_all_its_frames_is_said(tmp_path):
     index = raw / "index.csv"
     lines = index.read_text().splitlines()
     index.write_text("\n".join([lines[0] + ",split", *(line + ",train" for line in lines[1:-1]), lines[-1] + ",test"]))
-    with pytest.raises(
-        FaceDepthError, match="every frame of the split 'test' was rejected: 1 x depth image is not 16-bit"
-    ):
+    with pytest.raises(FaceDepthError, match="every frame of the split 'test' is rejected .rejected: 1 x depth image"):
         run(raw, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -479,7 +470,7 @@ def test_command_line_bad_input(raw, tmp_path, capsys):
         ([*here, out, "--size=2"], 1, "size"),
         ([*here, out, "--focal=-1"], 1, "focal length"),
         ([*here, out, "--shard=half"], 2, "invalid"),
-        ([*here, out, "--subjects=3"], 2, "--subjects is not for --dataset=folder"),
+        ([*here, out, "--subjects=3"], 2, "unrecognized arguments: --subjects=3"),
         ([*FLAGS, out], 1, "needs its raw directory"),
         (["--dataset=kitti", out], 2, "invalid choice"),
         ([*here, out, "--nonsense=1"], 2, "unrecognized arguments"),

@@ -189,9 +189,8 @@ def measured(place):
     data = write_arrays(place / "pairs", 0 * depth_mm, depth_mm, subjects, ["test"] * 10, pairs=lists)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "BATCH", 1)
-        alone = [
-            evaluation.evaluate(test_evaluation.estimate, noise, range(rows), CODE) for rows in ROWS for _ in BATCH_SIZES
-        ]
+        by_one = [evaluation.evaluate(test_evaluation.estimate, noise, range(rows), CODE) for rows in ROWS]
+        alone = [result for result in by_one for _ in BATCH_SIZES]
     pairs = verification.verify(verifier_of(lambda x: x), verification.true_depth(data), data, "test")
     assert pairs["n"] == 45
     return alone, pairs

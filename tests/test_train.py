@@ -108,6 +108,32 @@ def test_a_refused_run_leaves_the_config_of_the_one_that_is_there(data_dir, tmp_
     assert (tmp_path / "config.json").read_text() == "the old one"
 
 
+@pytest.mark.parametrize(
+    "changes, goes_on",
+    [
+        ({"train.steps": 9}, True),
+        ({"every.log": 7, "watchdog_sec": 5, "data.workers": 3}, True),
+        ({"every.save": 3}, False),  # it decides which weights are kept
+        ({"train.learning_rate": 0.1}, False),
+        ({"loss.lam": 1.0}, False),
+        ({"depth_code.step_mm": 4.0}, False),
+        ({"init_from": "other"}, False),
+        ({"train.average_decay": 0.5}, False),
+    ],
+)
+def test_what_may_change_while_a_run_goes_on(data_dir, changes, goes_on):
+    data = arrays.open(data_dir)
+    before, after = (train._identity(config_of(data_dir, **more), data) for more in ({}, changes))
+    assert (before == after) == goes_on
+
+
+def test_the_length_of_a_cosine_may_not_change(data_dir):
+    """It decides the rates of all steps."""
+    data, cosine = arrays.open(data_dir), {"train.schedule": "cosine"}
+    before, after = (train._identity(config_of(data_dir, **cosine, **more), data) for more in ({}, {"train.steps": 9}))
+    assert before != after
+
+
 def test_fewer_steps_than_done_are_refused(data_dir, tmp_path):
     """Or the figures of 5 steps would be called those of 3."""
     config = config_of(data_dir, **{"train.steps": 3})
@@ -270,7 +296,7 @@ EXTRAS = {
 
 
 def test_with_all_extras_a_run_that_was_stopped_ends_with_the_same_bits(people_dir, tmp_path, capsys, monkeypatch):
-    config = people_config("cgan", people_dir, **EXTRAS)
+    config = people_config("ae", people_dir, **EXTRAS)
     train.run(config, tmp_path / "whole")
     where = (train._Training, "log", 3)
     line, _ = stopped_and_continued(config, tmp_path / "stopped", capsys, monkeypatch, *where)
@@ -471,3 +497,37 @@ def test_poisoned_weights_that_no_metric_shows(people_dir, tmp_path, monkeypatch
         train.run(people_config("ae", people_dir, **{"train.steps": 4}), tmp_path)
     assert saved_steps(tmp_path) == [2]
     assert not (tmp_path / "generator.safetensors").exists()
+
+
+def test_a_save_that_failed_stops_the_run_at_the_next_step(people_dir, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_complete", fail)
+    with pytest.raises(FaceDepthError, match="Saving a checkpoint to .* failed .*No space left on device"):
+        train.run(people_config("ae", people_dir, **{"every.save": 4}), tmp_path)
+    assert 4 <= max(line["step"] for line in lines(tmp_path)) < 8, "the next save would have been at step 8"
+
+
+def test_allow_mismatch_goes_on_with_other_values(people_dir, tmp_path, caplog):
+    """The best weights are looked for again: their rank is of the old values."""
+    config = people_config("verifier", people_dir, **{"train.steps": 1})
+    seed = config.seed
+    fresh = init_state(methods.build(config, subjects=3), seed, 96)
+    unbeaten = dataclasses.replace(no_best(fresh.nets["verifier"]), rank=jnp.full(2, -jnp.inf))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", train._identity(config, arrays.open(people_dir)))
+    checkpoints.save(1, {"state": dataclasses.replace(fresh, step=fresh.step + 1), "best": unbeaten})
+    checkpoints.finish()
+    config.seed = 5
+    with pytest.raises(FaceDepthError, match=rf"belongs to a run with seed = {seed} \(not 5\): .* or --allow_mismatch"):
+        train.run(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    train.run(config, tmp_path, allow_mismatch=True)
+    assert f"from a checkpoint with seed = {seed} (not 5)" in caplog.text
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5 and results(tmp_path)["step"] == 1
+
+
+def test_a_workdir_that_is_a_file(people_dir, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FaceDepthError, match="cannot be written: (Not a directory|File exists)"):
+        train.run(people_config("ae", people_dir), tmp_path / "file" / "run")

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from small import write_arrays
 
 from facedepth_jax import verification

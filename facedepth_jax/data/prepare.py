@@ -9,25 +9,23 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
 import signal
-import sys
-import threading
+import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from facedepth_jax import files
 from facedepth_jax.data import arrays, chunks, pairs, summary
 from facedepth_jax.data.chunks import CHUNK_FRAMES, Job, writing
-from facedepth_jax.data.frames import SPLITS, FrameInfo, Source
+from facedepth_jax.data.frames import FrameInfo, Source
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.nested import differing_keys, flatten
 
@@ -72,9 +70,10 @@ def prepare(
         raise FaceDepthError(
             f"there is no shard {shard_index}/{shards}; of n shards the first is 0/n, the last (n-1)/n"
         )
-    if workers < 0 or not 8 <= size <= 1024 or not 1 <= face_mm <= 10_000:
+    if workers < 0 or seed < 0 or not 8 <= size <= 1024 or not 1 <= face_mm <= 10_000:
         raise FaceDepthError(
-            f"want workers >= 0, size 8 to 1024 and face_mm 1 to 10000, not {workers}, {size} and {face_mm}"
+            f"want workers and seed >= 0, size 8 to 1024 and face_mm 1 to 10000, "
+            f"not {workers}, {seed}, {size} and {face_mm}"
         )
     crop = {"face_mm": float(face_mm), "head_window_px": chunks.HEAD_WINDOW_PX}
     settings = {
@@ -90,28 +89,25 @@ def prepare(
         print(f"{out} is complete already")
         return done
     index = source.index()
-    if not index:
-        raise FaceDepthError(f"the data set '{source.name}' has no frame")
+    _check(index, [], parts)
     external = {s: pairs.read_external(file, s, index) for s, file in (pair_lists or {}).items() if file}
     for note in source.notes():
         print(f"note: {note}", flush=True)
     _open_parts(parts, settings)
     job = Job(source, parts, face_mm, size, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
-    cut = [index[start : start + CHUNK_FRAMES] for start in range(0, len(index), CHUNK_FRAMES)]
-    todo = [number for number in range(len(cut))[shard_index::shards] if not job.file(number).exists()]
-    rejects = []
-    made = _make_chunks(job, todo, workers)
-    # Into a file, a line at most every ten seconds.
-    pace = {} if sys.stderr.isatty() else {"delay": 10, "mininterval": 10}
-    frames = sum(len(cut[number]) for number in todo)
-    with tqdm(total=frames, unit=" frames", **pace) as bar, contextlib.closing(made):
-        for count, rejected in made:
-            bar.update(count)
+    count, rejects, said = math.ceil(len(index) / CHUNK_FRAMES), [], time.monotonic()
+    todo = [number for number in range(count)[shard_index::shards] if not job.file(number).exists()]
+    with contextlib.closing(_make_chunks(job, todo, workers)) as made:
+        for done, rejected in enumerate(made, 1):
             rejects += rejected
-            _check_not_hopeless(rejects, index, parts)
-    missing = sum(not job.file(number).exists() for number in range(len(cut)))
+            if 2 * len(rejects) > len(index):  # no need to make the rest
+                _check(index, rejects, parts)
+            if time.monotonic() > said + 10:
+                said = time.monotonic()
+                print(f"{done} of {len(todo)} chunks of {CHUNK_FRAMES} frames are made", flush=True)
+    missing = sum(not job.file(number).exists() for number in range(count))
     if missing and parts.exists():
-        print(f"shard {shard_index}/{shards} is done; {missing} of {len(cut)} chunks are left to other shards")
+        print(f"shard {shard_index}/{shards} is done; {missing} of {count} chunks are left to other shards")
         return None
     try:
         lock = (parts / "lock").open("w")
@@ -121,20 +117,18 @@ def prepare(
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (done := _complete(out, settings)) is not None:
             return done
-        _merge(job, out, index, cut, settings, external)
+        _merge(job, out, index, settings, external)
         shutil.rmtree(parts, ignore_errors=True)
     made = arrays.open(out)
     print(summary.report(made))
     return made
 
 
-def _check_not_hopeless(rejects: list[dict], index: list[FrameInfo], parts: Path) -> None:
-    if 2 * len(rejects) > len(index):
+def _check(index: list[FrameInfo], rejects: list[dict], parts: Path) -> None:
+    """Give up, without the chunks, if too few frames can be used."""
+    if fault := summary.find_fault(index, rejects):
         shutil.rmtree(parts, ignore_errors=True)
-        raise FaceDepthError(
-            f"more than half of the frames ({len(rejects)} of {len(index)}) cannot be used: "
-            f"{summary.rejects_text(rejects)}"
-        )
+        raise FaceDepthError(f"{fault} (rejected: {summary.rejects_text(rejects)}); mend them and prepare again")
 
 
 def _pair_settings(file: str | None, seed: int) -> dict:
@@ -147,71 +141,77 @@ def _pair_settings(file: str | None, seed: int) -> dict:
         raise FaceDepthError(f"the pair list {file} cannot be read ({error.strerror})") from None
 
 
-def _make_chunks(job: Job, numbers: list[int], workers: int) -> Iterator[tuple[int, list[dict]]]:
-    """Make the chunks; yield what `chunks.make` returns for each. No worker outlives this process."""
-    if not workers or not numbers:
+def _make_chunks(job: Job, numbers: list[int], workers: int) -> Iterator[list[dict]]:
+    """Make the chunks; yield what `chunks.make` returns for each. The workers end with this process."""
+    if not workers:
         yield from (chunks.make(job, number) for number in numbers)
         return
     context = multiprocessing.get_context("spawn")  # a forked JAX hangs
-    pool = ProcessPoolExecutor(min(workers, len(numbers)), context, initializer=_start_worker, initargs=(job,))
+    processes = {}
+    for i in range(min(workers, len(numbers))):
+        # Pipes alone: of the semaphores of a queue or pool, Python would complain on the screen after a kill.
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(job, numbers[i::workers], sender), daemon=True)
+        processes[receiver] = process
+        process.start()
+        sender.close()
     try:
-        for future in as_completed([pool.submit(_make_in_worker, number) for number in numbers]):
-            yield future.result()
-    except BrokenProcessPool:
-        raise FaceDepthError(
-            "a worker process died, perhaps for want of memory; the same command continues, --workers may differ"
-        ) from None
+        while processes:
+            for receiver in connection.wait(processes):
+                try:
+                    made = receiver.recv()
+                except EOFError:
+                    process = processes.pop(receiver)
+                    process.join()
+                    if process.exitcode:
+                        raise FaceDepthError(
+                            "a worker process died, perhaps for want of memory; the same command continues, "
+                            "--workers may differ"
+                        ) from None
+                    continue
+                if isinstance(made, FaceDepthError):
+                    raise made
+                yield made
     finally:
-        pool.shutdown(cancel_futures=True)
+        for process in processes.values():
+            process.terminate()
 
 
-def _start_worker(job: Job) -> None:
-    global _worker_job
-    _worker_job = job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C ends the parent, and the parent's end this one
+def _work(job: Job, numbers: list[int], sender: connection.Connection) -> None:
+    """Make chunks in a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a terminal's Ctrl-C is for all
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # or the first takes the GPU's memory from the rest
     cv2.setNumThreads(1)
-
-    def follow_parent():  # a parent that dies by a signal does not end its workers
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
-
-
-def _make_in_worker(number: int) -> tuple[int, list[dict]]:
-    return chunks.make(_worker_job, number)
+    with contextlib.suppress(BrokenPipeError):  # the parent was killed
+        for number in numbers:
+            try:
+                sender.send(chunks.make(job, number))
+            except FaceDepthError as error:
+                sender.send(error)
+                return
 
 
-def _read_sound(job: Job, number: int, infos: list[FrameInfo]) -> tuple[np.ndarray, np.ndarray, dict]:
+def _read_sound(job: Job, number: int) -> tuple[np.ndarray, np.ndarray, dict]:
     """Read a chunk as `chunks.read` does; make it again, once, if it is not sound."""
-    names = [info.frame for info in infos]
     try:
-        return chunks.read(job, number, names)
+        return chunks.read(job, number)
     except ValueError as error:
         print(f"{job.file(number)} is made again: {error}", flush=True)
     chunks.make(job, number)
-    return chunks.read(job, number, names)
+    return chunks.read(job, number)
 
 
-def _merge(
-    job: Job, out: Path, index: list[FrameInfo], cut: list[list[FrameInfo]], settings: dict, external: dict
-) -> None:
+def _merge(job: Job, out: Path, index: list[FrameInfo], settings: dict, external: dict) -> None:
     """Merge the chunks into arrays. The images are streamed: only the listings are held."""
     columns, rejects = {name: [] for name in arrays.COLUMNS}, []
-    for number, infos in enumerate(cut):
-        listing = _read_sound(job, number, infos)[2]
+    numbers = range(math.ceil(len(index) / CHUNK_FRAMES))
+    for number in numbers:
+        listing = _read_sound(job, number)[2]
         for row in listing["frames"]:  # columns take a tenth of the memory of dictionaries
             for name, values in columns.items():
                 values.append(row[name])
         rejects += listing["rejects"]
-    _check_not_hopeless(rejects, index, job.parts)
-    for split in SPLITS:
-        if split not in columns["split"] and any(info.split == split for info in index):
-            raise FaceDepthError(
-                f"every frame of the split '{split}' was rejected: {summary.rejects_text(rejects)}; "
-                f"mend them, remove {job.parts} and prepare again"
-            )
+    _check(index, rejects, job.parts)
     pair_lists, pairs_found = {}, {}
     for split in arrays.PAIR_SPLITS:
         rows = [row for row, name in enumerate(columns["split"]) if name == split]
@@ -221,7 +221,7 @@ def _merge(
         arrays.write(
             out,
             frames=columns,
-            images=(_read_sound(job, number, infos)[:2] for number, infos in enumerate(cut)),
+            images=(_read_sound(job, number)[:2] for number in numbers),
             size_px=job.size,
             pair_lists=pair_lists,
             meta=settings
@@ -249,9 +249,8 @@ def _complete(out: Path, settings: dict) -> arrays.Arrays | None:
     with writing(out):
         if not out.exists() or out.is_dir() and not any(out.iterdir()):
             return None
-        known = (out / "meta.json").exists()
-    if not known:
-        raise FaceDepthError(f"{out} exists and is not a prepared data set; give another --out")
+        if not (out / "meta.json").exists():
+            raise FaceDepthError(f"{out} exists and is not a prepared data set; give another --out")
     there = arrays.open(out)
     if difference := _difference(there.meta, settings):
         raise FaceDepthError(f"{out} was made with other settings ({difference}); remove it or give another --out")
@@ -263,14 +262,9 @@ def _open_parts(parts: Path, settings: dict) -> None:
     file = parts / "settings.json"
     with writing(parts):
         parts.mkdir(parents=True, exist_ok=True)
-        there = file.exists()
-    if not there:
+    if not file.exists():
         files.write_json(file, settings)
-    try:
-        difference = _difference(json.loads(file.read_text(encoding="utf-8")), settings)
-    except ValueError:
-        difference = f"{file.name} is damaged"
-    if difference:
+    if difference := _difference(files.read_json(file), settings):
         raise FaceDepthError(
             f"{parts} is an unfinished run with other settings ({difference}); remove it or give another --out"
         )

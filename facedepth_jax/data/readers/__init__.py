@@ -60,16 +60,16 @@ def make_source(dataset: str, raw: str | None, options: dict) -> Source:
 
     Args:
       dataset: a name of READERS.
-      raw: its directory; not used by the synthetic faces.
+      raw: its directory; None or '' for the synthetic faces.
       options: by name, see `options_of`.
 
     Raises:
       FaceDepthError: an unknown name or option, no directory, or anything that the source finds wrong.
     """
     kind, fields = _fields(dataset)
-    known = [name for name in fields if name != "raw"]
+    options = options | ({"raw": raw} if raw else {})
     if "raw" in fields and not raw:
         raise FaceDepthError(f"the data set '{dataset}' needs its raw directory: --raw or --config.data.raw_dir")
-    if unknown := sorted(options.keys() - set(known)):
-        raise FaceDepthError(f"the data set '{dataset}' has no option '{unknown[0]}'; it has {', '.join(known)}")
-    return kind(**({"raw": raw} if "raw" in fields else {}), **options)
+    if unknown := sorted(options.keys() - fields):
+        raise FaceDepthError(f"the data set '{dataset}' has no option '{unknown[0]}'; it has {', '.join(fields)}")
+    return kind(**options)
