@@ -78,7 +78,7 @@ def _in_batches(function, *arrays):
     for start in range(0, len(arrays[0]), BATCH):
         parts = [array[start : start + BATCH] for array in arrays]
         fill = BATCH - len(parts[0])
-        padded = [np.pad(part, [(0, fill)] + [(0, 0)] * (part.ndim - 1), mode="edge") for part in parts]
+        padded = [np.concatenate([part, part[-1:].repeat(fill, axis=0)]) for part in parts]
         results.append(np.asarray(function(*padded))[: len(parts[0])])
     return np.concatenate(results)
 
@@ -124,12 +124,12 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
         )
     probability = (1 / (1 + np.exp(-np.clip(logits, -500, 500)))).mean(0)
     right = (probability > THRESHOLD) == same
-    cells = {angles: {} for angles in ANGLE_SUBSETS}
-    for angles in ANGLE_SUBSETS:
-        for sequences in SEQUENCE_SUBSETS:
-            frames = in_subset(data.frames, angles, sequences)
-            chosen = right[frames[rows_a] & frames[rows_b]]
-            cells[angles][sequences] = {"accuracy": float(chosen.mean()) if chosen.size else None, "n": chosen.size}
+
+    def cell(angles, sequences):
+        frames = in_subset(data.frames, angles, sequences)
+        chosen = right[frames[rows_a] & frames[rows_b]]
+        return {"accuracy": float(chosen.mean()) if chosen.size else None, "n": chosen.size}
+
     return {
         "accuracy": float(right.mean()),
         "standard_error": _jackknife(right, data.frames["subject"][rows_a], data.frames["subject"][rows_b]),
@@ -138,7 +138,9 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
         "n_frames": np.unique(np.concatenate([rows_a, rows_b])).size,
         "auc": _auc(probability, same),
         "loss": float(np.logaddexp(0, np.where(same, -logits, logits)).mean()),
-        "cells": cells,
+        "cells": {
+            angles: {sequences: cell(angles, sequences) for sequences in SEQUENCE_SUBSETS} for angles in ANGLE_SUBSETS
+        },
     }
 
 

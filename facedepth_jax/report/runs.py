@@ -65,7 +65,7 @@ def read(paths: Sequence[Path], verifiers: Sequence[Path] = ()) -> tuple[list[Ru
       verifiers: none, or one for each data set (or fold) of the runs.
 
     Returns:
-      The runs, and {fingerprint of the data: the verifier's own figures ("test", "baseline_mean_map")}.
+      The runs, and {fingerprint of the data: results.json of its verifier}.
 
     Raises:
       FaceDepthError: a run or a verifier cannot be used, or two verifiers are of the same data.
