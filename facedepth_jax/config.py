@@ -16,6 +16,7 @@ from facedepth_jax.nested import flatten
 
 PACKAGED = pathlib.Path(__file__).parent / "configs"  # in a wheel; in a checkout they lie beside the package
 CHECKOUT = pathlib.Path(__file__).parent.parent / "configs"
+_PARSERS = {int: int, float: float, str: str, bool: lambda text: {"true": True, "false": False}[text.lower()]}
 
 
 def base(method: str) -> ml_collections.ConfigDict:
@@ -114,10 +115,9 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
             raise FaceDepthError(f"The config {path} has no {key}: give {near}.")
         kind = type(known[key])
         try:
-            value = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
-        except (KeyError, TypeError, ValueError):
+            config.update_from_flattened_dict({key: _PARSERS[kind](value)})
+        except (KeyError, ValueError):
             raise FaceDepthError(f"{key} is {value!r}: give a value of type {kind.__name__}.") from None
-        config.update_from_flattened_dict({key: value})
     return config
 
 
