@@ -14,7 +14,7 @@ from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.methods import METHODS, Method
 from facedepth_jax.nested import flatten
 
-PACKAGED = pathlib.Path(__file__).parent / "configs"  # in a wheel; in a checkout they lie beside the package
+PACKAGED = pathlib.Path(__file__).parent / "configs"  # in a wheel; in a checkout they lie next to the package
 CHECKOUT = pathlib.Path(__file__).parent.parent / "configs"
 _PARSERS = {int: int, float: float, str: str, bool: lambda text: {"true": True, "false": False}[text.lower()]}
 

@@ -65,7 +65,7 @@ class FaceDepth:
 
     @functools.cached_property
     def estimate(self):
-        """The net and its decoding, jitted: as `estimate_depth` without the first three arguments."""
+        """The net and its decoding, jitted: `estimate_depth` without its first three arguments."""
         return jax.jit(functools.partial(estimate_depth, self.module, self.code, self.net_state))
 
     def __call__(self, image, *, box=None, center=None, distance_mm=None, focal_px=None) -> np.ndarray:
@@ -132,14 +132,15 @@ class FaceDepth:
         else:
             side = max(height, width)
             box = crop.Box(-((side - width) // 2), -((side - height) // 2), side, side)
-        text = f"The box of {box.w} x {box.h} pixels at x={box.x}, y={box.y}"
         if box.w < 1 or box.h < 1:
-            raise FaceDepthError(f"{text} is empty; give a width and a height of at least 1 pixel.")
-        if box.x >= width or box.y >= height or box.x + box.w <= 0 or box.y + box.h <= 0:
-            raise FaceDepthError(f"{text} lies outside the image of {width} x {height} pixels.")
-        if box.w * box.h > MAX_PIXELS:
-            raise FaceDepthError(f"{text} is too large (over {MAX_PIXELS}); check the distance and focal length.")
-        return box
+            fault = "is empty; give a width and a height of at least 1 pixel"
+        elif box.x >= width or box.y >= height or box.x + box.w <= 0 or box.y + box.h <= 0:
+            fault = f"lies outside the image of {width} x {height} pixels"
+        elif box.w * box.h > MAX_PIXELS:
+            fault = f"is too large (over {MAX_PIXELS}); check the distance and focal length"
+        else:
+            return box
+        raise FaceDepthError(f"The box of {box.w} x {box.h} pixels at x={box.x}, y={box.y} {fault}.")
 
     def crop(self, gray, box: crop.Box) -> np.ndarray:
         """Cut a box out of a gray image uint8 (H, W) and resize it to (S, S); outside the image it is black."""

@@ -32,7 +32,7 @@ def check_local(path: str | os.PathLike):
 
 @contextlib.contextmanager
 def atomically(path: str | os.PathLike):
-    """Yield a free path beside `path` for a file or a directory; sync it and rename it to `path`, or remove it.
+    """Yield a free path next to `path` for a file or a directory; sync it and rename it to `path`, or remove it.
 
     A file replaces the one that is there; a directory must find nothing or an empty one. Raises OSError.
     """
@@ -71,7 +71,7 @@ def write_bytes(path: str | os.PathLike, content: bytes):
 
 
 def remove_partial(folder: str | os.PathLike):
-    """Remove what killed writes left in a folder and below it, where nobody else writes."""
+    """Remove the remains of killed writes in a folder and below it, where no other process writes."""
     for path in pathlib.Path(folder).rglob(".*.partial"):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -82,7 +82,7 @@ def write_json(path: str | os.PathLike, content):
 
 
 def read_json(path: str | os.PathLike):
-    """Read the values of a JSON file. Raises FaceDepthError if it is missing or no JSON."""
+    """Read the values of a JSON file. Raises FaceDepthError if it is missing or not JSON."""
     try:
         return json.loads(pathlib.Path(path).read_text())
     except OSError as error:

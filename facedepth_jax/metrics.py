@@ -1,4 +1,4 @@
-"""The thirteen pixel-wise metrics of the paper's Table 1, in levels, and errors in millimetres beside them.
+"""Compute the thirteen pixel-wise metrics of the paper's Table 1, in levels, and errors in millimetres.
 
 Sums first, ratios and roots last, so that neither batch size nor device count nor padding can change a figure, and
 folds and seeds pool by adding: on the device `image_sums` and `mm_sums` reduce every image to a few numbers,
@@ -6,7 +6,7 @@ folds and seeds pool by adding: on the device `image_sums` and `mm_sums` reduce 
 with a standard error over people.
 
 Definitions: Pini et al. (2018), Table 1, after Eigen et al., "Depth map prediction from a single image using a
-multi-scale deep network" (2014). What the paper leaves open follows from its figures: RMSE lin and log take the root
+multi-scale deep network" (2014). The paper's figures decide where its words do not: RMSE lin and log take the root
 last, over the whole split; the L2 norm is an image's own norm, averaged over images (in all eight columns of Table 1
 it is just below 96 times RMSE lin). Before a logarithm or a ratio both depths are raised to one level.
 """
@@ -136,7 +136,7 @@ def person_sums(per_image: Mapping[str, Mapping[str, np.ndarray]], subjects: Seq
       images of two figures that the paper takes an image at a time: "l2", the image's own norm, and "scale_inv", its
       variance of log ratios.
     """
-    names, which = np.unique(np.asarray(subjects), return_inverse=True)
+    names, which = np.unique(subjects, return_inverse=True)
     people = {str(name): {} for name in names}
     for part, sums in per_image.items():
         sums = {name: np.asarray(values, np.float64) for name, values in sums.items()}

@@ -39,7 +39,7 @@ def color_depth(depth_mm: np.ndarray, near_mm: float, far_mm: float) -> np.ndarr
 def color_error(estimate_mm: np.ndarray, truth_mm: np.ndarray) -> np.ndarray:
     """Colour the absolute error of a map (H, W) in mm, uint8 (H, W, 3) RGB.
 
-    Black is none, white is ERROR_MM or more, gray stands where there is no true depth (0).
+    Black is 0, white is ERROR_MM or more, gray stands where there is no true depth (0).
     """
     truth_mm = np.asarray(truth_mm, np.float64)
     colors = _color(np.abs(np.asarray(estimate_mm, np.float64) - truth_mm) / ERROR_MM, cv2.COLORMAP_HOT)

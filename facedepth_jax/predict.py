@@ -40,7 +40,7 @@ VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 
 
 def list_files(inputs: Sequence[Path]) -> list[Path]:
-    """List images and videos as given, folders replaced by the images in them (not deeper), by name.
+    """List images and videos as given, each folder replaced by the images in it (not deeper), by name.
 
     Raises FaceDepthError for an input that does not exist and a folder without an image.
     """
@@ -71,7 +71,7 @@ def read_gray(path: Path) -> np.ndarray:
     except cv2.error:  # more pixels than OPENCV_IO_MAX_IMAGE_PIXELS
         image = None
     if image is None:
-        raise FaceDepthError(f"{path} cannot be decoded: it is truncated, too large or no image.")
+        raise FaceDepthError(f"{path} cannot be decoded: it is truncated, too large or not an image.")
     if image.dtype != np.uint8:
         raise FaceDepthError(f"{path} is a {image.dtype} image; the net reads 8-bit gray or colour, convert it first.")
     return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
@@ -98,7 +98,7 @@ def read_frames(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     finally:
         capture.release()
     if number == 1:
-        raise FaceDepthError(f"{path} holds no frame that can be decoded; it is truncated or no video.")
+        raise FaceDepthError(f"{path} holds no frame that can be decoded; it is truncated or not a video.")
 
 
 def read_crops(net: estimator.FaceDepth, paths: Sequence[Path], where: dict, failures: list[Path]) -> Iterator[tuple]:

@@ -54,7 +54,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, allow_mismatch
 
 
 class _Training:
-    """A run: everything that its loop needs, and what the loop does beside stepping."""
+    """A run: set up, the loop, and the loop's verbs."""
 
     def __init__(self, config, workdir, allow_mismatch):
         configs.check(config)
