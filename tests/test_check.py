@@ -41,12 +41,18 @@ def test_the_report_counts_what_is_there(tmp_path):
     report, fault = look(write_folder(tmp_path / "raw", missing=(0, 1, 7), dark=(3, 4, 23)))
     assert fault == ""
     assert report.splitlines()[0] == "folder: 24 frames of 4 subjects in 8 sequences"
-    assert "train: 12 frames of 2 subjects in 4 sequences" in report and "test: 6 frames of 1 subject in 2 seq" in report
+    assert (
+        "train: 12 frames of 2 subjects in 4 sequences" in report and "test: 6 frames of 1 subject in 2 seq" in report
+    )
     assert "training needs" not in report
     assert "the images hold: 3 x depth image is missing (f00: 0d.png, f01: 1d.png, f07: 7d.png)" in report
     assert "sample: 21 of the other 21 were read" in report
     assert "rejected: 3 x no depth at the head centre (f03: (20, 20), f04" in report
-    assert "head distance: median 800 mm" in report and "crop: 24 px wide" in report and report.endswith("preparing would work")
+    assert (
+        "head distance: median 800 mm" in report
+        and "crop: 24 px wide" in report
+        and report.endswith("preparing would work")
+    )
 
 
 def test_a_split_without_frames_is_noted(tmp_path):

@@ -183,7 +183,8 @@ def test_killed_and_run_again(raw, tmp_path, whole, how, workers):
     code, stdout, stderr = finish(start("-m", "facedepth_jax.prepare", *flags))
     assert code == 0, stderr
     assert (
-        "198 frames of 20 subjects in 20 sequences, 24 px" in stdout and "2 x depth image is not 16-bit (f003: 3d.png is uint8, f070" in stdout
+        "198 frames of 20 subjects in 20 sequences, 24 px" in stdout
+        and "2 x depth image is not 16-bit (f003: 3d.png is uint8, f070" in stdout
     )
     assert contents(tmp_path / "out") == whole and not (tmp_path / "out.parts").exists()
 
@@ -356,7 +357,8 @@ def test_parts_of_other_settings_are_refused(raw, tmp_path):
 def test_more_than_half_rejected_stops(tmp_path, capsys):
     raw = write_folder(tmp_path / "raw", count=20, bad=range(11), subjects=5)
     with pytest.raises(
-        FaceDepthError, match=r"more than half of the frames \(11 of 20\) cannot be used \(rejected: 11 x depth image is not 16-bit \(f000"
+        FaceDepthError,
+        match=r"more than half of the frames \(11 of 20\) cannot be used \(rejected: 11 x depth image is not 16-bit \(f000",
     ):
         run(raw, tmp_path / "out")
     assert [file.name for file in tmp_path.iterdir()] == ["raw"]

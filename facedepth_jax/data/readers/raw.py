@@ -45,9 +45,17 @@ def split_of(number: int, splits: dict[str, tuple[int, ...]]) -> str:
 
 def list_folders(path: Path) -> list[str]:
     """Return the sorted names of the folders in a raw directory. Raises FaceDepthError if it cannot be listed."""
+    return sorted(entry.name for entry in _scan(path) if entry.is_dir())
+
+
+def list_files(path: Path) -> set[str]:
+    """Return the names of the files in a folder; none if there is no folder. Raises FaceDepthError as above."""
+    return {entry.name for entry in _scan(path) if entry.is_file()} if path.is_dir() else set()
+
+
+def _scan(path: Path) -> list[os.DirEntry]:
     try:
-        with os.scandir(path) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
+        return list(os.scandir(path))
     except OSError as error:
         raise FaceDepthError(
             f"the raw directory {path} does not exist or cannot be listed ({error.strerror})"

@@ -31,11 +31,6 @@ class Camera:
     translation_mm: tuple[float, ...]
     size: tuple[int, int]
 
-    @property
-    def is_reference(self) -> bool:
-        """True if its frame is the depth camera's."""
-        return np.array_equal(self.rotation, np.eye(3)) and not any(self.translation_mm)
-
     def from_depth_frame(self, points_mm: np.ndarray) -> np.ndarray:
         """Map points (3,) from the depth camera's frame to this one's: R X + T."""
         return np.array(self.rotation) @ points_mm + np.array(self.translation_mm)
