@@ -50,14 +50,6 @@ def check_size(kind: str, size: tuple[int, int], want: tuple[int, int]) -> None:
         raise Unusable(f"{kind} is not {want[0]}x{want[1]}", f"{size[0]}x{size[1]}")
 
 
-def is_file(root: Path, path: str) -> bool:
-    """Check that a file of that name is there; False also for an impossible name."""
-    try:
-        return (root / path).is_file()
-    except OSError:
-        return False
-
-
 def check_links(folder: Path, root: Path) -> None:
     """Raise FaceDepthError if a folder, or an entry of it at any depth, leads out of `root` or is not a file or folder.
 
@@ -94,7 +86,7 @@ def _check_inside(path: Path, whole: Path) -> None:
 def _read_image(root: Path, path: str, kind: str) -> np.ndarray:
     """Decode an image as stored. OpenCV fills up a cut file, at times silently, so the file is checked first."""
     try:
-        if not (root / path).is_file():
+        if not os.path.isfile(root / path):
             raise Unusable(f"{kind} is missing", path)
         content = (root / path).read_bytes()
     except OSError as error:

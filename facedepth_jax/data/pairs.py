@@ -25,7 +25,7 @@ ANGLE_SUBSETS = ("A1", "A2", "A1+A2")
 SEQUENCE_SUBSETS = ("S1-S3", "S4-S5", "S1-S5")
 
 
-def in_subset(frames: Mapping[str, np.ndarray], angles: str, sequences: str) -> np.ndarray:
+def in_subset(frames: Mapping[str, Sequence], angles: str, sequences: str) -> np.ndarray:
     """Find the frames in a cell of Table 2: bool (N,).
 
     Args:
@@ -68,11 +68,8 @@ def draw(frames: Mapping[str, Sequence], count: int, cell_count: int, seed: int)
     names, subjects = np.asarray(frames["frame"]), np.asarray(frames["subject"])
     taken: list[tuple[int, int]] = []
     turns = {same: dict.fromkeys(np.unique(subjects).tolist(), 0) for same in (True, False)}
-    columns = {name: np.asarray(frames[name], float) for name in ("yaw", "pitch", "roll", "sequence")}
-    cells = _elementary_cells(columns)
-    for rows, wanted in [(np.flatnonzero(cell), min(cell_count, count // 4)) for cell in cells] + [
-        (np.arange(len(names)), None)  # whatever the cells did not give
-    ]:
+    cells = [(np.flatnonzero(cell), min(cell_count, count // 4)) for cell in _elementary_cells(frames)]
+    for rows, wanted in [*cells, (np.arange(len(names)), None)]:  # at last whatever the cells did not give
         half = (count - len(taken) if wanted is None else wanted) // 2
         left = {same: _count_left(subjects, rows, taken, same) for same in (True, False)}
         half = min(half, sum(left[True].values()), sum(left[False].values()) // 2)
@@ -83,10 +80,10 @@ def draw(frames: Mapping[str, Sequence], count: int, cell_count: int, seed: int)
     return [(str(names[a]), str(names[b]), int(subjects[a] == subjects[b])) for a, b in taken]
 
 
-def _elementary_cells(columns: dict[str, np.ndarray]) -> list[np.ndarray]:
+def _elementary_cells(frames: Mapping[str, Sequence]) -> list[np.ndarray]:
     """Find the frames of each cell that has no other cell in it: bool (N,) each."""
-    by_angles = [in_subset(columns, angles, SEQUENCE_SUBSETS[-1]) for angles in ANGLE_SUBSETS]
-    by_sequences = [in_subset(columns, ANGLE_SUBSETS[-1], sequences) for sequences in SEQUENCE_SUBSETS]
+    by_angles = [in_subset(frames, angles, SEQUENCE_SUBSETS[-1]) for angles in ANGLE_SUBSETS]
+    by_sequences = [in_subset(frames, ANGLE_SUBSETS[-1], sequences) for sequences in SEQUENCE_SUBSETS]
     parts = [subsets[:2] if np.any(subsets[:2]) else subsets[2:] for subsets in (by_angles, by_sequences)]
     return [angles & sequences for angles in parts[0] for sequences in parts[1]]
 
@@ -135,11 +132,10 @@ def count_cells(pairs: Sequence[Pair], frames: Mapping[str, Sequence]) -> dict[s
     row_of = {name: row for row, name in enumerate(frames["frame"])}
     ends = np.array([(row_of[a], row_of[b]) for a, b, _ in pairs], int).reshape(-1, 2)
     same = np.array([same for *_, same in pairs], bool)
-    columns = {name: np.asarray(frames[name], float) for name in ("yaw", "pitch", "roll", "sequence")}
     counts = {}
     for angles in ANGLE_SUBSETS:
         for sequences in SEQUENCE_SUBSETS:
-            inside = in_subset(columns, angles, sequences)[ends].all(1)
+            inside = in_subset(frames, angles, sequences)[ends].all(1)
             counts[f"{angles} {sequences}"] = {
                 "same": int((inside & same).sum()),
                 "different": int((inside & ~same).sum()),

@@ -142,13 +142,11 @@ def _pairs_lines(split: str, found: dict) -> list[str]:
     return lines
 
 
-def _focal_text(fx, fy) -> str:
-    """Write focal lengths as '365.456', '575.8 x 576.1' or '480 to 520'; '' for frames that came cropped."""
-    if not np.isfinite(fx).any():
-        return ""
-    if np.nanmin(fx) == np.nanmax(fx) and np.nanmin(fy) == np.nanmax(fy):
-        return f"{fx[0]:g}" if fx[0] == fy[0] else f"{fx[0]:g} x {fy[0]:g}"
-    return f"{np.nanmin([fx, fy]):g} to {np.nanmax([fx, fy]):g}"
+def _focal_text(fx: np.ndarray, fy: np.ndarray) -> str:
+    """Write focal lengths as '365.456' or '480 to 520'; '' for frames that came cropped."""
+    known = np.concatenate([fx, fy])
+    known = known[np.isfinite(known)]
+    return " to ".join(f"{value:g}" for value in sorted({known.min(), known.max()})) if len(known) else ""
 
 
 def count_reasons(rejects: list[dict]) -> dict[str, int]:

@@ -8,7 +8,6 @@ Two releases are read, recognised by their layout:
 NN is the subject, NNN = 5 (subject - 1) + sequence. See docs/pandora.md.
 """
 
-import bisect
 import collections
 import dataclasses
 import functools
@@ -52,14 +51,8 @@ EXCLUDED = {
     80: ((710, 730), (932, 980)),
     96: ((396, 426), (1416, 1437), (1817, 1859), (1896, 1935)),
     97: ((39, 57), (113, 139), (173, 206), (809, 837), (1102, 1127)),
-    98: (
-        *((112, 140), (319, 350), (386, 423), (512, 551)),
-        *((687, 712), (836, 861), (1434, 1484), (1527, 1605)),
-    ),
-    100: (
-        *((18, 44), (260, 315), (386, 424), (593, 602)),
-        *((1006, 1042), (1096, 1121), (1287, 1371), (1822, 1845)),
-    ),
+    98: ((112, 140), (319, 350), (386, 423), (512, 551), (687, 712), (836, 861), (1434, 1484), (1527, 1605)),
+    100: ((18, 44), (260, 315), (386, 424), (593, 602), (1006, 1042), (1096, 1121), (1287, 1371), (1822, 1845)),
 }
 REGISTER = ("head", "joints")
 NAMES = ("base_1", "base_2", "free_1", "free_2", "free_3")  # S1..S5 (A)
@@ -160,7 +153,7 @@ class PandoraSource(RawSource):
                 for row in np.flatnonzero((sequence.frames >= first) & (sequence.frames <= last)).tolist():
                     sequence.faults[row] = ("excluded by the group's list", "")
         _mark_copies(self._sequences)
-        self._starts = [0, *np.cumsum([len(sequence.frames) for sequence in self._sequences]).tolist()]
+        self._rows = [(sequence, row) for sequence in self._sequences for row in range(len(sequence.frames))]
         self.settings = {
             "release": "cropped" if self._cropped else "whole",
             "files_sha256": _digest(self._sequences),
@@ -171,22 +164,16 @@ class PandoraSource(RawSource):
             self.settings |= {"register": self.register, "gray_focal": self.gray_focal}
 
     def __len__(self) -> int:
-        return self._starts[-1]
-
-    def _place(self, row: int) -> tuple[_Sequence, int, int]:
-        """Return the sequence of a row of the index, its row there, and the frame's number."""
-        which = bisect.bisect_right(self._starts, row) - 1
-        sequence, row = self._sequences[which], row - self._starts[which]
-        return sequence, row, int(sequence.frames[row])
+        return len(self._rows)
 
     def _info(self, row: int) -> FrameInfo:
-        sequence, _, frame = self._place(row)
-        subject = sequence.subject
-        name = f"{sequence.number:03d}_{frame:06d}"
-        return FrameInfo(name, f"{subject:02d}", (sequence.number - 1) % 5 + 1, split_of(subject, SPLITS))
+        sequence, row = self._rows[row]
+        number, subject = sequence.number, sequence.subject
+        name = f"{number:03d}_{sequence.frames[row]:06d}"
+        return FrameInfo(name, f"{subject:02d}", (number - 1) % 5 + 1, split_of(subject, SPLITS))
 
     def _fault(self, row: int) -> Fault | None:
-        sequence, row, _ = self._place(row)
+        sequence, row = self._rows[row]
         return sequence.fault or sequence.faults.get(row)
 
     def notes(self) -> list[str]:
@@ -213,7 +200,8 @@ class PandoraSource(RawSource):
 
     def _read(self, row: int) -> Frame:
         info = self._info(row)
-        sequence, row, number = self._place(row)
+        sequence, row = self._rows[row]
+        number = sequence.frames[row]
         known = dict(zip(COLUMNS, sequence.values[row].tolist(), strict=True))
         angles = {name: known[name] for name in ("yaw", "pitch", "roll")}
         focal_px = (self.focal, self.focal)

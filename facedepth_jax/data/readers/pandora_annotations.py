@@ -14,8 +14,8 @@ from facedepth_jax.data.frames import parse_number
 
 DEPTH_SIZE, COLOUR_SIZE = (424, 512), (1080, 1920)  # Kinect v2's, (H, W)
 JOINTS, HEAD = 17, 3
-# The map of `register="joints"` (A): joints at least, slopes between joints at least so far apart, and how far the scale
-# may be off the ratio of the focal lengths.
+# The map of `register="joints"` (A): joints at least, slopes between joints at least so far apart, and how far the
+# scale may be off the ratio of the focal lengths.
 MIN_JOINTS, MIN_SLOPES, MIN_SPAN_PX, MAX_SCALE_ERROR = 6, 6, 10.0, 1.25
 COLUMNS = ("yaw", "pitch", "roll", "x", "y", "gray_x", "gray_y", "gray_fx", "gray_fy", "x_mm", "y_mm", "z_mm")
 TWICE = object()  # in place of an annotation that comes twice
