@@ -8,6 +8,7 @@ A pair is in a cell of Table 2 when both its frames are: the paper does not say,
 and a turned face into "A1". So the unions also hold the mixed pairs, one frame from each side.
 """
 
+import collections
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -90,9 +91,8 @@ def _elementary_cells(frames: Mapping[str, Sequence]) -> list[np.ndarray]:
 
 def _count_left(subjects: np.ndarray, rows: np.ndarray, taken: list[tuple[int, int]], same: bool) -> dict[str, int]:
     """Count the pairs that each person can still give within `rows`; one of two people counts for both."""
-    found, counts = np.unique(subjects[rows], return_counts=True)
-    counts = dict(zip(found.tolist(), counts.tolist(), strict=True))  # Python's whole numbers: no overflow
-    left = {s: n * (n - 1) // 2 if same else n * (len(rows) - n) for s, n in counts.items()}
+    counts = sorted(collections.Counter(subjects[rows].tolist()).items())
+    left = {s: n * (n - 1) // 2 if same else n * (len(rows) - n) for s, n in counts}
     inside = set(rows.tolist())
     for a, b in taken:
         if a in inside and b in inside and (subjects[a] == subjects[b]) == same:

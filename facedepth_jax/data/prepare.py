@@ -67,9 +67,7 @@ def prepare(
     files.check_local(out)
     out, (shard_index, shards) = Path(out), shard
     if not 0 <= shard_index < shards:
-        raise FaceDepthError(
-            f"there is no shard {shard_index}/{shards}; of n shards the first is 0/n, the last (n-1)/n"
-        )
+        raise FaceDepthError(f"there is no shard {shard_index}/{shards}; of n, the first is 0/n and the last (n-1)/n")
     if workers < 0 or seed < 0 or not 8 <= size <= 1024 or not 1 <= face_mm <= 10_000:
         raise FaceDepthError(
             f"want workers and seed >= 0, size 8 to 1024 and face_mm 1 to 10000, "
@@ -91,7 +89,6 @@ def prepare(
             for split in arrays.PAIR_SPLITS
         },
     }
-    settings = json.loads(json.dumps(settings))  # as it will be read
     parts = out.with_name(f"{out.name}.parts")
     if (done := _complete(out, settings)) is not None:
         shutil.rmtree(parts, ignore_errors=True)
@@ -139,7 +136,7 @@ def _check(index: list[FrameInfo], rejects: list[dict], parts: Path) -> None:
 
 
 def _make_chunks(job: Job, numbers: list[int], workers: int) -> Iterator[list[dict]]:
-    """Make the chunks; yield what `chunks.make` returns for each. The workers end with this process."""
+    """Make the chunks; yield what `chunks.make` returns for each. No worker outlives this process by a chunk."""
     if not workers:
         yield from (chunks.make(job, number) for number in numbers)
         return
@@ -157,7 +154,7 @@ def _make_chunks(job: Job, numbers: list[int], workers: int) -> Iterator[list[di
             for receiver in connection.wait(processes):
                 try:
                     made = receiver.recv()
-                except EOFError:
+                except (EOFError, OSError):  # it has ended, perhaps amid a message
                     process = processes.pop(receiver)
                     process.join()
                     if process.exitcode:
