@@ -14,18 +14,18 @@ from facedepth_jax.errors import FaceDepthError
 SPLIT = ["train"] * 12 + ["validation"] * 6 + ["test"] * 6
 
 
-def write_folder(path, frames_of_one=6, missing=(), dark=()):
+def write_folder(path, missing=(), dark=()):
     """People of six frames in two sequences, a dome at 800 mm; `missing` have no depth file, `dark` no depth."""
     path.mkdir(exist_ok=True)
     y, x = np.mgrid[:40, :40]
     dome = np.where(np.hypot(x - 20, y - 20) < 15, 800, 0).astype(np.uint16)
     lines = ["frame,subject,sequence,gray,depth,head_x,head_y,split"]
     for i in range(24):
-        person, k = divmod(i, frames_of_one)
+        person, k = divmod(i, 6)
         cv2.imwrite(str(path / f"{i}g.png"), np.full((40, 40), 99, np.uint8))
         if i not in missing:
             cv2.imwrite(str(path / f"{i}d.png"), dome * (i not in dark))
-        lines.append(f"f{i:02d},p{person},{1 + 2 * k // frames_of_one},{i}g.png,{i}d.png,20,20,{SPLIT[i]}")
+        lines.append(f"f{i:02d},p{person},{1 + 2 * k // 6},{i}g.png,{i}d.png,20,20,{SPLIT[i]}")
     (path / "index.csv").write_text("\n".join(lines) + "\n")
     return path
 

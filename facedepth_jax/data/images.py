@@ -9,16 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from facedepth_jax.data.frames import Unusable
 from facedepth_jax.errors import FaceDepthError
 
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in coded data 0xff is followed by 0 or a restart's number
-
-
-class Unusable(Exception):
-    """A frame cannot be used: reason and detail of its frames.Reject."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(reason, detail)
 
 
 def read_gray(root: Path, path: str, kind: str = "gray image") -> np.ndarray:

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from facedepth_jax.data import images
-from facedepth_jax.data.frames import MAX_FOCAL_PX, Frame, FrameInfo, option
+from facedepth_jax.data.frames import MAX_FOCAL_PX, Fault, Frame, FrameInfo, Source, Unusable, option
 from facedepth_jax.data.readers import biwi_files, registration
-from facedepth_jax.data.readers.raw import Fault, RawSource, find_copies, list_files, list_folders, split_of
+from facedepth_jax.data.readers.raw import find_copies, list_files, list_folders, split_of
 from facedepth_jax.errors import FaceDepthError
 
 # By sequence; all others train. The test sequences are those of the authors' group, the validation is our choice.
@@ -41,7 +41,7 @@ _LAYOUT_TEXT = (
 
 
 @dataclasses.dataclass
-class BiwiSource(RawSource):
+class BiwiSource(Source):
     """The database as a `frames.Source` of registered pairs, by sequence and number.
 
     All text files are checked at once, images when loaded. The subject is the person (sequence 15 shows subject "03"
@@ -101,11 +101,9 @@ class BiwiSource(RawSource):
             try:
                 if number in copies:
                     original, common = copies[number]
-                    raise images.Unusable(
-                        f"copy of sequence {original:02d}", f"{common} poses are the same to the byte"
-                    )
+                    raise Unusable(f"copy of sequence {original:02d}", f"{common} poses are the same to the byte")
                 self._cameras[number] = biwi_files.parse_cameras(folder.name, calibrations)
-            except images.Unusable as error:
+            except Unusable as error:
                 fault = error.args
             for frame, text in poses[number].items():
                 missing = [name for name in FILES if f"frame_{frame}_{name}" not in names[number]]
@@ -113,14 +111,14 @@ class BiwiSource(RawSource):
                 pose = [math.nan] * 12
                 try:
                     if fault:
-                        raise images.Unusable(*fault)
+                        raise Unusable(*fault)
                     if missing:
                         paths = ", ".join(f"{folder.name}/frame_{frame}_{name}" for name in missing)
-                        raise images.Unusable(f"{missing[0]} is missing", paths)
+                        raise Unusable(f"{missing[0]} is missing", paths)
                     pose = biwi_files.parse_pose(text)
                     if self.mask and not masked:
-                        raise images.Unusable("mask is missing", f"{MASKS}/{number:02d}")
-                except images.Unusable as error:
+                        raise Unusable("mask is missing", f"{MASKS}/{number:02d}")
+                except Unusable as error:
                     self._faults[len(self)] = error.args
                 self._frames.append((number, frame))
                 parsed.append(pose)
@@ -185,7 +183,7 @@ class BiwiSource(RawSource):
             gray, depth_mm = registration.gray_to_depth(gray, depth_mm, depth_camera, gray_camera, head_mm[2])
             camera, head = depth_camera, head_mm
         if head[2] <= 0:
-            raise images.Unusable("head centre is behind the colour camera", f"frame_{frame}")
+            raise Unusable("head centre is behind the colour camera", f"frame_{frame}")
         (x, y), (yaw, pitch, roll) = camera.project(head), self._angles_deg[row].tolist()
         focal_px = (self.focal, self.focal) if self.focal else camera.focal_px
         angles = {"yaw": yaw, "pitch": pitch, "roll": roll}

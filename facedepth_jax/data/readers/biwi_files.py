@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from facedepth_jax.data import images
-from facedepth_jax.data.frames import MAX_FOCAL_PX, parse_number
+from facedepth_jax.data.frames import MAX_FOCAL_PX, Unusable, parse_number
 from facedepth_jax.data.readers.registration import Camera
 
 CALIBRATIONS = ("depth.cal", "rgb.cal")
@@ -29,7 +29,7 @@ def decode_depth(content: bytes, size: tuple[int, int]) -> np.ndarray:
       size: (width, height) that it must have.
 
     Raises:
-      images.Unusable: anything else.
+      Unusable: anything else.
     """
     depth_mm = np.zeros((size[1], size[0]), "<i2")
     # Only the run before says where a run begins, so Python loops over them, about a thousand in a frame. The
@@ -49,7 +49,7 @@ def decode_depth(content: bytes, size: tuple[int, int]) -> np.ndarray:
         if filled > whole or at != len(content) or depth_mm.min() < 0:
             raise ValueError
     except (struct.error, ValueError):
-        raise images.Unusable(_DAMAGED, "its runs are not those of an image") from None
+        raise Unusable(_DAMAGED, "its runs are not those of an image") from None
     return depth_mm.view("<u2").astype(np.uint16, copy=False)
 
 
@@ -76,17 +76,17 @@ def _parse_numbers(content: bytes, count: int, limit: float) -> list[float]:
 
 
 def parse_pose(content: bytes | None) -> list[float]:
-    """Parse a pose.txt: 12 numbers, rotation by rows and head centre in mm. Raises images.Unusable."""
+    """Parse a pose.txt: 12 numbers, rotation by rows and head centre in mm. Raises Unusable."""
     if content is None:
-        raise images.Unusable("pose cannot be read")
+        raise Unusable("pose cannot be read")
     try:
         numbers = _parse_numbers(content, 12, MAX_HEAD_MM)
     except ValueError as error:
-        raise images.Unusable("pose is damaged", str(error)) from None
+        raise Unusable("pose is damaged", str(error)) from None
     if numbers[11] <= 0:
-        raise images.Unusable("head centre is behind the depth camera", f"z = {numbers[11]:g} mm")
+        raise Unusable("head centre is behind the depth camera", f"z = {numbers[11]:g} mm")
     if not _is_rotation(numbers[:9]):
-        raise images.Unusable("pose is no rotation")
+        raise Unusable("pose is no rotation")
     return numbers
 
 
@@ -105,15 +105,15 @@ def angles_deg(matrices: np.ndarray) -> np.ndarray:
 
 
 def parse_cameras(folder: str, texts: list[bytes | None]) -> tuple[Camera, Camera]:
-    """Return the depth and the colour camera from the contents of CALIBRATIONS. Raises images.Unusable."""
+    """Return the depth and the colour camera from the contents of CALIBRATIONS. Raises Unusable."""
     cameras = []
     for name, content in zip(CALIBRATIONS, texts, strict=True):
         if content is None:
-            raise images.Unusable(f"{name} is missing", f"{folder}/{name}")
+            raise Unusable(f"{name} is missing", f"{folder}/{name}")
         try:
             cameras.append(_parse_camera(content))
         except ValueError as error:
-            raise images.Unusable(f"{name} cannot be used", f"{folder}/{name}: {error}") from None
+            raise Unusable(f"{name} cannot be used", f"{folder}/{name}: {error}") from None
     return tuple(cameras)
 
 
@@ -151,7 +151,7 @@ def read_depth(path: Path, size: tuple[int, int]) -> np.ndarray:
             # A usable file has at most one run for each pixel, but for empty runs.
             return decode_depth(file.read(8 + 10 * (size[0] * size[1] + 1)), size)
     except OSError as error:
-        raise images.Unusable("depth file cannot be read", f"{path.name}: {error.strerror}") from None
-    except images.Unusable as error:
+        raise Unusable("depth file cannot be read", f"{path.name}: {error.strerror}") from None
+    except Unusable as error:
         reason, detail = error.args
-        raise images.Unusable(reason, f"{path.name}: {detail}") from None
+        raise Unusable(reason, f"{path.name}: {detail}") from None

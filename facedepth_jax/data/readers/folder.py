@@ -22,8 +22,17 @@ from pathlib import Path
 import numpy as np
 
 from facedepth_jax.data import images
-from facedepth_jax.data.frames import MAX_FOCAL_PX, SPLITS, Frame, FrameInfo, option, parse_number
-from facedepth_jax.data.readers.raw import Fault, RawSource
+from facedepth_jax.data.frames import (
+    MAX_FOCAL_PX,
+    SPLITS,
+    Fault,
+    Frame,
+    FrameInfo,
+    Source,
+    Unusable,
+    option,
+    parse_number,
+)
 from facedepth_jax.errors import FaceDepthError
 
 REQUIRED = ("frame", "subject", "sequence", "gray", "depth", "head_x", "head_y")
@@ -31,7 +40,7 @@ _ANGLES = ("yaw", "pitch", "roll")
 
 
 @dataclasses.dataclass
-class FolderSource(RawSource):
+class FolderSource(Source):
     """The folder as a `frames.Source`, frames in the order of index.csv.
 
     The whole index is checked at once, the images when they are loaded. Raises FaceDepthError if the folder, its index
@@ -91,7 +100,7 @@ class FolderSource(RawSource):
         depth_mm = images.read_depth(self._raw, values["depth"])
         if gray.shape != depth_mm.shape:
             sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (gray, depth_mm)]
-            raise images.Unusable("gray and depth differ in size", " and ".join(sizes))
+            raise Unusable("gray and depth differ in size", " and ".join(sizes))
         head_xy, focal_px = (values["head_x"], values["head_y"]), (values["fx"], values["fy"])
         angles = {name: values[name] for name in _ANGLES}
         return Frame(self._info(row), gray, depth_mm, head_xy, focal_px, **angles)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from facedepth_jax.data import images
-from facedepth_jax.data.frames import MAX_FOCAL_PX, Frame, FrameInfo, option
+from facedepth_jax.data.frames import MAX_FOCAL_PX, Fault, Frame, FrameInfo, Source, Unusable, option
 from facedepth_jax.data.readers.pandora_annotations import (
     COLOUR_SIZE,
     COLUMNS,
@@ -31,7 +31,7 @@ from facedepth_jax.data.readers.pandora_annotations import (
     read_annotations,
     read_entry,
 )
-from facedepth_jax.data.readers.raw import Fault, RawSource, find_copies, list_files, list_folders, split_of
+from facedepth_jax.data.readers.raw import find_copies, list_files, list_folders, split_of
 from facedepth_jax.errors import FaceDepthError
 
 # Sources, of what the paper does not say itself (P): the code of the authors' group (C) and our own choice (A).
@@ -92,7 +92,7 @@ class _Sequence:
 
 
 @dataclasses.dataclass
-class PandoraSource(RawSource):
+class PandoraSource(Source):
     """Pandora as a `frames.Source`, by sequence and number: 'NNN_FFFFFF'.
 
     All annotations and folders are read at once, the images when they are loaded. The directory is that of the folders
@@ -230,7 +230,7 @@ class PandoraSource(RawSource):
 def _mm(levels: np.ndarray) -> np.ndarray:
     """Decode the cropped release's levels, uint16, to mm, uint16. Its "none" is also 2052 mm, where no face is."""
     if levels.max(initial=0) > 255:
-        raise images.Unusable("depth is no level of 8 bits", f"{levels.max()}")
+        raise Unusable("depth is no level of 8 bits", f"{levels.max()}")
     return np.where(levels == LEVEL_NONE, 0, LEVEL_OFFSET_MM + LEVEL_STEP_MM * levels).astype(np.uint16)
 
 
@@ -312,11 +312,11 @@ def _read_sequence(
         try:
             for reason, there in zip(_SKIPPED, (entries, gray, depth), strict=True):
                 if frame not in there:
-                    raise images.Unusable(reason)
+                    raise Unusable(reason)
             if entries[frame] is TWICE:
-                raise images.Unusable("frame is annotated twice")
+                raise Unusable("frame is annotated twice")
             sequence.values[row] = read(entries[frame], frame)
-        except images.Unusable as error:
+        except Unusable as error:
             sequence.faults[row] = error.args
 
 
@@ -341,7 +341,7 @@ def _read_cropped(raw: Path, sequence: _Sequence) -> None:
 
     def read(angles, frame):
         if not all(map(math.isfinite, angles)):
-            raise images.Unusable("angles are missing or no numbers")
+            raise Unusable("angles are missing or no numbers")
         return [*angles, *[math.nan] * (len(COLUMNS) - 3)]
 
     file = folder / (texts or ["-"])[0]

@@ -9,8 +9,8 @@ import re
 
 import numpy as np
 
-from facedepth_jax.data import crop, images
-from facedepth_jax.data.frames import parse_number
+from facedepth_jax.data import crop
+from facedepth_jax.data.frames import Unusable, parse_number
 
 DEPTH_SIZE, COLOUR_SIZE = (424, 512), (1080, 1920)  # Kinect v2's, (H, W)
 JOINTS, HEAD = 17, 3
@@ -51,7 +51,7 @@ def read_annotations(content: bytes) -> tuple[dict[int, object], int]:
 
 
 def read_entry(entry, frame: int, ratio: float | None) -> list[float]:
-    """Parse a frame's annotation: its COLUMNS, NaN where it says nothing. Raises images.Unusable.
+    """Parse a frame's annotation: its COLUMNS, NaN where it says nothing. Raises Unusable.
 
     Args:
       ratio: of the focal lengths, for the map of the joints; None: the head joint of the colour image is taken. With a
@@ -60,30 +60,30 @@ def read_entry(entry, frame: int, ratio: float | None) -> list[float]:
     try:
         entry = json.loads(entry) if isinstance(entry, str) else entry
     except (ValueError, RecursionError) as error:
-        raise images.Unusable("annotation is damaged", f"{error}") from None
+        raise Unusable("annotation is damaged", f"{error}") from None
     if not isinstance(entry, dict):
-        raise images.Unusable("annotation is no object")
+        raise Unusable("annotation is no object")
     if entry.get("frame_num", frame) != frame:
-        raise images.Unusable("annotation is of another frame", "frame_num and key differ")
+        raise Unusable("annotation is of another frame", "frame_num and key differ")
     angles = [_number(_get(entry, "orientation", "euler", name)) for name in ("yaw", "pitch", "roll")]
     if not all(map(math.isfinite, angles)):
-        raise images.Unusable("angles are missing or no numbers")
+        raise Unusable("angles are missing or no numbers")
     heads = []
     for name, size in (("joints", DEPTH_SIZE), ("jointsRGB", COLOUR_SIZE)):
         joints = entry.get(name)
         if not isinstance(joints, list) or len(joints) != JOINTS:
-            raise images.Unusable("joints are missing", f"{name} is no list of {JOINTS}")
+            raise Unusable("joints are missing", f"{name} is no list of {JOINTS}")
         head = _point(joints[HEAD])
         if not all(map(math.isfinite, head)) or head == (0, 0):
-            raise images.Unusable("head joint is missing", name)
+            raise Unusable("head joint is missing", name)
         if not crop.inside(size, head):
-            raise images.Unusable("head joint outside the image", f"{name}: ({head[0]:g}, {head[1]:g})")
+            raise Unusable("head joint outside the image", f"{name}: ({head[0]:g}, {head[1]:g})")
         heads.append(head)
     scale = (math.nan, math.nan)
     if ratio is not None:
         scale, shift = _fit_map(*(np.array(list(map(_point, entry[name]))) for name in ("joints", "jointsRGB")))
         if not all(ratio / MAX_SCALE_ERROR < s < ratio * MAX_SCALE_ERROR for s in scale):
-            raise images.Unusable("joints give no map", f"scales {scale[0]:.3g} and {scale[1]:.3g}")
+            raise Unusable("joints give no map", f"scales {scale[0]:.3g} and {scale[1]:.3g}")
         heads[1] = np.array(heads[0]) * scale + shift
     # Kinect's camera space (C): metres, y up.
     head_mm = [factor * _number(_get(entry, "joints3D", HEAD, i)) for i, factor in enumerate((1000, -1000, 1000))]
@@ -115,7 +115,7 @@ def _point(value) -> tuple[float, float]:
 
 
 def _fit_map(joints: np.ndarray, colour: np.ndarray) -> tuple[list[float], list[float]]:
-    """Fit the line `colour = scale * depth + shift` for each axis. Raises images.Unusable for too few joints.
+    """Fit the line `colour = scale * depth + shift` for each axis. Raises Unusable for too few joints.
 
     By Theil and Sen: the median of the slopes between any two joints, then of what is left. Up to 29 % of the joints
     may be wrong, four of seventeen.
@@ -135,7 +135,7 @@ def _fit_map(joints: np.ndarray, colour: np.ndarray) -> tuple[list[float], list[
         span = x[b] - x[a]
         far = np.abs(span) >= MIN_SPAN_PX
         if len(x) < MIN_JOINTS or far.sum() < MIN_SLOPES:
-            raise images.Unusable("too few joints for a map", f"{len(x)} usable")
+            raise Unusable("too few joints for a map", f"{len(x)} usable")
         scales.append(float(np.median((y[b] - y[a])[far] / span[far])))
         shifts.append(float(np.median(y - scales[-1] * x)))
     return scales, shifts
