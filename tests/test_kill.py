@@ -44,14 +44,12 @@ def _main(flags, log, cache):
     os.dup2(handle, 1), os.dup2(handle, 2)
     os.chdir(soak.ROOT)
     import jax
-    from absl import app
 
     from facedepth_jax import main
 
     jax.config.update("jax_compilation_cache_dir", cache)  # the same nets are compiled again and again
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    sys.argv = ["main", *flags]
-    app.run(main.main, flags_parser=main.parse)
+    main.main(flags)
 
 
 @pytest.fixture(scope="module")
