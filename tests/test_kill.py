@@ -73,7 +73,7 @@ def finish(place, cache, **options):
 
 
 def kill(cache, tmp_path, kills):
-    """Kill runs in every phase, at its beginning or later, and let each go on to its end; return runs and phases hit."""
+    """Kill runs in every phase, at its beginning or later; let each go on to its end. Return runs and phases."""
     rng, hits, places = random.Random(1), [], []
     while len(hits) < kills or set(hits) != set(soak.PHASES):
         assert len(places) < 8, hits

@@ -1,7 +1,6 @@
 """Twenty kills in all phases, at their beginnings and at random moments; tools/soak.py goes on for hours."""
 
-import soak
-from test_kill import cache, kill, whole  # noqa: F401
+from test_kill import cache, kill, soak, whole  # noqa: F401
 
 
 def test_killed_twenty_times(cache, tmp_path, whole):  # noqa: F811
