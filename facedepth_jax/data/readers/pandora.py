@@ -40,8 +40,8 @@ from facedepth_jax.errors import FaceDepthError
 SPLITS = {"test": (10, 14, 16, 20), "validation": (9, 18, 21, 22)}
 SUBJECTS = 22
 SEQUENCES = 108  # one subject has three of the five
-# Frames that the group leaves out of the test subjects, "extreme head poses and occlusions" (C): {folder: ranges of frames},
-# first and last inclusive; the folder counts 5 (subject - 1) + sequence.
+# Frames that the group leaves out of the test subjects, "extreme head poses and occlusions" (C): {folder: ranges of
+# frames}, first and last inclusive; the folder counts 5 (subject - 1) + sequence.
 EXCLUDED = {
     48: ((140, 319), (764, 809)),
     49: ((0, 1420),),
