@@ -55,7 +55,7 @@ def prepare(
       pair_lists: {"validation": FILE, "test": FILE}, verification pairs to take instead of drawing them, see pairs.py;
         "" or no entry: they are drawn.
       workers: processes; 0 works in this one.
-      shard: (i, n) makes every n-th chunk from the i-th on; the one that makes the last missing one merges. (0, 1): all.
+      shard: (i, n) makes every n-th chunk from the i-th on; the last of them merges. (0, 1): all.
 
     Returns:
       the arrays; None where chunks of other shards are still missing.
