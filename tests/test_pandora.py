@@ -283,15 +283,15 @@ def joint(name, value, index=3):
 @pytest.mark.parametrize(
     "change, reason",
     [
-        (without("orientation"), "angles are missing or no numbers"),
-        (lambda e: e["orientation"]["euler"].pop("roll"), "angles are missing or no numbers"),
-        (lambda e: e.update(orientation=[1, 2, 3]), "angles are missing or no numbers"),
-        (lambda e: e["orientation"].update(euler=7), "angles are missing or no numbers"),
-        (euler(yaw="3"), "angles are missing or no numbers"),
-        (euler(yaw=True), "angles are missing or no numbers"),
-        (euler(pitch=math.nan), "angles are missing or no numbers"),
-        (euler(roll=None), "angles are missing or no numbers"),
-        (euler(roll=10**400), "angles are missing or no numbers"),
+        (without("orientation"), "angles are missing or not numbers"),
+        (lambda e: e["orientation"]["euler"].pop("roll"), "angles are missing or not numbers"),
+        (lambda e: e.update(orientation=[1, 2, 3]), "angles are missing or not numbers"),
+        (lambda e: e["orientation"].update(euler=7), "angles are missing or not numbers"),
+        (euler(yaw="3"), "angles are missing or not numbers"),
+        (euler(yaw=True), "angles are missing or not numbers"),
+        (euler(pitch=math.nan), "angles are missing or not numbers"),
+        (euler(roll=None), "angles are missing or not numbers"),
+        (euler(roll=10**400), "angles are missing or not numbers"),
         (without("joints"), "joints are missing"),
         (without("jointsRGB"), "joints are missing"),
         (lambda e: e["joints"].pop(), "joints are missing"),
@@ -348,7 +348,7 @@ def test_annotations_without_or_with_another_number(tmp_path):
     }
     (folder / "data.json").write_text(json.dumps({"000000": entry(0), "000001": "[1]", "000002": "[" * 100_000}))
     assert rejected(tmp_path) == {
-        "001_000001": "annotation is no object",
+        "001_000001": "annotation is not an object",
         "001_000002": "annotation is damaged",
         "001_000003": "frame is not annotated",
     }
@@ -365,7 +365,7 @@ def test_the_groups_list_at_its_ends(tmp_path):
                 (folder / kind / f"{e['frame_num']:06d}_{kind}.png").touch()
     gone = {f"048_{frame:06d}": "excluded by the group's list" for frame in (140, 319, 764, 809)}
     assert rejected(tmp_path / "10") == gone
-    assert rejected(tmp_path / "9") == {"043_000319": "angles are missing or no numbers"}
+    assert rejected(tmp_path / "9") == {"043_000319": "angles are missing or not numbers"}
 
 
 def test_images_of_another_size_or_kind(tmp_path):
@@ -529,9 +529,9 @@ def test_irregularities_of_the_cropped_release(tmp_path):
     make_cropped(tmp_path, 54, 1, ["0\t0\t0\t0"])
     make_cropped(tmp_path, 111, 1)
     assert {item.info.frame: item.reason for item in load(tmp_path) if isinstance(item, Reject)} == {
-        "048_000000": "depth is no level of 8 bits",
-        "048_000001": "angles are missing or no numbers",
-        "048_000002": "angles are missing or no numbers",
+        "048_000000": "depth is not a level of 8 bits",
+        "048_000001": "angles are missing or not numbers",
+        "048_000002": "angles are missing or not numbers",
         "048_000003": "frame is annotated twice",
         "048_000004": "extreme pose",
         "048_000005": "frame is not annotated",

@@ -55,7 +55,7 @@ def prepare(
       pair_lists: {"validation": FILE, "test": FILE}, verification pairs to take instead of drawing them, see pairs.py;
         "" or no entry: they are drawn.
       workers: processes; 0 works in this one.
-      shard: (i, n) makes every n-th chunk from the i-th on; whoever makes the last missing chunk merges. (0, 1): all.
+      shard: (i, n) makes every n-th chunk from the i-th on; the last of them merges. (0, 1): all.
 
     Returns:
       the arrays; None where chunks of other shards are still missing.
@@ -99,15 +99,15 @@ def prepare(
     _open_parts(parts, settings)
     _check(index, [], parts)
     job = Job(source, parts, face_mm, size, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
-    count, rejects, said = math.ceil(len(index) / CHUNK_FRAMES), [], time.monotonic()
+    count, rejects, shown = math.ceil(len(index) / CHUNK_FRAMES), [], time.monotonic()
     todo = [number for number in range(count)[shard_index::shards] if not job.file(number).exists()]
     with contextlib.closing(_make_chunks(job, todo, workers)) as made:
         for done, rejected in enumerate(made, 1):
             rejects += rejected
             if 2 * len(rejects) > len(index):  # no need to make the rest
                 _check(index, rejects, parts)
-            if time.monotonic() > said + 10:
-                said = time.monotonic()
+            if time.monotonic() > shown + 10:
+                shown = time.monotonic()
                 print(f"{done} of {len(todo)} chunks of {CHUNK_FRAMES} frames are made", flush=True)
     missing = sum(not job.file(number).exists() for number in range(count))
     if missing and parts.exists():

@@ -86,7 +86,7 @@ def parse_pose(content: bytes | None) -> list[float]:
     if numbers[11] <= 0:
         raise Unusable("head centre is behind the depth camera", f"z = {numbers[11]:g} mm")
     if not _is_rotation(numbers[:9]):
-        raise Unusable("pose is no rotation")
+        raise Unusable("pose is not a rotation")
     return numbers
 
 
@@ -122,9 +122,9 @@ def _parse_camera(content: bytes) -> Camera:
     numbers = _parse_numbers(content, 27, MAX_FOCAL_PX)
     fx, skew, cx, zero, fy, cy, *last = numbers[:9]
     if not (fx >= 1 and fy >= 1) or skew or zero or last != [0, 0, 1]:
-        raise ValueError("its first three lines are no intrinsics (fx 0 cx, 0 fy cy, 0 0 1)")
+        raise ValueError("its first three lines are not intrinsics (fx 0 cx, 0 fy cy, 0 0 1)")
     if not _is_rotation(numbers[13:22]):
-        raise ValueError("its R is no rotation")
+        raise ValueError("its R is not a rotation")
     width, height = numbers[25:]
     if not all(x == int(x) and 1 <= x <= MAX_SIZE_PX for x in (width, height)):
         raise ValueError(f"its image size is {width:g}x{height:g}, not whole numbers from 1 to {MAX_SIZE_PX}")

@@ -40,8 +40,8 @@ from facedepth_jax.errors import FaceDepthError
 SPLITS = {"test": (10, 14, 16, 20), "validation": (9, 18, 21, 22)}
 SUBJECTS = 22
 SEQUENCES = 108  # one subject has three of the five
-# What the group leaves out of the test subjects, "extreme head poses and occlusions" (C): {folder: ranges of frames},
-# first and last inclusive; the folder counts 5 (subject - 1) + sequence.
+# Frames that the group leaves out of the test subjects, "extreme head poses and occlusions" (C): {folder: ranges of
+# frames}, first and last inclusive; the folder counts 5 (subject - 1) + sequence.
 EXCLUDED = {
     48: ((140, 319), (764, 809)),
     49: ((0, 1420),),
@@ -230,7 +230,7 @@ class PandoraSource(Source):
 def _mm(levels: np.ndarray) -> np.ndarray:
     """Decode the cropped release's levels, uint16, to mm, uint16. Its "none" is also 2052 mm, where no face is."""
     if levels.max(initial=0) > 255:
-        raise Unusable("depth is no level of 8 bits", f"{levels.max()}")
+        raise Unusable("depth is not a level of 8 bits", f"{levels.max()}")
     return np.where(levels == LEVEL_NONE, 0, LEVEL_OFFSET_MM + LEVEL_STEP_MM * levels).astype(np.uint16)
 
 
@@ -341,7 +341,7 @@ def _read_cropped(raw: Path, sequence: _Sequence) -> None:
 
     def read(angles, frame):
         if not all(map(math.isfinite, angles)):
-            raise Unusable("angles are missing or no numbers")
+            raise Unusable("angles are missing or not numbers")
         return [*angles, *[math.nan] * (len(COLUMNS) - 3)]
 
     file = folder / (texts or ["-"])[0]

@@ -62,17 +62,17 @@ def read_entry(entry, frame: int, ratio: float | None) -> list[float]:
     except (ValueError, RecursionError) as error:
         raise Unusable("annotation is damaged", f"{error}") from None
     if not isinstance(entry, dict):
-        raise Unusable("annotation is no object")
+        raise Unusable("annotation is not an object")
     if entry.get("frame_num", frame) != frame:
         raise Unusable("annotation is of another frame", "frame_num and key differ")
     angles = [_number(_get(entry, "orientation", "euler", name)) for name in ("yaw", "pitch", "roll")]
     if not all(map(math.isfinite, angles)):
-        raise Unusable("angles are missing or no numbers")
+        raise Unusable("angles are missing or not numbers")
     heads = []
     for name, size in (("joints", DEPTH_SIZE), ("jointsRGB", COLOUR_SIZE)):
         joints = entry.get(name)
         if not isinstance(joints, list) or len(joints) != JOINTS:
-            raise Unusable("joints are missing", f"{name} is no list of {JOINTS}")
+            raise Unusable("joints are missing", f"{name} is not a list of {JOINTS}")
         head = _point(joints[HEAD])
         if not all(map(math.isfinite, head)) or head == (0, 0):
             raise Unusable("head joint is missing", name)

@@ -35,8 +35,8 @@ def _scan(path: Path) -> list[os.DirEntry]:
 def find_copies(annotations: dict, person_of: Callable) -> dict:
     """Find copied sequences: those that share at least half of the annotations of the shorter one.
 
-    Of one person's the first stays. Of two people's neither does, since nobody can tell whom the copies show, and the
-    person could be in two splits.
+    Of one person's the first stays. Of two people's neither does, since it is not known which of the two people the
+    copies show, and a person could be in two splits.
 
     Args:
       annotations: sequence -> set of its annotations, in the order of the sequences.
