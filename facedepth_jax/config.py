@@ -8,6 +8,7 @@ import runpy
 import ml_collections
 
 from facedepth_jax import files
+from facedepth_jax.data.arrays import Arrays
 from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.methods import METHODS, Method
@@ -157,6 +158,16 @@ def check(config):
         raise FaceDepthError(f"train.average_decay is {config.train.average_decay}: give at least 0.0 and below 1.0.")
     if config.data.size % 16:
         raise FaceDepthError(f"data.size is {config.data.size}: the nets halve it four times, take a multiple of 16.")
+
+
+def check_crops(config, data: Arrays):
+    """Raise FaceDepthError unless prepared arrays hold crops as the config has them."""
+    size, face_mm = data.gray.shape[1], data.meta["crop"]["face_mm"]
+    if (size, face_mm) != (config.data.size, config.data.face_mm):
+        raise FaceDepthError(
+            f"{data.path} holds crops of {size} px and {face_mm:g} mm, data.size is {config.data.size} "
+            f"and data.face_mm {config.data.face_mm:g}: prepare it with the same."
+        )
 
 
 def depth_code(config) -> DepthCode:

@@ -22,21 +22,12 @@ from facedepth_jax.errors import FaceDepthError
 
 
 def evaluate_run(run: Path, data: arrays.Arrays, split: str) -> tuple[dict, str]:
-    """Measure a run's net on a split of prepared arrays.
+    """Measure a run's net on a split of prepared arrays; return the figures, as in results.json, and their table.
 
-    Returns:
-      The figures, as in results.json, and a markdown table.
-
-    Raises:
-      FaceDepthError: the run cannot be used, or does not fit the arrays.
+    Raises FaceDepthError if the run cannot be used, or does not fit the arrays.
     """
     values = config.read_run(run)
-    crops = (data.gray.shape[1], data.meta["crop"]["face_mm"])
-    if crops != (values.data.size, values.data.face_mm):
-        raise FaceDepthError(
-            f"{run} was trained on crops of {values.data.size} px and {values.data.face_mm:g} mm, {data.path} holds "
-            f"crops of {crops[0]} px and {crops[1]:g} mm: prepare them with --size and --face_mm alike."
-        )
+    config.check_crops(values, data)
     if values.method == "verifier":
         found = verification.verify(verification.load_verifier(run), verification.true_depth(data), data, split)
         return found, tables.verification_table(found["cells"], [], f"accuracy on true depth of {split} (pairs)")

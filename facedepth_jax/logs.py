@@ -44,7 +44,7 @@ def _is_up_to(step, line):
 class Logs:
     """Write `metrics.jsonl` (an object a line, with "step"), TensorBoard events in `tensorboard/`, a bar on a terminal.
 
-    A run that goes on at step k forgets the lines after it, so the file is that of an undisturbed run.
+    A run that goes on at a step forgets the lines after it, so the file is that of an undisturbed run.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int, total_steps: int):
@@ -63,10 +63,8 @@ class Logs:
             # TensorBoard's writer complains at every line about other characters in a tag.
             self._events.add_scalar(re.sub(r"[^\w./-]", "_", name), value, step)
         if self._bar.disable:
-            shown = ", ".join(
-                f"{name} {value:.4g}" for name, value in values.items() if not name.startswith(_NOT_SHOWN)
-            )
-            print(f"step {step}: {shown}", flush=True)
+            shown = [f"{name} {value:.4g}" for name, value in values.items() if not name.startswith(_NOT_SHOWN)]
+            print(f"step {step}: {', '.join(shown)}", flush=True)
 
     def advance(self, step: int, shown: dict[str, str]):
         """Move the bar."""
@@ -82,14 +80,10 @@ class Logs:
 class Silence:
     """Log nothing: the first process speaks for all."""
 
-    def write(self, step, values, prefix):
+    def write(self, *args):
         pass
 
-    def advance(self, step, shown):
-        pass
-
-    def close(self):
-        pass
+    advance = close = write
 
 
 class Pace:

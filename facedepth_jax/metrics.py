@@ -174,15 +174,15 @@ def figures(people: Mapping[str, Mapping]) -> dict:
         total = {name: column.sum() for name, column in table.items()}
         if not total["count"]:
             raise FaceDepthError(_NOTHING[part])
-        # A person without a pixel that counts has nothing to leave out.
-        rest = {name: total[name] - column[table["count"] > 0] for name, column in table.items()}
+        counted = table["count"] > 0  # a person without a pixel that counts has nothing to leave out
+        rest = {name: total[name] - column[counted] for name, column in table.items()}
         totals[part], values[part], errors[part] = total, {}, {}
         for metric in metrics:
             try:
                 values[part][metric.key] = float(metric.value(total))
             except KeyError:  # an older evaluation lacks its sums
                 continue
-            errors[part][metric.key] = _jackknife(metric.value, rest)
+            errors[part][metric.key] = jackknife(metric.value(rest)) if counted.sum() > 1 else None
     return values | {
         "standard_error": errors,
         "n_people": len(people),
@@ -211,10 +211,10 @@ def join_people(evaluations: Sequence[Mapping]) -> dict:
     return people
 
 
-def _jackknife(value: Callable, rest: Mapping[str, np.ndarray]) -> float | None:
-    """Estimate a standard error from the sums without each person, (n,): Efron and Tibshirani 1993, Eq. 11.5."""
-    n = len(rest["count"])
-    if n < 2:
-        return None
-    left_out = value(rest)
-    return float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum()))
+def jackknife(without: np.ndarray) -> float | None:
+    """Estimate a figure's standard error from its values without each person, (n,); None with fewer than two.
+
+    Efron and Tibshirani 1993, Eq. 11.5.
+    """
+    n = len(without)
+    return float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())) if n > 1 else None

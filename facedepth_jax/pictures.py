@@ -71,9 +71,7 @@ def grid(gray: np.ndarray, rows: Mapping[str, np.ndarray], errors: bool = False)
     for label, maps in rows.items():
         lines[label] = [color_depth(depth_mm, *r) for depth_mm, r in zip(maps, ranges, strict=True)]
         if errors and label != true_label:
-            lines[f"{label}: 0 - {ERROR_MM:.0f} mm off"] = [
-                color_error(*pair) for pair in zip(maps, truth, strict=True)
-            ]
+            lines[f"{label}: 0 - {ERROR_MM:.0f} mm off"] = list(map(color_error, maps, truth))
 
     scale_label = "near - far, mm"
     label_width = max(map(_text_width, [*lines, scale_label])) + 12
@@ -105,7 +103,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Write an image as `encode_png` does, whole or not at all. Raises FaceDepthError if it cannot be written."""
+    """Write an image, encoded by `encode_png`, as `files.write_bytes` does."""
     files.write_bytes(path, encode_png(image))
 
 

@@ -3,17 +3,17 @@
     python -m facedepth_jax.predict --run=DIR --out=DIR IMAGE|FOLDER|VIDEO [...]
         [--box X,Y,W,H | --center X,Y --distance_mm D --focal_px F] [--batch_size N]
 
-The net expects crops as `prepare` makes them: a crop that is R millimetres wide at the head's distance (Eq. 6). With
-`--center`, `--distance_mm` and `--focal_px` (of the camera) the crop is made just so; `--box` takes your own; without
-either the whole image is the face, filled up with black to a square. A crop that leaves the image is filled with black.
+The net expects crops as `prepare` makes them, R millimetres wide at the head's distance (Eq. 6). With `--center`,
+`--distance_mm` and `--focal_px` (of the camera) the crop is made just so; `--box` takes your own; without either the
+whole image is the face, filled up with black to a square, as is every crop that leaves the image.
 
 For each image NAME, at the net's resolution:
   NAME_depth.png        16-bit, millimetres
   NAME_depth.npy        float32, millimetres
   NAME_depth_color.png  preview, near is red, far is blue
-and one line on stdout that says where the map lies in the source. A frame of a video is called NAME_000001 and so on; a
-name that comes twice gets a number. Where the net takes a point for "no depth" or too far, the map holds about
-`none_level` in millimetres: the training data writes that level there, and nothing tells the two apart.
+and one line on stdout with the map's place in the source. A frame of a video is called NAME_000001 and so on; a name
+that comes twice gets a number. Where the net takes a point for "no depth" or too far, the map holds about `none_level`
+in millimetres, the level that the training data has in both cases.
 """
 
 import argparse

@@ -44,24 +44,20 @@ def markdown_table(
     beside, errors = beside or {}, errors or {}
     rows = []
     for metric in (*METRICS, *MM_METRICS, FACE_VERIFICATION):
-        values = {title: np.atleast_1d(column[metric.key]) for title, column in columns.items() if metric.key in column}
-        theirs = [f"{c[metric.key]:.{metric.decimals}f}" if metric.key in c else "-" for c in beside.values()]
-        if not values and set(theirs) <= {"-"}:
-            continue
-        means = {title: value.mean() for title, value in values.items()}
+        key, decimals = metric.key, metric.decimals
+        means = {title: np.mean(column[key]) for title, column in columns.items() if key in column}
         best = (min if metric.better == "lower" else max)(means.values(), default=None)
-        cells = []
-        for title in columns:
-            if title not in values:
-                cells.append("-")
-                continue
-            cell = plus_minus(values[title], metric.decimals, errors.get(title, {}).get(metric.key))
-            if means[title] == best and len(values) > 1:
+        cells = dict.fromkeys((*columns, *beside), "-")
+        for title, mean in means.items():
+            cell = plus_minus(columns[title][key], decimals, errors.get(title, {}).get(key))
+            if mean == best and len(means) > 1:
                 cell = f"**{cell}**"
             if title != baseline and means.get(baseline, 0) > 0:
-                cell += f" ({means[title] / means[baseline] - 1:+.0%})"
-            cells.append(cell)
-        rows.append([f"{metric.label} {'↓' if metric.better == 'lower' else '↑'}", *cells, *theirs])
+                cell += f" ({mean / means[baseline] - 1:+.0%})"
+            cells[title] = cell
+        cells |= {title: f"{column[key]:.{decimals}f}" for title, column in beside.items() if key in column}
+        if set(cells.values()) != {"-"}:
+            rows.append([f"{metric.label} {'↓' if metric.better == 'lower' else '↑'}", *cells.values()])
     return _markdown([caption, *columns, *beside], rows)
 
 
@@ -73,21 +69,18 @@ def figures_tables(columns: Mapping[str, Mapping], baseline: str | None = None) 
       baseline: as for `markdown_table`.
     """
     n = next(iter(columns.values()))
-    people = f" of {n['n_people']} people, ± standard error"
     captions = {
-        "all": f"all pixels, n = {n['n_frames']} frames{people}",
-        "valid": f"pixels with depth, n = {n['n_frames'] - n['n_frames_without_depth']} frames{people}",
-        "mm": f"millimetres, n = {n['n_pixels_mm']} pixels{people}",
+        "all": f"all pixels, n = {n['n_frames']} frames",
+        "valid": f"pixels with depth, n = {n['n_frames'] - n['n_frames_without_depth']} frames",
+        "mm": f"millimetres, n = {n['n_pixels_mm']} pixels",
     }
-    return "\n".join(
-        markdown_table(
-            {title: figures[part] for title, figures in columns.items()},
-            caption,
-            baseline,
-            errors={title: figures["standard_error"][part] for title, figures in columns.items()},
-        )
-        for part, caption in captions.items()
-    )
+    parts = []
+    for part, caption in captions.items():
+        values = {title: figures[part] for title, figures in columns.items()}
+        errors = {title: figures["standard_error"][part] for title, figures in columns.items()}
+        caption = f"{caption} of {n['n_people']} people, ± standard error"
+        parts.append(markdown_table(values, caption, baseline, errors=errors))
+    return "\n".join(parts)
 
 
 def plus_minus(values: Sequence[float], decimals: int, error: float | None = None) -> str:

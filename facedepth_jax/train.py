@@ -73,7 +73,8 @@ class _Training:
         devices.check_batch_size(mesh, config.train.batch_size, "train.batch_size")
         _warn_of_unused_gpus()
         _prepare(config.data)
-        data = _open_data(config.data)
+        data = arrays_on_disk.open(config.data.dir)
+        configs.check_crops(config, data)  # `predict` crops by the run's own
         self.train_rows, _, _ = (data.rows(split) for split in SPLITS)  # an empty one is found now
         nets = build(config, subjects=len(np.unique(data.frames["subject"][self.train_rows])))
         self.task = make_task(config, nets, data, mesh)
@@ -210,16 +211,6 @@ def _prepare(data):
             workers=data.workers,
         )
     runtime.any_process(False)
-
-
-def _open_data(data):
-    opened = arrays_on_disk.open(data.dir)
-    if opened.gray.shape[1] != data.size:
-        raise FaceDepthError(f"{data.dir} holds images of {opened.gray.shape[1]} px, data.size is {data.size}.")
-    face_mm = opened.meta["crop"]["face_mm"]
-    if face_mm != data.face_mm:  # `predict` crops by the run's own
-        raise FaceDepthError(f"{data.dir} holds crops of {face_mm:g} mm, data.face_mm is {data.face_mm:g}.")
-    return opened
 
 
 def _start_from(run: str, state):

@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_refused(ae_run, verifier_run, people_dir, tmp_path
 
     gray = np.zeros((2, 16, 16))
     small = write_arrays(tmp_path / "small", gray, gray + 900, "ab", ["test"] * 2)
-    assert "trained on crops of 96 px and 240 mm" in refused(ae_run, small.path)
+    assert "data.size is 96 and data.face_mm 240" in refused(ae_run, small.path)
     big = np.zeros((2, 96, 96))
     wide = write_arrays(tmp_path / "wide", big, big + 900, "ab", ["test"] * 2, face_mm=320.0)
     assert "holds crops of 96 px and 320 mm" in refused(ae_run, wide.path)

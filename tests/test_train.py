@@ -67,8 +67,8 @@ def save(config, workdir, step, identity=None):
         ({"seed": -1}, "seed is -1"),
         ({"data.size": 0}, "data.size is 0"),
         ({"data.size": 40}, "data.size is 40: .* a multiple of 16"),
-        ({"data.size": 32}, "holds images of 16 px, data.size is 32"),
-        ({"data.face_mm": 320.0}, "holds crops of 240 mm, data.face_mm is 320"),
+        ({"data.size": 32}, "holds crops of 16 px and 240 mm, data.size is 32"),
+        ({"data.face_mm": 320.0}, "holds crops of 16 px and 240 mm, .* data.face_mm 320"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
         (
             {"method": "ae"},
@@ -415,7 +415,7 @@ def test_a_gpu_that_is_not_used(backend, there, said, data_dir, tmp_path, capsys
     monkeypatch.setattr(train, "GPUS", str(tmp_path / "nvidia[0-9]*"))
     for name in ["nvidiactl", "nvidia0"][: 1 + there]:
         (tmp_path / name).touch()
-    with pytest.raises(FaceDepthError, match="holds images of 16 px"):
+    with pytest.raises(FaceDepthError, match="holds crops of 16 px"):
         train.run(config_of(data_dir, **{"data.size": 32}), tmp_path / "run")
     assert ("this machine has a GPU and JAX uses the CPU" in capsys.readouterr().err) == said
 

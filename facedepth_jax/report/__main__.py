@@ -1,4 +1,4 @@
-"""Program: training runs -> Tables 1 and 2, the curve over lambda, the grid of Figure 4.
+"""Report training runs as Tables 1 and 2, the curve over lambda, the grid of Figure 4: the program.
 
     python -m facedepth_jax.report --out=DIR [--verifier=RUN ...] [--errors] RUN [RUN ...]
 
@@ -26,38 +26,31 @@ from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.evaluation import MEAN_MAP
 from facedepth_jax.methods import METHODS
 from facedepth_jax.nested import differing_keys
-from facedepth_jax.report.figures import CURVE_METRICS, column, lambda_curve, sample_grid
+from facedepth_jax.report.figures import CURVE_METRICS, lambda_curve, sample_grid, table
 from facedepth_jax.report.runs import Run, read
 
 
 def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Group runs on the same data into columns: title -> runs that differ in their seed alone, by seed.
 
-    The title is the method, with lambda where the method has runs with several.
-
-    Raises:
-      FaceDepthError: runs of one method differ in more than lambda and the seed, or two have both alike; runs were
-        measured in different levels.
+    The title is the method, with lambda where the method has runs with several. Raises FaceDepthError for runs of one
+    method that differ in more than lambda and the seed, or in nothing, and for runs measured in different levels.
     """
+
+    def refuse(one, other, text):
+        raise FaceDepthError(f"{one.path} and {other.path} {text}.")
+
     columns, first, order = {}, {}, list(METHODS)
     for run in sorted(runs, key=lambda run: (order.index(run.method), run.lam or 0.0, run.seed)):
         if run.config["depth_code"] != runs[0].config["depth_code"]:
-            raise FaceDepthError(
-                f"{runs[0].path} and {run.path} differ in the meaning of a depth level (config.depth_code): "
-                "their metrics cannot stand in one table; report them apart."
-            )
+            refuse(runs[0], run, "differ in the meaning of a depth level (config.depth_code): report them apart")
         other = first.setdefault(run.method, run)
         if keys := differing_keys(other.settings, run.settings):
-            raise FaceDepthError(
-                f"{other.path} and {run.path} are both '{run.method}' but differ in {', '.join(keys)}: "
-                "report them apart."
-            )
+            refuse(other, run, f"are both '{run.method}' but differ in {', '.join(keys)}: report them apart")
         several = len({other.lam for other in runs if other.method == run.method}) > 1
         column = columns.setdefault(f"{run.method} λ={run.lam:g}" if several else run.method, [])
         if column and column[-1].seed == run.seed:
-            raise FaceDepthError(
-                f"{column[-1].path} and {run.path} have the same method, settings and seed: give one of them."
-            )
+            refuse(column[-1], run, "have the same method, settings and seed: give one of them")
         column.append(run)
     return columns
 
@@ -116,13 +109,13 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
     )
     with_depth = test["n_frames"] - test["n_frames_without_depth"]
     for pixels, words, n in (("all", "all pixels", test["n_frames"]), ("valid", "pixels with true depth", with_depth)):
-        table, spread = _table(columns | {MEAN_MAP: [mean_map]}, pixels)
+        found, spread = table(columns | {MEAN_MAP: [mean_map]}, pixels)
         theirs = tables.paper()["table1"].get(dataset, {}) if pixels == "all" else {}
         beside = {f"paper: {method}": theirs[method] for method in theirs if method in {run.method for run in runs}}
-        text = tables.markdown_table(table, f"{words}, n = {n}", MEAN_MAP, beside, spread)
+        text = tables.markdown_table(found, f"{words}, n = {n}", MEAN_MAP, beside, spread)
         parts.append(f"\n### Table 1 over {words}\n\n{text}")
-        for title in table:
-            values["columns"][title] |= {pixels: table[title], f"standard_error_{pixels}": spread[title]}
+        for title in found:
+            values["columns"][title] |= {pixels: found[title], f"standard_error_{pixels}": spread[title]}
     if judge:
         parts.append(table_2(columns, judge, dataset))
         values["verification_of_true_depth"] = judge["test"]
@@ -130,13 +123,13 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
     images = {}
     if (curve := lambda_curve(columns)) is not None:
         images[f"lambda-{name}.png"] = curve
-        table, spread = _table(columns, "all", "validation")
-        table = {title: {k: v for k, v in column.items() if k in CURVE_METRICS} for title, column in table.items()}
+        found, spread = table(columns, "all", "validation")
+        found = {title: {k: v for k, v in column.items() if k in CURVE_METRICS} for title, column in found.items()}
         caption = f"validation, all pixels, n = {runs[0].results['validation']['n_frames']}"
         parts += [
             "### Weight λ of the reconstruction, on the validation split\n",
             f"![curve over lambda](lambda-{name}.png)\n",
-            tables.markdown_table(table, caption, errors=spread),
+            tables.markdown_table(found, caption, errors=spread),
         ]
     if (grid := sample_grid(columns, errors)) is not None:
         images[f"faces-{name}.png"] = grid
@@ -145,21 +138,13 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
     return "\n".join(parts), values, images
 
 
-def _table(columns, pixels, measured="test"):
-    """Values and standard errors as `tables.markdown_table` wants them."""
-    table, spread = {}, {}
-    for title, runs in columns.items():
-        table[title], spread[title] = column(runs, pixels, measured)
-    return table, spread
-
-
 def _plus_minus(columns):
-    several = any(len(runs) > 1 for runs in columns.values())
-    people = max(run.results["test"].get("n_people", 0) for runs in columns.values() for run in runs)
-    means = ["the standard deviation over seeds"] if several else []
-    if people > 1:
-        means.append(f"the standard error over {people} people" + (" where there is one seed" if several else ""))
-    return f"± is {' or '.join(means)}, " if means else ""
+    seeds = "the standard deviation over seeds" if any(len(runs) > 1 for runs in columns.values()) else ""
+    count = max(run.results["test"].get("n_people", 0) for runs in columns.values() for run in runs)
+    people = f"the standard error over {count} people" if count > 1 else ""
+    if seeds and people:
+        return f"± is {seeds} or {people} where there is one seed, "
+    return f"± is {seeds or people}, " if seeds or people else ""
 
 
 def write_report(paths: Sequence[Path], out: Path, verifiers: Sequence[Path] = (), errors: bool = False) -> str:
@@ -177,12 +162,12 @@ def write_report(paths: Sequence[Path], out: Path, verifiers: Sequence[Path] = (
     for run in runs:
         by_data.setdefault(run.results["fingerprint"], []).append(run)
     # Everything is made before anything is written.
-    made = (make_section(group, judged.get(data), errors) for data, group in by_data.items())
-    sections, values, images = zip(*made, strict=True)
-    markdown = "# Report\n\n" + "\n".join(sections)
-    for name, content in (item for of_section in images for item in of_section.items()):
-        files.write_bytes(out / name, content)
-    files.write_json(out / "report.json", values)
+    made = [make_section(group, judged.get(data), errors) for data, group in by_data.items()]
+    markdown = "# Report\n\n" + "\n".join(section for section, _, _ in made)
+    for _, _, images in made:
+        for name, content in images.items():
+            files.write_bytes(out / name, content)
+    files.write_json(out / "report.json", [values for _, values, _ in made])
     files.write_bytes(out / "report.md", markdown.encode())
     return markdown
 

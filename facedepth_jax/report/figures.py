@@ -1,7 +1,6 @@
 """Values and pictures of the report: the columns of the tables, the curve over lambda, the grid of Figure 4."""
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,25 +15,29 @@ CURVE_METRICS = {metric.key: metric for metric in METRICS if metric.key in ("l1"
 GRID_FACES = 8
 
 
-def column(runs: Sequence[Run], pixels: str, measured: str = "test") -> tuple[dict, dict]:
-    """Collect the figures of runs that differ in their seed alone.
+def table(columns: dict[str, list[Run]], pixels: str, measured: str = "test") -> tuple[dict, dict]:
+    """Collect the figures of columns of runs, as `tables.markdown_table` wants them.
 
     Args:
+      columns: title -> runs that differ in their seed alone.
       pixels: "all", or "valid" for those with true depth, with the errors in millimetres.
       measured: "test", with face verification over all pixels, or "validation".
 
     Returns:
-      {metric key: one value a run} of the metrics that all runs have;
-      {metric key: standard error over people} if there is one run, and it has any.
+      title -> {metric key: one value a run} of the metrics that all its runs have;
+      title -> {metric key: standard error over people} if it is one run, and has any.
     """
-    values, errors = zip(*(_figures(run, pixels, measured) for run in runs), strict=True)
-    values = {key: [row[key] for row in values] for key in values[0] if all(key in row for row in values)}
-    return values, errors[0] if len(runs) == 1 else {}
+    values, errors = {}, {}
+    for title, runs in columns.items():
+        found, spread = zip(*(_figures(run, pixels, measured) for run in runs), strict=True)
+        values[title] = {key: [row[key] for row in found] for key in found[0] if all(key in row for row in found)}
+        errors[title] = spread[0] if len(runs) == 1 else {}
+    return values, errors
 
 
 def _figures(run, pixels, measured):
     result = run.results[measured]
-    errors = result.get("standard_error", {"all": {}, "valid": {}, "mm": {}})  # runs from before have none
+    errors = result.get("standard_error", {"all": {}, "valid": {}, "mm": {}})  # older results have none
     if pixels == "valid":
         return result["valid"] | result["mm"], errors["valid"] | errors["mm"]
     if measured == "validation" or not run.verification:
@@ -51,17 +54,17 @@ def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
     Returns:
       PNG, None where the runs of the cGAN have fewer than two lambdas.
     """
-    sweep = sorted((runs[0].lam, runs) for runs in columns.values() if runs[0].method == "cgan")
+    sweep = dict(sorted((runs[0].lam, title) for title, runs in columns.items() if runs[0].method == "cgan"))
     if len(sweep) < 2:
         return None
-    lams = [lam for lam, _ in sweep]
+    lams, (values, _) = list(sweep), table(columns, "all", "validation")
     figure = Figure(figsize=(4 * len(CURVE_METRICS), 3.4), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(CURVE_METRICS)), CURVE_METRICS.values(), strict=True):
-        values = [column(runs, "all", "validation")[0].get(metric.key, [np.nan]) for _, runs in sweep]
-        axes.plot(lams, [np.mean(v) for v in values], "-", color="tab:blue", label="cGAN")
-        dots = [(lam, x) for lam, v in zip(lams, values, strict=True) for x in v]
+        seeds = [values[title].get(metric.key, [np.nan]) for title in sweep.values()]
+        axes.plot(lams, [np.mean(found) for found in seeds], "-", color="tab:blue", label="cGAN")
+        dots = [(lam, value) for lam, found in zip(lams, seeds, strict=True) for value in found]
         axes.plot(*zip(*dots, strict=True), ".", color="tab:blue")
-        if level := column(columns["ae"], "all", "validation")[0].get(metric.key) if "ae" in columns else None:
+        if level := values.get("ae", {}).get(metric.key):
             axes.axhline(np.mean(level), color="tab:orange", label="AE")
             axes.axhspan(min(level), max(level), color="tab:orange", alpha=0.2)
         if lams[0] > 0:
@@ -81,11 +84,8 @@ def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
 def sample_grid(columns: dict[str, list[Run]], errors: bool = False) -> bytes | None:
     """Draw the grid of Figure 4 from samples/test.npz of each column's first run, on request with maps of the error.
 
-    Returns:
-      PNG, None where a run kept no samples or the runs have no frame in common.
-
-    Raises:
-      FaceDepthError: a file of samples is damaged.
+    Returns a PNG, None where a run kept no samples or the runs have no frame in common. Raises FaceDepthError if a file
+    of samples is damaged.
     """
     samples = {}
     for title, runs in columns.items():

@@ -65,7 +65,7 @@ def read(paths: Sequence[Path], verifiers: Sequence[Path] = ()) -> tuple[list[Ru
       verifiers: none, or one for each data set (or fold) of the runs.
 
     Returns:
-      The runs, and {fingerprint of the data: the verifier's own figures ("test", "baseline_mean_map")}.
+      The runs, and {fingerprint of the data: results.json of its verifier}.
 
     Raises:
       FaceDepthError: a run or a verifier cannot be used, or two verifiers are of the same data.
@@ -85,14 +85,14 @@ def _read(path, net):
         if not (path / name).is_file():
             raise FaceDepthError(f"{path} has no {name}: give a finished run, or continue this one with `main`.")
     run = Run(path, config.read_run(path).to_dict(), files.read_json(path / "results.json"))
-    try:
+    try:  # everything that is read of it later
         if METHODS[run.method].net != net:
             raise FaceDepthError(f"{path} is a run of '{run.method}': give generators as RUN, verifiers as --verifier.")
         for name in ("seed", "dataset", "fingerprint", "step", "steps"):
             run.results[name]
         if net == "verifier":
             for name in ("test", "baseline_mean_map"):
-                _pool_verification([run.results[name]])  # everything that is read of it later
+                _pool_verification([run.results[name]])
             return run
         for found in (run.results[name] for name in MEASURED):
             int(found["n_frames"]), int(found["n_frames_without_depth"])
@@ -109,12 +109,13 @@ def _verify(run, judges):
     if not judge:
         paths = ", ".join(str(judge.path) for judge in judges.values())
         raise FaceDepthError(f"{paths} and {run.path} are of different data: give the verifier of the run's data.")
-    weights, file = {}, run.path / "verification.json"
-    for net, folder in (("verifier", judge.path), ("generator", run.path)):
-        path = folder / f"{net}.safetensors"
-        if not path.is_file():
-            raise FaceDepthError(f"{path} does not exist; continue the run with `main`, which writes it at its end.")
-        weights[net] = files.sha256(path)
+    nets, file = {"verifier": judge.path, "generator": run.path}, run.path / "verification.json"
+    try:
+        weights = {net: files.sha256(path / f"{net}.safetensors") for net, path in nets.items()}
+    except FileNotFoundError as error:
+        raise FaceDepthError(
+            f"{error.filename} does not exist; continue the run with `main`, which writes it at its end."
+        ) from None
     known = files.read_json(file) if file.is_file() else None
     if isinstance(known, dict) and known.get("weights") == weights and "test" in known:
         return known["test"]
