@@ -14,18 +14,18 @@ from facedepth_jax.errors import FaceDepthError
 SPLIT = ["train"] * 12 + ["validation"] * 6 + ["test"] * 6
 
 
-def write_folder(path, frames_of_one=6, missing=(), dark=()):
+def write_folder(path, missing=(), dark=()):
     """People of six frames in two sequences, a dome at 800 mm; `missing` have no depth file, `dark` no depth."""
     path.mkdir(exist_ok=True)
     y, x = np.mgrid[:40, :40]
     dome = np.where(np.hypot(x - 20, y - 20) < 15, 800, 0).astype(np.uint16)
     lines = ["frame,subject,sequence,gray,depth,head_x,head_y,split"]
     for i in range(24):
-        person, k = divmod(i, frames_of_one)
+        person, k = divmod(i, 6)
         cv2.imwrite(str(path / f"{i}g.png"), np.full((40, 40), 99, np.uint8))
         if i not in missing:
             cv2.imwrite(str(path / f"{i}d.png"), dome * (i not in dark))
-        lines.append(f"f{i:02d},p{person},{1 + 2 * k // frames_of_one},{i}g.png,{i}d.png,20,20,{SPLIT[i]}")
+        lines.append(f"f{i:02d},p{person},{1 + 2 * k // 6},{i}g.png,{i}d.png,20,20,{SPLIT[i]}")
     (path / "index.csv").write_text("\n".join(lines) + "\n")
     return path
 
@@ -46,7 +46,7 @@ def test_the_report_counts_what_is_there(tmp_path):
     )
     assert "training needs" not in report
     assert "the images hold: 3 x depth image is missing (f00: 0d.png, f01: 1d.png, f07: 7d.png)" in report
-    assert "sample: 21 of the other 21 were read" in report
+    assert "sample: 21 of the other 21, evenly spread, were read" in report
     assert "rejected: 3 x no depth at the head centre (f03: (20, 20), f04" in report
     assert (
         "head distance: median 800 mm" in report
@@ -71,21 +71,17 @@ def test_the_report_says_what_prepare_does(tmp_path):
     assert said == made.meta["rejects"]["reasons"] == {"depth image is missing": 3, "no depth at the head centre": 3}
 
 
-def test_first_middle_and_last_of_each_sequence_and_never_more_than_the_sample(tmp_path, monkeypatch):
-    raw = write_folder(tmp_path / "raw", frames_of_one=24)
-    (raw / "index.csv").write_text(
-        (raw / "index.csv").read_text().replace("validation", "train").replace("test", "train")
-    )
+def test_no_more_than_the_sample_is_read_and_evenly(tmp_path, monkeypatch):
+    raw = write_folder(tmp_path / "raw", missing=(0, 23))
     loads = []
     monkeypatch.setattr(
         FolderSource, "load", lambda self, a, b, load=FolderSource.load: loads.append(a) or load(self, a, b)
     )
-    look(raw)
-    assert loads == [0, 6, 11, 12, 18, 23]
     monkeypatch.setattr(summary, "SAMPLE", 4)
-    del loads[:]
     look(raw)
-    assert len(loads) == 4 and (loads[0], loads[-1]) == (0, 23)
+    assert loads == [1, 8, 15, 22]
+    raw = write_folder(tmp_path / "none", missing=range(24))
+    assert "sample: 0 of the other 0" in look(raw)[0] and len(loads) == 4
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def data(place):
         *(f"--{option}" for option in FACES),
         XLA_FLAGS="",  # the faces that a user gets: without optimisation three pixels are others
     )
-    assert "40 frames of 4 subjects, 32 px" in out
+    assert "40 frames of 4 subjects" in out
     return place / "data"
 
 

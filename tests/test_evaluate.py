@@ -78,5 +78,5 @@ def test_what_does_not_fit_is_refused(ae_run, verifier_run, people_dir, tmp_path
     assert "no frame in the split 'test'" in refused(ae_run, empty.path)
     assert "has no pairs" in refused(verifier_run, empty.path)
     assert "There is no run in" in refused(tmp_path, people_dir)
-    assert "not a prepared data set" in refused(ae_run, tmp_path)
+    assert "no prepared data set" in refused(ae_run, tmp_path)
     assert not list((tmp_path).rglob("evaluations"))

@@ -369,10 +369,10 @@ def test_the_papers_figures_stand_beside_those_on_its_data(tmp_path):
         (lambda v, r: rewrite(v, "results.json", lambda x: x["test"].pop("cells")), "damaged.*cells"),
         (lambda v, r: drop(v, "verifier.safetensors"), "verifier.safetensors does not exist"),
         (lambda v, r: drop(r, "generator.safetensors"), "generator.safetensors does not exist"),
-        (lambda v, r: (r / "verification.json").write_text("[]"), "d does not exist"),
+        (lambda v, r: (r / "verification.json").write_text("[]"), "prepared data set in d"),
         # Other weights than those that were judged: the data are asked for, which are not there.
-        (lambda v, r: (v / "verifier.safetensors").write_bytes(b"other"), "d does not exist"),
-        (lambda v, r: (r / "generator.safetensors").write_bytes(b"other"), "d does not exist"),
+        (lambda v, r: (v / "verifier.safetensors").write_bytes(b"other"), "prepared data set in d"),
+        (lambda v, r: (r / "generator.safetensors").write_bytes(b"other"), "prepared data set in d"),
     ],
 )
 def test_a_verifier_that_cannot_be_used_is_one_sentence(tmp_path, capsys, spoil, sentence):

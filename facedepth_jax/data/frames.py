@@ -9,6 +9,7 @@ import numpy as np
 
 SPLITS = ("train", "validation", "test")
 MAX_FOCAL_PX = 1_000_000  # more is a mistake
+Fault = tuple[str, str]  # reason and detail of a Reject
 _NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf)", re.IGNORECASE)
 
 
@@ -88,6 +89,13 @@ class Reject:
         return {"frame": self.info.frame, "reason": self.reason, "detail": self.detail}
 
 
+class Unusable(Exception):
+    """A frame cannot be used: reason and detail of its Reject."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason, detail)
+
+
 def option(default, text: str):
     """Declare an option of a data set: a field of its Source, with the help that `prepare --help` shows."""
     return dataclasses.field(default=default, metadata={"help": text})
@@ -96,7 +104,9 @@ def option(default, text: str):
 class Source:
     """A raw data set. Workers get a copy, so it must pickle.
 
-    A subclass is a dataclass whose fields are its options, see `option`; before them `raw`, if it reads a directory.
+    A subclass is a dataclass whose fields are its options, see `option`; before them `raw`, if it reads a directory. It
+    defines `__len__`, the number of frames, `_info(row) -> FrameInfo` and `_read(row) -> Frame`, which raises Unusable;
+    or, where many frames are made at once, `index` and `load` themselves.
 
     Attributes:
       name: its name in readers.READERS.
@@ -108,20 +118,30 @@ class Source:
     expected = ""
     settings: dict
 
+    def _fault(self, row: int) -> Fault | None:
+        """Return why a frame cannot be used whatever its images hold: a missing file, an unusable annotation."""
+        return None
+
     def index(self) -> list[FrameInfo]:
         """List all frames in a fixed order, without reading images."""
-        raise NotImplementedError
+        return [self._info(row) for row in range(len(self))]
 
     def load(self, start: int, stop: int) -> Iterator[Frame | Reject]:
-        """Yield one item for each entry of `index()[start:stop]`, in order.
+        """Yield one item for each entry of `index()[start:stop]`, in order; a Reject where a file cannot be used.
 
         The items do not depend on how the index is cut; chunk by chunk is fastest.
         """
-        raise NotImplementedError
+        for row in range(start, min(stop, len(self))):
+            try:
+                if fault := self._fault(row):
+                    raise Unusable(*fault)
+                yield self._read(row)
+            except Unusable as error:
+                yield Reject(self._info(row), *error.args)
 
     def known_rejects(self) -> list[Reject]:
-        """List the frames that `load` rejects whatever the images hold: a missing file, an unusable annotation."""
-        return []
+        """List the frames with a `_fault`, which `load` rejects."""
+        return [Reject(info, *fault) for row, info in enumerate(self.index()) if (fault := self._fault(row))]
 
     def notes(self) -> list[str]:
         """Say, one sentence each, what is missing or unexpected in the raw directory as a whole."""

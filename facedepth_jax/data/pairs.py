@@ -8,6 +8,7 @@ A pair is in a cell of Table 2 when both its frames are: the paper does not say,
 and a turned face into "A1". So the unions also hold the mixed pairs, one frame from each side.
 """
 
+import collections
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ ANGLE_SUBSETS = ("A1", "A2", "A1+A2")
 SEQUENCE_SUBSETS = ("S1-S3", "S4-S5", "S1-S5")
 
 
-def in_subset(frames: Mapping[str, np.ndarray], angles: str, sequences: str) -> np.ndarray:
+def in_subset(frames: Mapping[str, Sequence], angles: str, sequences: str) -> np.ndarray:
     """Find the frames in a cell of Table 2: bool (N,).
 
     Args:
@@ -68,11 +69,8 @@ def draw(frames: Mapping[str, Sequence], count: int, cell_count: int, seed: int)
     names, subjects = np.asarray(frames["frame"]), np.asarray(frames["subject"])
     taken: list[tuple[int, int]] = []
     turns = {same: dict.fromkeys(np.unique(subjects).tolist(), 0) for same in (True, False)}
-    columns = {name: np.asarray(frames[name], float) for name in ("yaw", "pitch", "roll", "sequence")}
-    cells = _elementary_cells(columns)
-    for rows, wanted in [(np.flatnonzero(cell), min(cell_count, count // 4)) for cell in cells] + [
-        (np.arange(len(names)), None)  # whatever the cells did not give
-    ]:
+    cells = [(np.flatnonzero(cell), min(cell_count, count // 4)) for cell in _elementary_cells(frames)]
+    for rows, wanted in [*cells, (np.arange(len(names)), None)]:  # at last whatever the cells did not give
         half = (count - len(taken) if wanted is None else wanted) // 2
         left = {same: _count_left(subjects, rows, taken, same) for same in (True, False)}
         half = min(half, sum(left[True].values()), sum(left[False].values()) // 2)
@@ -83,19 +81,18 @@ def draw(frames: Mapping[str, Sequence], count: int, cell_count: int, seed: int)
     return [(str(names[a]), str(names[b]), int(subjects[a] == subjects[b])) for a, b in taken]
 
 
-def _elementary_cells(columns: dict[str, np.ndarray]) -> list[np.ndarray]:
+def _elementary_cells(frames: Mapping[str, Sequence]) -> list[np.ndarray]:
     """Find the frames of each cell that has no other cell in it: bool (N,) each."""
-    by_angles = [in_subset(columns, angles, SEQUENCE_SUBSETS[-1]) for angles in ANGLE_SUBSETS]
-    by_sequences = [in_subset(columns, ANGLE_SUBSETS[-1], sequences) for sequences in SEQUENCE_SUBSETS]
+    by_angles = [in_subset(frames, angles, SEQUENCE_SUBSETS[-1]) for angles in ANGLE_SUBSETS]
+    by_sequences = [in_subset(frames, ANGLE_SUBSETS[-1], sequences) for sequences in SEQUENCE_SUBSETS]
     parts = [subsets[:2] if np.any(subsets[:2]) else subsets[2:] for subsets in (by_angles, by_sequences)]
     return [angles & sequences for angles in parts[0] for sequences in parts[1]]
 
 
 def _count_left(subjects: np.ndarray, rows: np.ndarray, taken: list[tuple[int, int]], same: bool) -> dict[str, int]:
     """Count the pairs that each person can still give within `rows`; one of two people counts for both."""
-    found, counts = np.unique(subjects[rows], return_counts=True)
-    counts = dict(zip(found.tolist(), counts.tolist(), strict=True))  # Python's whole numbers: no overflow
-    left = {s: n * (n - 1) // 2 if same else n * (len(rows) - n) for s, n in counts.items()}
+    counts = sorted(collections.Counter(subjects[rows].tolist()).items())
+    left = {s: n * (n - 1) // 2 if same else n * (len(rows) - n) for s, n in counts}
     inside = set(rows.tolist())
     for a, b in taken:
         if a in inside and b in inside and (subjects[a] == subjects[b]) == same:
@@ -135,11 +132,10 @@ def count_cells(pairs: Sequence[Pair], frames: Mapping[str, Sequence]) -> dict[s
     row_of = {name: row for row, name in enumerate(frames["frame"])}
     ends = np.array([(row_of[a], row_of[b]) for a, b, _ in pairs], int).reshape(-1, 2)
     same = np.array([same for *_, same in pairs], bool)
-    columns = {name: np.asarray(frames[name], float) for name in ("yaw", "pitch", "roll", "sequence")}
     counts = {}
     for angles in ANGLE_SUBSETS:
         for sequences in SEQUENCE_SUBSETS:
-            inside = in_subset(columns, angles, sequences)[ends].all(1)
+            inside = in_subset(frames, angles, sequences)[ends].all(1)
             counts[f"{angles} {sequences}"] = {
                 "same": int((inside & same).sum()),
                 "different": int((inside & ~same).sum()),

@@ -55,7 +55,7 @@ def prepare(
       pair_lists: {"validation": FILE, "test": FILE}, verification pairs to take instead of drawing them, see pairs.py;
         "" or no entry: they are drawn.
       workers: processes; 0 works in this one.
-      shard: (i, n) makes every n-th chunk from the i-th on; whoever makes the last missing chunk merges. (0, 1): all.
+      shard: (i, n) makes every n-th chunk from the i-th on; the last of them merges. (0, 1): all.
 
     Returns:
       the arrays; None where chunks of other shards are still missing.
@@ -67,43 +67,47 @@ def prepare(
     files.check_local(out)
     out, (shard_index, shards) = Path(out), shard
     if not 0 <= shard_index < shards:
-        raise FaceDepthError(
-            f"there is no shard {shard_index}/{shards}; of n shards the first is 0/n, the last (n-1)/n"
-        )
+        raise FaceDepthError(f"there is no shard {shard_index}/{shards}; of n, the first is 0/n and the last (n-1)/n")
     if workers < 0 or seed < 0 or not 8 <= size <= 1024 or not 1 <= face_mm <= 10_000:
         raise FaceDepthError(
             f"want workers and seed >= 0, size 8 to 1024 and face_mm 1 to 10000, "
             f"not {workers}, {seed}, {size} and {face_mm}"
         )
-    crop = {"face_mm": float(face_mm), "head_window_px": chunks.HEAD_WINDOW_PX}
+    index, lists = source.index(), {split: file for split, file in (pair_lists or {}).items() if file}
+    external = {split: pairs.read_external(file, split, index) for split, file in lists.items()}
+    drawn = {"wanted": PAIRS, "wanted_in_each_cell": CELL_PAIRS, "seed": seed}
     settings = {
         "dataset": {"name": source.name, "settings": source.settings},
-        "crop": crop | {"min_depth_share": chunks.MIN_DEPTH_SHARE},
+        "crop": {
+            "face_mm": float(face_mm),
+            "head_window_px": chunks.HEAD_WINDOW_PX,
+            "min_depth_share": chunks.MIN_DEPTH_SHARE,
+        },
         "size_px": size,
-        "pairs": {split: _pair_settings((pair_lists or {}).get(split), seed) for split in arrays.PAIR_SPLITS},
+        "pairs": {
+            split: {"external_sha256": files.sha256(lists[split])} if split in lists else drawn
+            for split in arrays.PAIR_SPLITS
+        },
     }
-    settings = json.loads(json.dumps(settings))  # as it will be read
     parts = out.with_name(f"{out.name}.parts")
     if (done := _complete(out, settings)) is not None:
         shutil.rmtree(parts, ignore_errors=True)
         print(f"{out} is complete already")
         return done
-    index = source.index()
-    _check(index, [], parts)
-    external = {s: pairs.read_external(file, s, index) for s, file in (pair_lists or {}).items() if file}
     for note in source.notes():
         print(f"note: {note}", flush=True)
     _open_parts(parts, settings)
+    _check(index, [], parts)
     job = Job(source, parts, face_mm, size, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
-    count, rejects, said = math.ceil(len(index) / CHUNK_FRAMES), [], time.monotonic()
+    count, rejects, shown = math.ceil(len(index) / CHUNK_FRAMES), [], time.monotonic()
     todo = [number for number in range(count)[shard_index::shards] if not job.file(number).exists()]
     with contextlib.closing(_make_chunks(job, todo, workers)) as made:
         for done, rejected in enumerate(made, 1):
             rejects += rejected
             if 2 * len(rejects) > len(index):  # no need to make the rest
                 _check(index, rejects, parts)
-            if time.monotonic() > said + 10:
-                said = time.monotonic()
+            if time.monotonic() > shown + 10:
+                shown = time.monotonic()
                 print(f"{done} of {len(todo)} chunks of {CHUNK_FRAMES} frames are made", flush=True)
     missing = sum(not job.file(number).exists() for number in range(count))
     if missing and parts.exists():
@@ -131,18 +135,8 @@ def _check(index: list[FrameInfo], rejects: list[dict], parts: Path) -> None:
         raise FaceDepthError(f"{fault} (rejected: {summary.rejects_text(rejects)}); mend them and prepare again")
 
 
-def _pair_settings(file: str | None, seed: int) -> dict:
-    """Say, for the settings, how a list of pairs is made."""
-    if not file:
-        return {"wanted": PAIRS, "wanted_in_each_cell": CELL_PAIRS, "seed": seed}
-    try:
-        return {"external_sha256": files.sha256(file)}
-    except OSError as error:
-        raise FaceDepthError(f"the pair list {file} cannot be read ({error.strerror})") from None
-
-
 def _make_chunks(job: Job, numbers: list[int], workers: int) -> Iterator[list[dict]]:
-    """Make the chunks; yield what `chunks.make` returns for each. The workers end with this process."""
+    """Make the chunks; yield what `chunks.make` returns for each. No worker outlives this process by a chunk."""
     if not workers:
         yield from (chunks.make(job, number) for number in numbers)
         return
@@ -160,7 +154,7 @@ def _make_chunks(job: Job, numbers: list[int], workers: int) -> Iterator[list[di
             for receiver in connection.wait(processes):
                 try:
                     made = receiver.recv()
-                except EOFError:
+                except (EOFError, OSError):  # it has ended, perhaps amid a message
                     process = processes.pop(receiver)
                     process.join()
                     if process.exitcode:

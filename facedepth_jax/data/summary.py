@@ -1,6 +1,6 @@
 """Describe a data set in words: a raw one before any work (`check`), and finished arrays (`report`)."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,14 +35,15 @@ def check(source: Source, *, face_mm: float, size: int, pair_lists: dict[str, st
     lines.append(f"  would be rejected, whatever the images hold: {rejects_text(known)}")
     unusable = {reject["frame"] for reject in known}
     usable = [row for row, info in enumerate(index) if info.frame not in unusable]
-    sample, bad, good = _sample(index, usable), [], []
+    sample = np.linspace(0, len(usable) - 1, min(SAMPLE, len(usable))).round().astype(int)  # evenly spread
+    bad, good = [], []
     for row in sample:
-        item = next(iter(source.load(row, row + 1)))
+        item = next(iter(source.load(usable[row], usable[row] + 1)))
         result = item if isinstance(item, Reject) else prepare_frame(item, face_mm, size)
         bad.append(result.entry()) if isinstance(result, Reject) else good.append(result[2])
     lines.append(
-        f"  sample: {len(sample)} of the other {len(usable)} were read and cropped (first, middle, last of a sequence; "
-        f"at most {SAMPLE}); rejected: {rejects_text(bad)}"
+        f"  sample: {len(sample)} of the other {len(usable)}, evenly spread, were read and cropped; "
+        f"rejected: {rejects_text(bad)}"
     )
     if good:
         lines.append(_distance_line([row["distance_mm"] for row in good]))
@@ -57,17 +58,6 @@ def check(source: Source, *, face_mm: float, size: int, pair_lists: dict[str, st
         fault = fault or str(error)
     lines.append(f"  preparing would {'not ' if fault else ''}work")
     return "\n".join(lines), fault
-
-
-def _sample(index: list[FrameInfo], usable: list[int]) -> list[int]:
-    """Take the first, middle and last of each sequence, thinned out evenly to SAMPLE."""
-    sequences = defaultdict(list)
-    for row in usable:
-        sequences[_sequence(index[row])].append(row)
-    rows = sorted({rows[i] for rows in sequences.values() for i in (0, len(rows) // 2, -1)})
-    if len(rows) > SAMPLE:
-        rows = [rows[i] for i in np.linspace(0, len(rows) - 1, SAMPLE).round().astype(int)]
-    return rows
 
 
 def find_fault(index: list[FrameInfo], rejects: list[dict], likely: float | None = None) -> str:
@@ -95,11 +85,9 @@ def report(made: arrays.Arrays) -> str:
     for split, found in made.meta["pairs_found"].items():
         lines += _pairs_lines(split, found)
     focal, gray = (_focal_text(made.frames[f"{name}fx"], made.frames[f"{name}fy"]) for name in ("", "gray_"))
-    if focal:
-        text = f"{focal} px" if gray == focal else f"{focal} px (depth) and {gray} px (gray)"
-        lines.append(f"  crop: {made.meta['crop']['face_mm']:g} mm wide at a focal length of {text}")
-    else:
-        lines.append("  crop: as the frames came")
+    text = f"{focal} px" if gray == focal else f"{focal} px (depth) and {gray} px (gray)"
+    text = f"{made.meta['crop']['face_mm']:g} mm wide at a focal length of {text}" if focal else "as the frames came"
+    lines.append(f"  crop: {text}")
     lines.append(_distance_line(made.frames["distance_mm"]))
     lines.append(f"  rejected (all in meta.json): {rejects_text(made.meta['rejects']['frames'])}")
     return "\n".join(lines)
@@ -133,22 +121,19 @@ def _pairs_lines(split: str, found: dict) -> list[str]:
     if found.get("left_out"):
         names = _listed(found["rejected_frames"])
         lines.append(f"    {found['left_out']} pairs of the list left out for rejected frames: {names}")
-    if any(sum(cell.values()) for name, cell in cells.items() if cell is not whole):
-        for angles in ANGLE_SUBSETS:
-            row = [(name, cells[f"{angles} {name}"]) for name in SEQUENCE_SUBSETS]
-            texts = [f"{name} {cell['same']}+{cell['different']}" for name, cell in row if any(cell.values())]
-            if texts:
-                lines.append(f"    {angles}: {', '.join(texts)} (same+different)")
+    for angles in ANGLE_SUBSETS:
+        row = [(name, cells[f"{angles} {name}"]) for name in SEQUENCE_SUBSETS]
+        texts = [f"{name} {c['same']}+{c['different']}" for name, c in row if any(c.values()) and c is not whole]
+        if texts:
+            lines.append(f"    {angles}: {', '.join(texts)} (same+different)")
     return lines
 
 
-def _focal_text(fx, fy) -> str:
-    """Write focal lengths as '365.456', '575.8 x 576.1' or '480 to 520'; '' for frames that came cropped."""
-    if not np.isfinite(fx).any():
-        return ""
-    if np.nanmin(fx) == np.nanmax(fx) and np.nanmin(fy) == np.nanmax(fy):
-        return f"{fx[0]:g}" if fx[0] == fy[0] else f"{fx[0]:g} x {fy[0]:g}"
-    return f"{np.nanmin([fx, fy]):g} to {np.nanmax([fx, fy]):g}"
+def _focal_text(fx: np.ndarray, fy: np.ndarray) -> str:
+    """Write focal lengths as '365.456' or '480 to 520'; '' for frames that came cropped."""
+    known = np.concatenate([fx, fy])
+    known = known[np.isfinite(known)]
+    return " to ".join(f"{value:g}" for value in sorted({known.min(), known.max()})) if len(known) else ""
 
 
 def count_reasons(rejects: list[dict]) -> dict[str, int]:

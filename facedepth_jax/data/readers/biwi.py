@@ -10,16 +10,16 @@ head_pose_masks/01 ..     in the same directory, optional: frame_00003_depth_mas
 
 import dataclasses
 import hashlib
-import os
+import math
 import re
 from pathlib import Path
 
 import numpy as np
 
 from facedepth_jax.data import images
-from facedepth_jax.data.frames import MAX_FOCAL_PX, Frame, FrameInfo, option
+from facedepth_jax.data.frames import MAX_FOCAL_PX, Fault, Frame, FrameInfo, Source, Unusable, option
 from facedepth_jax.data.readers import biwi_files, registration
-from facedepth_jax.data.readers.raw import Fault, RawSource, find_copies, list_folders, split_of
+from facedepth_jax.data.readers.raw import find_copies, list_files, list_folders, split_of
 from facedepth_jax.errors import FaceDepthError
 
 # By sequence; all others train. The test sequences are those of the authors' group, the validation is our choice.
@@ -29,18 +29,19 @@ TEST_FRAMES = {1: 498, 10: 726, 11: 572}
 SAME_PERSON = {15: 3, 18: 5, 21: 2, 22: 7}  # recorded twice: one person each
 
 REGISTER = ("depth_to_gray", "gray_to_depth")
-LAYOUTS = ("hpdb", "faces_0", ".")
+LAYOUTS = ("hpdb", "faces_0")
 MASKS = "head_pose_masks"
-FILES = {"pose": "pose.txt", "depth": "depth.bin", "rgb": "rgb.png"}  # of each frame
+FILES = ("pose.txt", "depth.bin", "rgb.png")  # of each frame
+_FRAME_FILE = re.compile(f"frame_([0-9]{{5}})_({'|'.join(map(re.escape, FILES))})")
 
 _LAYOUT_TEXT = (
-    "the layout is hpdb/01 .. hpdb/24 (or faces_0/01 ..) with frame_00003_rgb.png, frame_00003_depth.bin, "
-    "frame_00003_pose.txt, ..., rgb.cal and depth.cal in each; --raw is the folder that holds hpdb, or hpdb itself"
+    "the layout is hpdb/01 .. hpdb/24 (or faces_0/01 ..) with frame_00003_rgb.png, ..._depth.bin, ..._pose.txt, ..., "
+    "rgb.cal and depth.cal in each; --raw is the folder that holds hpdb, or hpdb itself"
 )
 
 
 @dataclasses.dataclass
-class BiwiSource(RawSource):
+class BiwiSource(Source):
     """The database as a `frames.Source` of registered pairs, by sequence and number.
 
     All text files are checked at once, images when loaded. The subject is the person (sequence 15 shows subject "03"
@@ -80,50 +81,53 @@ class BiwiSource(RawSource):
         self._masks = _find_masks(raw) if self.mask else None
         for folder, root in [(f, raw) for f in folders.values()] + [(self._masks, self._masks)] * self.mask:
             images.check_links(folder, root)
-        listings = {number: _list_frames(folder, FILES) for number, folder in folders.items()}
-        pose_texts = {
-            number: {f: biwi_files.read_text(folder / f"frame_{f}_pose.txt") for f in listings[number]["pose"]}
+        names = {number: list_files(folder) for number, folder in folders.items()}
+        frames = {number: sorted({m[1] for m in map(_FRAME_FILE.fullmatch, names[number]) if m}) for number in names}
+        poses = {
+            number: {frame: biwi_files.read_text(folder / f"frame_{frame}_pose.txt") for frame in frames[number]}
             for number, folder in folders.items()
         }
-        copies = find_copies({n: {text for text in texts.values() if text} for n, texts in pose_texts.items()}, _person)
+        copies = find_copies({number: set(texts.values()) - {None} for number, texts in poses.items()}, _person)
         self._frames, self._faults, self._folders, self._cameras = [], {}, {}, {}
-        poses, digest = [], hashlib.sha256()
+        parsed, digest = [], hashlib.sha256()
         for number, folder in folders.items():
-            listing, texts = listings[number], pose_texts[number]
-            frames = sorted(set().union(*listing.values()))
-            if not frames:
+            if not frames[number]:
                 self._notes.append(f"{folder} holds no frame")
                 continue
             self._folders[number] = folder
-            self._cameras[number], cal_texts, fault = biwi_files.read_cameras(folder)
-            if not fault and not self._cameras[number][0].is_reference:
-                self._notes.append(f"{folder / 'depth.cal'} has an R or T of its own, which is not used")
-            if number in copies:
-                original, common = copies[number]
-                fault = (f"copy of sequence {original:02d}", f"{common} poses are the same to the byte")
-            masks = _list_frames(self._masks / f"{number:02d}", {"mask": "depth_mask.png"})["mask"] if self.mask else ()
-            for frame in frames:
-                missing = [name for kind, name in FILES.items() if frame not in listing[kind]]
-                pose, pose_fault = biwi_files.parse_pose(texts.get(frame))
-                if missing and not fault:
-                    names = ", ".join(f"{folder.name}/frame_{frame}_{name}" for name in missing)
-                    self._faults[len(self)] = (f"{missing[0]} is missing", names)
-                elif fault or pose_fault:
-                    self._faults[len(self)] = fault or pose_fault
-                elif self.mask and frame not in masks:
-                    self._faults[len(self)] = ("mask is missing", f"{MASKS}/{number:02d}")
+            calibrations = [biwi_files.read_text(folder / name) for name in biwi_files.CALIBRATIONS]
+            masks = list_files(self._masks / f"{number:02d}") if self.mask else ()
+            fault = None
+            try:
+                if number in copies:
+                    original, common = copies[number]
+                    raise Unusable(f"copy of sequence {original:02d}", f"{common} poses are the same to the byte")
+                self._cameras[number] = biwi_files.parse_cameras(folder.name, calibrations)
+            except Unusable as error:
+                fault = error.args
+            for frame, text in poses[number].items():
+                missing = [name for name in FILES if f"frame_{frame}_{name}" not in names[number]]
+                masked = f"frame_{frame}_depth_mask.png" in masks
+                pose = [math.nan] * 12
+                try:
+                    if fault:
+                        raise Unusable(*fault)
+                    if missing:
+                        paths = ", ".join(f"{folder.name}/frame_{frame}_{name}" for name in missing)
+                        raise Unusable(f"{missing[0]} is missing", paths)
+                    pose = biwi_files.parse_pose(text)
+                    if self.mask and not masked:
+                        raise Unusable("mask is missing", f"{MASKS}/{number:02d}")
+                except Unusable as error:
+                    self._faults[len(self)] = error.args
                 self._frames.append((number, frame))
-                poses.append(pose)
-                digest.update(f"{number:02d}_{frame} {missing} {self.mask and frame in masks}\n".encode())
-                digest.update(texts.get(frame) or b"")
-            digest.update(b"".join(cal_texts))
+                parsed.append(pose)
+                digest.update(f"{number:02d}_{frame} {missing} {masked}\n".encode() + (text or b""))
+            digest.update(b"".join(text or b"" for text in calibrations))
         if not self._frames:
             raise FaceDepthError(f"{self.raw} holds no frame of Biwi; {_LAYOUT_TEXT}")
-        poses = np.array(poses)
-        rotations, self._head_mm = poses[:, :9].reshape(-1, 3, 3), poses[:, 9:]
-        self._angles_deg = biwi_files.angles_deg(rotations)
-        for row in np.flatnonzero(~biwi_files.is_rotation(rotations)).tolist():
-            self._faults.setdefault(row, ("pose is no rotation", f"frame_{self._frames[row][1]}"))
+        parsed = np.array(parsed)
+        self._angles_deg, self._head_mm = biwi_files.angles_deg(parsed[:, :9].reshape(-1, 3, 3)), parsed[:, 9:]
         options = {"register": self.register, "focal": self.focal, "mask": self.mask}
         self.settings = {"annotations_sha256": digest.hexdigest()} | options
 
@@ -139,7 +143,7 @@ class BiwiSource(RawSource):
         return self._faults.get(row)
 
     def notes(self) -> list[str]:
-        """Name missing and foreign sequences, mixed layouts and test sequences of another length than the paper's.
+        """Name missing and foreign sequences and test sequences of another length than the paper's.
 
         Also how wide the window is, where Eq. 6 takes another focal length than the camera has.
         """
@@ -152,7 +156,7 @@ class BiwiSource(RawSource):
             if count not in (0, want):
                 notes.append(f"test sequence {number:02d} has {count} frames, not {want} as published")
         which = self.register == "depth_to_gray"  # the second camera is the colour camera
-        own = np.mean([cameras[which].focal_px for cameras in self._cameras.values() if cameras] or [[self.focal]])
+        own = np.mean([cameras[which].focal_px for cameras in self._cameras.values()] or [[self.focal]])
         if self.focal and abs(self.focal / own - 1) > 0.01:
             notes.append(
                 f"focal={self.focal:g} where the calibration says {own:.1f} px: "
@@ -166,9 +170,11 @@ class BiwiSource(RawSource):
         folder = self._folders[number]
         depth_mm = biwi_files.read_depth(folder / f"frame_{frame}_depth.bin", depth_camera.size)
         gray = images.read_gray(folder, f"frame_{frame}_rgb.png")
-        biwi_files.check_size("gray image", gray, gray_camera)
-        if self._masks:
-            depth_mm = np.where(biwi_files.read_mask(self._masks, number, frame, depth_camera), depth_mm, np.uint16(0))
+        images.check_size("gray image", gray.shape[::-1], gray_camera.size)
+        if self.mask:
+            mask = images.read_gray(self._masks, f"{number:02d}/frame_{frame}_depth_mask.png", "mask")
+            images.check_size("mask", mask.shape[::-1], depth_camera.size)
+            depth_mm = np.where(mask, depth_mm, np.uint16(0))
         head_mm = self._head_mm[row]
         if self.register == "depth_to_gray":
             depth_mm = registration.depth_to_gray(depth_mm, depth_camera, gray_camera)
@@ -177,7 +183,7 @@ class BiwiSource(RawSource):
             gray, depth_mm = registration.gray_to_depth(gray, depth_mm, depth_camera, gray_camera, head_mm[2])
             camera, head = depth_camera, head_mm
         if head[2] <= 0:
-            raise images.Unusable("head centre is behind the colour camera", f"frame_{frame}")
+            raise Unusable("head centre is behind the colour camera", f"frame_{frame}")
         (x, y), (yaw, pitch, roll) = camera.project(head), self._angles_deg[row].tolist()
         focal_px = (self.focal, self.focal) if self.focal else camera.focal_px
         angles = {"yaw": yaw, "pitch": pitch, "roll": roll}
@@ -188,29 +194,19 @@ class BiwiSource(RawSource):
 
 def _find_sequences(raw: Path) -> tuple[dict[int, Path], list[str]]:
     """Return the folder of each sequence, by ascending number, and notes."""
-    if not raw.is_dir():
-        raise FaceDepthError(f"the raw directory {raw} does not exist")
-    found, notes, used = {}, [], []
-    for layout in LAYOUTS:
-        if not (raw / layout).is_dir():
-            continue
-        names = [name for name in list_folders(raw / layout) if re.fullmatch("[0-9]{2}", name)]
-        if names:
-            used.append(str(raw / layout))
-        for name in names:
-            if not 1 <= int(name) <= SEQUENCES:
-                notes.append(f"{raw / layout / name} is none of Biwi's {SEQUENCES} sequences and not used")
-            elif int(name) in found:
+    found, notes = {}, []
+    for place in [raw / layout for layout in LAYOUTS if (raw / layout).is_dir()] + [raw]:
+        for folder in [place / name for name in list_folders(place) if re.fullmatch("[0-9]{2}", name)]:
+            number = int(folder.name)
+            if not 1 <= number <= SEQUENCES:
+                notes.append(f"{folder} is none of Biwi's {SEQUENCES} sequences and not used")
+            elif (other := found.setdefault(number, folder)) != folder:
                 raise FaceDepthError(
-                    f"sequence {name} is in {found[int(name)]} and in {raw / layout / name}; remove one of them, or "
-                    f"give --raw the folder to read"
+                    f"sequence {folder.name} is in {other} and in {folder}; remove one of them, or give --raw the "
+                    "folder to read"
                 )
-            else:
-                found[int(name)] = raw / layout / name
     if not found:
         raise FaceDepthError(f"{raw} holds no sequence of Biwi; {_LAYOUT_TEXT}")
-    if len(used) > 1:
-        notes.append(f"the sequences are taken from {' and '.join(used)} together")
     return dict(sorted(found.items())), notes
 
 
@@ -219,18 +215,6 @@ def _find_masks(raw: Path) -> Path:
         if folder.is_dir():
             return folder
     raise FaceDepthError(f"there is no folder {MASKS} in {raw} or next to it; get the masks, or leave mask off")
-
-
-def _list_frames(folder: Path, files: dict[str, str]) -> dict[str, set[str]]:
-    """Return, for each kind of file, the numbers ("00003") of the frames that have one."""
-    try:
-        names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
-    except FileNotFoundError:
-        names = []
-    except OSError as error:
-        raise FaceDepthError(f"{folder} cannot be read ({error.strerror})") from None
-    matches = [match for name in names if (match := re.fullmatch("frame_([0-9]{5})_(.*)", name))]
-    return {kind: {match[1] for match in matches if match[2] == name} for kind, name in files.items()}
 
 
 def _person(number: int) -> int:

@@ -15,22 +15,32 @@ import dataclasses
 import hashlib
 import io
 import math
+import os
 import re
 from pathlib import Path
 
 import numpy as np
 
 from facedepth_jax.data import images
-from facedepth_jax.data.frames import MAX_FOCAL_PX, SPLITS, Frame, FrameInfo, option, parse_number
-from facedepth_jax.data.readers.raw import Fault, RawSource
+from facedepth_jax.data.frames import (
+    MAX_FOCAL_PX,
+    SPLITS,
+    Fault,
+    Frame,
+    FrameInfo,
+    Source,
+    Unusable,
+    option,
+    parse_number,
+)
 from facedepth_jax.errors import FaceDepthError
 
 REQUIRED = ("frame", "subject", "sequence", "gray", "depth", "head_x", "head_y")
-_NUMBERS = ("head_x", "head_y", "yaw", "pitch", "roll", "fx", "fy")
+_ANGLES = ("yaw", "pitch", "roll")
 
 
 @dataclasses.dataclass
-class FolderSource(RawSource):
+class FolderSource(Source):
     """The folder as a `frames.Source`, frames in the order of index.csv.
 
     The whole index is checked at once, the images when they are loaded. Raises FaceDepthError if the folder, its index
@@ -50,20 +60,27 @@ class FolderSource(RawSource):
         self._raw, self.focal = Path(self.raw), float(self.focal)
         index = self._raw / "index.csv"
         content, header, lines = _read_index(index)
-        self._rows, root = [], self._raw.resolve()
+        self._rows, root, line_of, split_of = [], self._raw.resolve(), {}, {}
         for number, line in lines:
             try:
-                self._rows.append(_parse(line, root, self.focal) | {"line": number})
+                row = _parse(line, root, self.focal)
+                frame, subject, split = row["frame"], row["subject"], row.get("split")
+                if frame in line_of:
+                    raise ValueError(f"the frame '{frame}' is on line {line_of[frame]} already; names are unique")
+                if split_of.setdefault(subject, split) != split:
+                    both = f"in '{split}' and in '{split_of[subject]}'"
+                    raise ValueError(f"the subject '{subject}' is {both}; a person belongs to one split")
             except ValueError as error:
                 raise FaceDepthError(f"{index}, line {number}: {error}") from None
+            line_of[frame] = number
+            self._rows.append(row)
         self.settings = {"index_sha256": hashlib.sha256(content).hexdigest(), "focal": self.focal}
         if "split" not in header:
             drawn = {name: getattr(self, name) for name in ("validation_fraction", "test_fraction", "fold", "seed")}
-            split_of = _draw_splits({row["subject"] for row in self._rows}, *drawn.values())
+            split_of = _draw_splits(set(split_of), *drawn.values())
             for row in self._rows:
                 row["split"] = split_of[row["subject"]]
             self.settings |= drawn
-        _check_rows(index, self._rows)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -73,7 +90,7 @@ class FolderSource(RawSource):
 
     def _fault(self, row: int) -> Fault | None:
         for kind in ("gray", "depth"):
-            if not images.is_file(self._raw, self._rows[row][kind]):
+            if not os.path.isfile(self._raw / self._rows[row][kind]):
                 return f"{kind} image is missing", self._rows[row][kind]
         return None
 
@@ -83,9 +100,9 @@ class FolderSource(RawSource):
         depth_mm = images.read_depth(self._raw, values["depth"])
         if gray.shape != depth_mm.shape:
             sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (gray, depth_mm)]
-            raise images.Unusable("gray and depth differ in size", " and ".join(sizes))
+            raise Unusable("gray and depth differ in size", " and ".join(sizes))
         head_xy, focal_px = (values["head_x"], values["head_y"]), (values["fx"], values["fy"])
-        angles = {name: values[name] for name in ("yaw", "pitch", "roll")}
+        angles = {name: values[name] for name in _ANGLES}
         return Frame(self._info(row), gray, depth_mm, head_xy, focal_px, **angles)
 
 
@@ -123,19 +140,15 @@ def _parse(line: dict, root: Path, focal: float) -> dict:
     if not re.fullmatch(r"[0-9]{1,9}", row["sequence"]):
         raise ValueError(f"'sequence' is '{row['sequence']}', not a whole number from 0")
     row["sequence"] = int(row["sequence"])
-    for name in _NUMBERS:
-        text = row.get(name, "")
+    for name in ("head_x", "head_y", *_ANGLES, "fx", "fy"):
+        text = row.get(name) or str(math.nan if name in _ANGLES else focal)
         try:
-            row[name] = parse_number(text) if text else math.nan
+            row[name] = parse_number(text)
         except ValueError:
             raise ValueError(f"'{name}' is '{text}', not a number") from None
-        unknown = math.isnan(row[name]) and name in ("yaw", "pitch", "roll")  # for them "nan" is a valid entry
-        if text and not math.isfinite(row[name]) and not unknown:
+        if not math.isfinite(row[name]) and not (math.isnan(row[name]) and name in _ANGLES):
             raise ValueError(f"'{name}' is '{text}', not a finite number")
-    for name in ("fx", "fy"):
-        if math.isnan(row[name]):
-            row[name] = focal
-        if not 1 <= row[name] <= MAX_FOCAL_PX:
+        if name in ("fx", "fy") and not 1 <= row[name] <= MAX_FOCAL_PX:
             raise ValueError(f"the focal length '{name}' is {row[name]}, not 1 to {MAX_FOCAL_PX} pixels")
     for name in ("gray", "depth"):
         _check_path(root, row[name])
@@ -152,20 +165,6 @@ def _check_path(root: Path, path: str) -> None:
         stays = False
     if not stays:
         raise ValueError(f"the path {path!r} leaves the folder")
-
-
-def _check_rows(index: Path, rows: list[dict]) -> None:
-    """Raise FaceDepthError for a name that comes twice and for a person in two splits."""
-    line_of, split_of = {}, {}
-    for row in rows:
-        where, frame, subject = f"{index}, line {row['line']}", row["frame"], row["subject"]
-        if line_of.setdefault(frame, row["line"]) != row["line"]:
-            raise FaceDepthError(f"{where}: the frame '{frame}' is on line {line_of[frame]} already; names are unique")
-        if split_of.setdefault(subject, row["split"]) != row["split"]:
-            raise FaceDepthError(
-                f"{where}: the subject '{subject}' is in '{row['split']}' and in '{split_of[subject]}'; "
-                f"a person belongs to one split"
-            )
 
 
 def _draw_splits(subjects: set[str], validation: float, test: float, fold: int, seed: int) -> dict[str, str]:

@@ -8,13 +8,12 @@ Two releases are read, recognised by their layout:
 NN is the subject, NNN = 5 (subject - 1) + sequence. See docs/pandora.md.
 """
 
-import bisect
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,18 +21,17 @@ from pathlib import Path
 import numpy as np
 
 from facedepth_jax.data import images
-from facedepth_jax.data.frames import MAX_FOCAL_PX, Frame, FrameInfo, option
+from facedepth_jax.data.frames import MAX_FOCAL_PX, Fault, Frame, FrameInfo, Source, Unusable, option
 from facedepth_jax.data.readers.pandora_annotations import (
     COLOUR_SIZE,
     COLUMNS,
     DEPTH_SIZE,
     TWICE,
-    fit_maps,
     read_angles,
     read_annotations,
     read_entry,
 )
-from facedepth_jax.data.readers.raw import Fault, RawSource, find_copies, list_folders, split_of
+from facedepth_jax.data.readers.raw import find_copies, list_files, list_folders, split_of
 from facedepth_jax.errors import FaceDepthError
 
 # Sources, of what the paper does not say itself (P): the code of the authors' group (C) and our own choice (A).
@@ -42,8 +40,8 @@ from facedepth_jax.errors import FaceDepthError
 SPLITS = {"test": (10, 14, 16, 20), "validation": (9, 18, 21, 22)}
 SUBJECTS = 22
 SEQUENCES = 108  # one subject has three of the five
-# What the group leaves out of the test subjects, "extreme head poses and occlusions" (C): {folder: ranges of frames},
-# first and last inclusive; the folder counts 5 (subject - 1) + sequence.
+# Frames that the group leaves out of the test subjects, "extreme head poses and occlusions" (C): {folder: ranges of
+# frames}, first and last inclusive; the folder counts 5 (subject - 1) + sequence.
 EXCLUDED = {
     48: ((140, 319), (764, 809)),
     49: ((0, 1420),),
@@ -53,22 +51,14 @@ EXCLUDED = {
     80: ((710, 730), (932, 980)),
     96: ((396, 426), (1416, 1437), (1817, 1859), (1896, 1935)),
     97: ((39, 57), (113, 139), (173, 206), (809, 837), (1102, 1127)),
-    98: (
-        *((112, 140), (319, 350), (386, 423), (512, 551)),
-        *((687, 712), (836, 861), (1434, 1484), (1527, 1605)),
-    ),
-    100: (
-        *((18, 44), (260, 315), (386, 424), (593, 602)),
-        *((1006, 1042), (1096, 1121), (1287, 1371), (1822, 1845)),
-    ),
+    98: ((112, 140), (319, 350), (386, 423), (512, 551), (687, 712), (836, 861), (1434, 1484), (1527, 1605)),
+    100: ((18, 44), (260, 315), (386, 424), (593, 602), (1006, 1042), (1096, 1121), (1287, 1371), (1822, 1845)),
 }
 REGISTER = ("head", "joints")
 NAMES = ("base_1", "base_2", "free_1", "free_2", "free_3")  # S1..S5 (A)
-MAX_SCALE_ERROR = 1.25  # of the joints' map against the ratio of the focal lengths (A)
 # The cropped release's levels (C): (mm - 500) / 8, cut to a whole number of 8 bits, so that 0 mm is 194.
 LEVEL_OFFSET_MM, LEVEL_STEP_MM, LEVEL_NONE = 500, 8, 194
 
-_COPY = "copy of another sequence"
 _SKIPPED = ("frame is not annotated", "gray image is missing", "depth image is missing")
 
 
@@ -79,10 +69,9 @@ class _Sequence:
     Attributes:
       path: relative to the raw directory.
       number: NNN, 1..110.
-      copy: 0, or counts further folders of the same number, all of whose frames are rejected.
-      fault: (reason, detail) that rejects all frames, or None.
       frames: int32 (F,), ascending: all that an image or the annotation names.
       values: float64 (F, len(COLUMNS)), NaN where unknown or rejected.
+      fault: (reason, detail) that rejects all frames, or None.
       faults: the faults of single rows.
       unread: annotations without a frame's number.
       annotation: SHA-256 of the annotation, "" where it holds nothing.
@@ -90,10 +79,9 @@ class _Sequence:
 
     path: str
     number: int
-    copy: int = 0
-    fault: Fault | None = None
     frames: np.ndarray | None = None
     values: np.ndarray | None = None
+    fault: Fault | None = None
     faults: dict[int, Fault] = dataclasses.field(default_factory=dict)
     unread: int = 0
     annotation: str = ""
@@ -104,7 +92,7 @@ class _Sequence:
 
 
 @dataclasses.dataclass
-class PandoraSource(RawSource):
+class PandoraSource(Source):
     """Pandora as a `frames.Source`, by sequence and number: 'NNN_FFFFFF'.
 
     All annotations and folders are read at once, the images when they are loaded. The directory is that of the folders
@@ -144,13 +132,13 @@ class PandoraSource(RawSource):
         if not 0 < self.max_angle <= 180:
             raise FaceDepthError(f"max_angle is {self.max_angle}, not above 0 and up to 180 degrees")
         self._raw = Path(self.raw)
-        self._cropped, self._sequences, self._unknown = _find(self._raw)
+        self._cropped, folders, self._unknown = _find(self._raw)
         joints = self.register == "joints"
         if self._cropped and joints:
             raise FaceDepthError(f"register=joints needs joints, which the cropped release in {self.raw} does not have")
+        self._sequences = [_Sequence(path, number) for number, path in folders.items()]
         for sequence in self._sequences:
             images.check_links(self._raw / sequence.path, self._raw)
-            place_fault, sequence.fault = sequence.fault, None
             if self._cropped:
                 _read_cropped(self._raw, sequence)
             else:
@@ -158,7 +146,6 @@ class PandoraSource(RawSource):
                 # Each image has its own focal length; with a map, the map's scale times the depth image's.
                 values = sequence.values
                 values[:, 7:9] = values[:, 7:9] * self.focal if joints else self.gray_focal
-            sequence.fault = place_fault or sequence.fault
             turned = np.abs(sequence.values[:, :3]).max(1)
             for row in np.flatnonzero(turned > self.max_angle).tolist():
                 sequence.faults[row] = ("extreme pose", f"{turned[row]:g} degrees")
@@ -166,7 +153,7 @@ class PandoraSource(RawSource):
                 for row in np.flatnonzero((sequence.frames >= first) & (sequence.frames <= last)).tolist():
                     sequence.faults[row] = ("excluded by the group's list", "")
         _mark_copies(self._sequences)
-        self._starts = [0, *np.cumsum([len(sequence.frames) for sequence in self._sequences]).tolist()]
+        self._rows = [(sequence, row) for sequence in self._sequences for row in range(len(sequence.frames))]
         self.settings = {
             "release": "cropped" if self._cropped else "whole",
             "files_sha256": _digest(self._sequences),
@@ -177,57 +164,44 @@ class PandoraSource(RawSource):
             self.settings |= {"register": self.register, "gray_focal": self.gray_focal}
 
     def __len__(self) -> int:
-        return self._starts[-1]
-
-    def _place(self, row: int) -> tuple[_Sequence, int, int]:
-        """Return the sequence of a row of the index, its row there, and the frame's number."""
-        which = bisect.bisect_right(self._starts, row) - 1
-        sequence, row = self._sequences[which], row - self._starts[which]
-        return sequence, row, int(sequence.frames[row])
+        return len(self._rows)
 
     def _info(self, row: int) -> FrameInfo:
-        sequence, _, frame = self._place(row)
-        name = f"{sequence.number:03d}_{frame:06d}" + (f".copy{sequence.copy}" if sequence.copy else "")
-        split = split_of(sequence.subject, SPLITS)
-        return FrameInfo(name, f"{sequence.subject:02d}", (sequence.number - 1) % 5 + 1, split)
+        sequence, row = self._rows[row]
+        number, subject = sequence.number, sequence.subject
+        name = f"{number:03d}_{sequence.frames[row]:06d}"
+        return FrameInfo(name, f"{subject:02d}", (number - 1) % 5 + 1, split_of(subject, SPLITS))
 
     def _fault(self, row: int) -> Fault | None:
-        sequence, row, _ = self._place(row)
+        sequence, row = self._rows[row]
         return sequence.fault or sequence.faults.get(row)
 
     def notes(self) -> list[str]:
-        """Name missing subjects and sequences, unknown folders, unusable sequences, frames without a file."""
-        there = {sequence.number for sequence in self._sequences if not sequence.copy}
-        notes = []
-        if len(there) != SEQUENCES:
-            notes.append(f"{len(there)} sequences are here, {SEQUENCES} are expected")
+        """Name missing sequences, folders that are not read, and sequences without frames or with a fault."""
+        there = {sequence.number for sequence in self._sequences}
         missing = collections.defaultdict(list)
         for number in sorted(set(range(1, 5 * SUBJECTS + 1)) - there):
             missing[(number - 1) // 5 + 1].append(f"{number:03d}" if self._cropped else NAMES[(number - 1) % 5])
-        if gone := [f"{subject:02d}" for subject, names in missing.items() if len(names) == 5]:
-            notes.append(f"no sequence of the subjects {', '.join(gone)}")
-        for subject, names in missing.items():
-            if len(names) < 5:
-                notes.append(f"subject {subject:02d} has no {', '.join(names)}")
+        notes = []
+        if len(there) != SEQUENCES:
+            names = [f"{s:02d}" + f" ({' '.join(gone)})" * (len(gone) < 5) for s, gone in missing.items()]
+            notes.append(f"{len(there)} sequences are here, {SEQUENCES} are expected; missing: {', '.join(names)}")
         if self._unknown:
-            notes.append(f"unknown folders, not read: {', '.join(self._unknown)}")
+            notes.append(f"folders that are not read, unknown or there twice: {', '.join(self._unknown)}")
         for sequence in self._sequences:
-            if not len(sequence.frames):
-                notes.append(f"{sequence.path} holds no frame")
+            where = f"{sequence.path}, {len(sequence.frames)} frames"
             if sequence.fault:
-                fault = " - ".join(filter(None, sequence.fault))
-                notes.append(f"{sequence.path}, {len(sequence.frames)} frames: {fault}")
+                notes.append(f"{where}: {' - '.join(filter(None, sequence.fault))}")
+            elif not len(sequence.frames):
+                notes.append(f"{sequence.path} holds no frame")
             if sequence.unread:
-                notes.append(f"{sequence.path}: {sequence.unread} annotations without a frame's number")
-        for skipped in _SKIPPED:
-            counts = [sum(reason == skipped for reason, _ in s.faults.values()) for s in self._sequences if not s.fault]
-            if any(counts):
-                notes.append(f"{sum(counts)} frames of {np.count_nonzero(counts)} sequences: {skipped}")
+                notes.append(f"{where}: {sequence.unread} annotations without a frame's number")
         return notes
 
     def _read(self, row: int) -> Frame:
         info = self._info(row)
-        sequence, row, number = self._place(row)
+        sequence, row = self._rows[row]
+        number = sequence.frames[row]
         known = dict(zip(COLUMNS, sequence.values[row].tolist(), strict=True))
         angles = {name: known[name] for name in ("yaw", "pitch", "roll")}
         focal_px = (self.focal, self.focal)
@@ -238,9 +212,8 @@ class PandoraSource(RawSource):
             return Frame(info, gray, depth_mm, middles[0], focal_px, middles[1], focal_px, **angles, cropped=True)
         gray = images.read_gray(self._raw, f"{sequence.path}/RGB/{number:06d}_RGB.png")
         depth_mm = images.read_depth(self._raw, f"{sequence.path}/DEPTH/{number:06d}_DEPTH.png")
-        for kind, image, (height, width) in (("gray", gray, COLOUR_SIZE), ("depth", depth_mm, DEPTH_SIZE)):
-            if image.shape != (height, width):
-                raise images.Unusable(f"{kind} image is not {width}x{height}", f"{image.shape[1]}x{image.shape[0]}")
+        images.check_size("gray image", gray.shape[::-1], COLOUR_SIZE[::-1])
+        images.check_size("depth image", depth_mm.shape[::-1], DEPTH_SIZE[::-1])
         return Frame(
             info,
             gray,
@@ -257,63 +230,39 @@ class PandoraSource(RawSource):
 def _mm(levels: np.ndarray) -> np.ndarray:
     """Decode the cropped release's levels, uint16, to mm, uint16. Its "none" is also 2052 mm, where no face is."""
     if levels.max(initial=0) > 255:
-        raise images.Unusable("depth is no level of 8 bits", f"{levels.max()}")
+        raise Unusable("depth is not a level of 8 bits", f"{levels.max()}")
     return np.where(levels == LEVEL_NONE, 0, LEVEL_OFFSET_MM + LEVEL_STEP_MM * levels).astype(np.uint16)
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def _find(raw: Path) -> tuple[bool, list[_Sequence], list[str]]:
-    """Find out whether it is the cropped release; return its sequences, not yet read, and unknown folders."""
-    top = list_folders(raw)
+def _find(raw: Path) -> tuple[bool, dict[int, str], list[str]]:
+    """Return whether it is the cropped release, the folder of each sequence by its number, and the other folders."""
+    top, found, unknown = list_folders(raw), {}, []
     subjects = [name for name in top if re.fullmatch("[0-9]{2}", name) and 1 <= int(name) <= SUBJECTS]
     numbered = [name for name in top if re.fullmatch("[0-9]{3}", name) and 1 <= int(name) <= 5 * SUBJECTS]
     if subjects and numbered:
         raise FaceDepthError(
             f"{raw} holds folders of both releases of Pandora ({subjects[0]}, {numbered[0]}); give each a directory"
         )
-    unknown = sorted(set(top) - set(subjects) - set(numbered))
-    if numbered:
-        return True, [_Sequence(name, int(name)) for name in numbered], unknown
-    found = []
     for subject in subjects:
         for name in list_folders(raw / subject):
-            path, match = f"{subject}/{name}", re.fullmatch(f"({'|'.join(NAMES)})_id([0-9]{{2}})", name, re.IGNORECASE)
-            if not match or not 1 <= int(match[2]) <= SUBJECTS:
+            path, match = f"{subject}/{name}", re.fullmatch(f"({'|'.join(NAMES)})_id{subject}", name, re.IGNORECASE)
+            number = match and 5 * (int(subject) - 1) + NAMES.index(match[1].lower()) + 1
+            if not number or found.setdefault(number, path) != path:
                 unknown.append(path)
-                continue
-            sequence = NAMES.index(match[1].lower())
-            expected = f"{NAMES[sequence]}_ID{match[2]}"
-            found.append((5 * (int(match[2]) - 1) + sequence + 1, match[2] != subject, name != expected, path))
+    found |= {int(name): name for name in numbered}
     if not found:
         raise FaceDepthError(
             f"{raw} holds no sequence of Pandora, as 01/base_1_ID01 or, cropped, 001; give the directory above them"
         )
-    sequences, first, copies = [], {}, collections.Counter()
-    for number, elsewhere, _, path in sorted(found):  # the right place and spelling first
-        fault = None
-        if number in first:
-            fault = (_COPY, f"{path} beside {first[number]}")
-        elif elsewhere:
-            fault = ("sequence lies under another subject", path)
-        copies[number] += fault is not None
-        first.setdefault(number, path)
-        sequences.append(_Sequence(path, number, copies[number], fault))
-    return False, sequences, unknown
+    return bool(numbered), dict(sorted(found.items())), sorted(unknown + list(set(top) - {*subjects, *numbered}))
 
 
-def _list_frames(path: Path, pattern: str) -> set[int] | None:
-    """Return the numbers, the pattern's group, of the names that match; None if `path` cannot be listed."""
-    names = _names(path)
-    return None if names is None else {int(match[1]) for name in names if (match := re.fullmatch(pattern, name))}
-
-
-def _names(path: Path) -> list[str] | None:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return None
+def _list_frames(folder: Path, pattern: str) -> set[int]:
+    """Return the numbers, the pattern's group, of the files that match."""
+    return {int(match[1]) for name in list_files(folder) if (match := re.fullmatch(pattern, name))}
 
 
 def _mark_copies(sequences: list[_Sequence]) -> None:
@@ -321,7 +270,7 @@ def _mark_copies(sequences: list[_Sequence]) -> None:
     by_path = {s.path: s for s in sequences if s.annotation and not s.fault}
     annotations = {path: {s.annotation} for path, s in by_path.items()}
     for path, (other, _) in find_copies(annotations, lambda path: by_path[path].subject).items():
-        by_path[path].fault = (_COPY, f"{path} has the annotation of {other}")
+        by_path[path].fault = ("copy of another sequence", f"{path} has the annotation of {other}")
 
 
 def _digest(sequences: list[_Sequence]) -> str:
@@ -336,8 +285,17 @@ def _digest(sequences: list[_Sequence]) -> str:
 # --- annotations -----------------------------------------------------------------------------------------------------
 
 
-def _read_annotation(sequence: _Sequence, file: Path, kind: str, parse: Callable) -> dict[int, object]:
-    """Return {frame: annotation} of a file; sets the sequence's fault, unread and annotation."""
+def _read_sequence(
+    sequence: _Sequence, file: Path, kind: str, parse: Callable, gray: set[int], depth: set[int], read: Callable
+) -> None:
+    """Set the sequence's frames and, unless it has a fault, values and faults.
+
+    Args:
+      file, kind: of the annotation.
+      parse: its content -> {frame: annotation}, count without a frame.
+      gray, depth: frames with an image.
+      read: annotation and frame -> a row of values.
+    """
     entries = {}
     try:
         content = file.read_bytes()
@@ -345,18 +303,8 @@ def _read_annotation(sequence: _Sequence, file: Path, kind: str, parse: Callable
         sequence.annotation = hashlib.sha256(content).hexdigest() if entries else ""
     except OSError as error:
         sequence.fault = (f"{kind} is missing", "" if isinstance(error, FileNotFoundError) else f"{error.strerror}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         sequence.fault = (f"{kind} is damaged", f"{error}")
-    return entries
-
-
-def _read_rows(
-    sequence: _Sequence, entries: dict[int, object], gray: set[int], depth: set[int], read: Callable
-) -> None:
-    """Set the sequence's frames and, unless it has a fault, values and faults.
-
-    `read` turns row, frame and annotation into a row of values.
-    """
     frames = sorted({*entries, *gray, *depth})
     sequence.frames = np.array(frames, np.int32)
     sequence.values = np.full((len(frames), len(COLUMNS)), np.nan)
@@ -364,62 +312,37 @@ def _read_rows(
         try:
             for reason, there in zip(_SKIPPED, (entries, gray, depth), strict=True):
                 if frame not in there:
-                    raise images.Unusable(reason)
+                    raise Unusable(reason)
             if entries[frame] is TWICE:
-                raise images.Unusable("frame is annotated twice")
-            sequence.values[row] = read(row, frame, entries[frame])
-        except images.Unusable as error:
-            sequence.faults[row] = (*error.args, "")[:2]
+                raise Unusable("frame is annotated twice")
+            sequence.values[row] = read(entries[frame], frame)
+        except Unusable as error:
+            sequence.faults[row] = error.args
 
 
 def _read_whole(raw: Path, sequence: _Sequence, ratio: float | None) -> None:
-    """Read a sequence of the whole release.
-
-    Args:
-      ratio: of the focal lengths, for the map of the joints; None: the head joint of the colour image is taken. With a
-        map, gray_fx and gray_fy are its scales.
-    """
+    """Read a sequence of the whole release; `ratio` as `read_entry` takes it."""
     folder = raw / sequence.path
-    entries = _read_annotation(sequence, folder / "data.json", "data.json", read_annotations)
-    listings = {kind: _list_frames(folder / kind, f"([0-9]{{6}})_{kind}[.]png") for kind in ("RGB", "DEPTH")}
-    for kind, listing in listings.items():
-        if listing is None:
-            sequence.fault = sequence.fault or (f"folder {kind} is missing", "")
-    joints = {}
-
-    def read(row, frame, entry):
-        values, joints[row] = read_entry(entry, frame, all_joints=ratio is not None)
-        return values
-
-    _read_rows(sequence, entries, *(listing or set() for listing in listings.values()), read)
-    if ratio is None or sequence.fault or not joints:
-        return
-    rows = list(joints)
-    pairs = np.stack(list(joints.values()))
-    scale, shift, usable = fit_maps(pairs[:, 0], pairs[:, 1])
-    likely = ((scale > ratio / MAX_SCALE_ERROR) & (scale < ratio * MAX_SCALE_ERROR)).all(1)
-    for at, row in enumerate(rows):
-        if not np.isfinite(scale[at]).all():
-            sequence.faults[row] = ("too few joints for a map", f"{usable[at]} usable")
-        elif not likely[at]:
-            sequence.faults[row] = ("joints give no map", f"scales {scale[at, 0]:.3g} and {scale[at, 1]:.3g}")
-    sequence.values[rows, 5:7] = sequence.values[rows, 3:5] * scale + shift
-    sequence.values[rows, 7:9] = scale
+    for kind in ("DEPTH", "RGB"):
+        if not (folder / kind).is_dir():
+            sequence.fault = (f"folder {kind} is missing", "")
+    listings = [_list_frames(folder / kind, f"([0-9]{{6}})_{kind}[.]png") for kind in ("RGB", "DEPTH")]
+    read = functools.partial(read_entry, ratio=ratio)
+    _read_sequence(sequence, folder / "data.json", "data.json", read_annotations, *listings, read)
 
 
 def _read_cropped(raw: Path, sequence: _Sequence) -> None:
     """Read a sequence of the cropped release; of the values, the angles."""
-    folder, entries = raw / sequence.path, {}
-    gray, depth = (_list_frames(folder, f"frame_([0-9]{{6}})_face_{kind}[.]png") or set() for kind in ("rgb", "depth"))
-    texts = sorted(name for name in _names(folder) or () if name.lower().endswith(".txt"))
+    folder = raw / sequence.path
+    listings = [_list_frames(folder, f"frame_([0-9]{{6}})_face_{kind}[.]png") for kind in ("rgb", "depth")]
+    texts = sorted(name for name in list_files(folder) if name.lower().endswith(".txt"))
     if len(texts) > 1:
         sequence.fault = ("more than one text of angles", ", ".join(texts))
-    else:
-        entries = _read_annotation(sequence, folder / (texts or ["-"])[0], "text of the angles", read_angles)
 
-    def read(row, frame, angles):
+    def read(angles, frame):
         if not all(map(math.isfinite, angles)):
-            raise images.Unusable("angles are missing or no numbers")
+            raise Unusable("angles are missing or not numbers")
         return [*angles, *[math.nan] * (len(COLUMNS) - 3)]
 
-    _read_rows(sequence, entries, gray, depth, read)
+    file = folder / (texts or ["-"])[0]
+    _read_sequence(sequence, file, "text of the angles", read_angles, *listings, read)

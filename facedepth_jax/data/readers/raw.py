@@ -2,40 +2,10 @@
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from facedepth_jax.data import images
-from facedepth_jax.data.frames import Frame, FrameInfo, Reject, Source
 from facedepth_jax.errors import FaceDepthError
-
-Fault = tuple[str, str]  # reason and detail of a Reject
-
-
-class RawSource(Source):
-    """A raw directory, read row by row.
-
-    A reader defines `__len__`, the number of frames; `_info(row) -> FrameInfo`; `_fault(row) -> Fault | None`, which
-    needs no image; and `_read(row) -> Frame` for rows without fault, which raises images.Unusable.
-    """
-
-    def index(self) -> list[FrameInfo]:
-        """List all frames of which there is a file or an annotation."""
-        return [self._info(row) for row in range(len(self))]
-
-    def load(self, start: int, stop: int) -> Iterator[Frame | Reject]:
-        """Yield one item for each entry of `index()[start:stop]`; a Reject where a file cannot be used."""
-        for row in range(start, min(stop, len(self))):
-            try:
-                if fault := self._fault(row):
-                    raise images.Unusable(*fault)
-                yield self._read(row)
-            except images.Unusable as error:
-                yield Reject(self._info(row), *error.args)
-
-    def known_rejects(self) -> list[Reject]:
-        """List the frames with a fault that needs no image."""
-        return [Reject(self._info(row), *fault) for row in range(len(self)) if (fault := self._fault(row))]
 
 
 def split_of(number: int, splits: dict[str, tuple[int, ...]]) -> str:
@@ -45,9 +15,17 @@ def split_of(number: int, splits: dict[str, tuple[int, ...]]) -> str:
 
 def list_folders(path: Path) -> list[str]:
     """Return the sorted names of the folders in a raw directory. Raises FaceDepthError if it cannot be listed."""
+    return sorted(entry.name for entry in _scan(path) if entry.is_dir())
+
+
+def list_files(path: Path) -> set[str]:
+    """Return the names of the files in a folder; none if there is no folder. Raises FaceDepthError as above."""
+    return {entry.name for entry in _scan(path) if entry.is_file()} if path.is_dir() else set()
+
+
+def _scan(path: Path) -> list[os.DirEntry]:
     try:
-        with os.scandir(path) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
+        return list(os.scandir(path))
     except OSError as error:
         raise FaceDepthError(
             f"the raw directory {path} does not exist or cannot be listed ({error.strerror})"
@@ -57,8 +35,8 @@ def list_folders(path: Path) -> list[str]:
 def find_copies(annotations: dict, person_of: Callable) -> dict:
     """Find copied sequences: those that share at least half of the annotations of the shorter one.
 
-    Of one person's the first stays. Of two people's neither does, since nobody can tell whom the copies show, and the
-    person could be in two splits.
+    Of one person's the first stays. Of two people's neither does, since it is not known which of the two people the
+    copies show, and a person could be in two splits.
 
     Args:
       annotations: sequence -> set of its annotations, in the order of the sequences.

@@ -31,11 +31,6 @@ class Camera:
     translation_mm: tuple[float, ...]
     size: tuple[int, int]
 
-    @property
-    def is_reference(self) -> bool:
-        """True if its frame is the depth camera's."""
-        return np.array_equal(self.rotation, np.eye(3)) and not any(self.translation_mm)
-
     def from_depth_frame(self, points_mm: np.ndarray) -> np.ndarray:
         """Map points (3,) from the depth camera's frame to this one's: R X + T."""
         return np.array(self.rotation) @ points_mm + np.array(self.translation_mm)
@@ -91,16 +86,15 @@ def depth_to_gray(depth_mm: np.ndarray, depth_camera: Camera, gray_camera: Camer
     where depth jumps there is nothing between two pixels. Of the samples in a target pixel those of the nearest surface
     are averaged.
     """
-    target = np.zeros(gray_camera.size[1] * gray_camera.size[0], np.uint16)
+    target = np.zeros(gray_camera.size[::-1], np.uint16)
     place, z, weight = _samples(depth_mm, depth_camera, gray_camera)
-    if len(place):
-        front = z <= _nearest_mm(place, z, target.size)[place] + crop.EDGE_MM
-        place, z, weight = place[front], z[front], weight[front]
-        total = np.bincount(place, weight, target.size)
-        seen = total > 0
-        mean = np.bincount(place, weight * z, target.size)[seen] / total[seen]
-        target[seen] = np.clip(np.floor(mean + 0.5), 1, 65535)
-    return target.reshape(gray_camera.size[1], gray_camera.size[0])
+    front = z <= _nearest_mm(place, z, target.size)[place] + crop.EDGE_MM
+    place, z, weight = place[front], z[front], weight[front]
+    total = np.bincount(place, weight, target.size)
+    seen = total > 0
+    mean = np.bincount(place, weight * z, target.size)[seen] / total[seen]
+    target.flat[seen] = np.clip(np.floor(mean + 0.5), 1, 65535)
+    return target
 
 
 def gray_to_depth(
