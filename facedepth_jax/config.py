@@ -16,6 +16,10 @@ from facedepth_jax.nested import flatten
 
 PACKAGED = pathlib.Path(__file__).parent / "configs"  # in a wheel; in a checkout they lie next to the package
 CHECKOUT = pathlib.Path(__file__).parent.parent / "configs"
+_LEAST = {
+    **{"seed": 0, "width": 2, "data.size": 16, "every.log": 1, "every.save": 1, "watchdog_sec": 1},
+    **{"train.steps": 1, "train.warmup_steps": 0, "train.learning_rate": 0, "train.clip_norm": 0},
+}
 _PARSERS = {int: int, float: float, str: str, bool: lambda text: {"true": True, "false": False}[text.lower()]}
 
 
@@ -129,19 +133,8 @@ def _reason(error: Exception) -> str:
 def check(config):
     """Raise FaceDepthError for a value that no run can be made with."""
     values = flatten(config.to_dict())
-    for name, least in (
-        ("seed", 0),
-        ("width", 2),
-        ("train.steps", 1),
-        ("train.warmup_steps", 0),
-        ("train.learning_rate", 0),
-        ("train.clip_norm", 0),
-        ("data.size", 16),
-        ("every.log", 1),
-        ("every.save", 1),
-        ("watchdog_sec", 1),
-    ):
-        if not values[name] >= least:
+    for name, least in _LEAST.items():
+        if not values[name] >= least:  # NaN too
             raise FaceDepthError(f"{name} is {values[name]}: it must be at least {least}.")
     if set(config.loss) != set(loss := _method(config.method).loss):
         raise FaceDepthError(
@@ -197,8 +190,6 @@ def read_run(run: pathlib.Path) -> ml_collections.ConfigDict:
         config = base(values["method"])
         if "code" in values:
             values = _upgrade(values)
-        with config.unlocked():
-            config.data.options = ml_collections.ConfigDict(values["data"].pop("options"))
         config.update(values)
         check(config)
     except (AttributeError, KeyError, TypeError, ValueError, FaceDepthError) as error:

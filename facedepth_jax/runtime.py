@@ -56,7 +56,7 @@ def join(process: str):
         for each GPU. Else "INDEX/COUNT@HOST:PORT", HOST being that of process 0, PORT a free one there.
 
     Raises:
-      FaceDepthError: for another text, or if nothing tells where the others are.
+      FaceDepthError: the text is neither, or nothing shows where the others are.
     """
     import jax
 

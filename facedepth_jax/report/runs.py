@@ -136,7 +136,7 @@ def _pool_folds(runs, judged):
     """Make one run of those that differ in data.options.fold alone, as if their test frames were measured in one."""
     groups = {}
     for run in runs:
-        data = {key: value for key, value in run.config["data"].items() if key not in ("dir", "options")}
+        data = {key: value for key, value in run.config["data"].items() if key not in ("dir", "workers", "options")}
         options = {key: value for key, value in run.config["data"]["options"].items() if key != "fold"}
         same = [run.results["dataset"], data, options, run.lam, run.seed, run.settings]
         groups.setdefault(json.dumps(same, sort_keys=True), []).append(run)
