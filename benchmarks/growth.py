@@ -1,11 +1,11 @@
-"""How speed and memory of the cGAN's training step grow with width, batch, image size and the number of mesh.
+"""How speed and memory of the cGAN's training step grow with width, batch, image size and the number of devices.
 
     python benchmarks/growth.py [--out=runs]
 
 From one point, the first value of each list, one thing grows at a time; each point is measured in a process of its own.
 Prints the table and writes the picture, OUT/growth.png.
 
-Everything is on the CPU. Devices are XLA's forced host mesh, so they share the machine's cores: one device on one
+Everything is on the CPU. Devices are XLA's forced host devices, so they share the machine's cores: one device on one
 core against two on two shows what a second one brings; beyond that only the operations and the memory of a device can
 fall, which shows that the work is divided. Both are XLA's, of what it compiles for one device; the memory is state,
 batch and the most that the step needs beside them. Images/s are the median of --turns turns of at least --seconds.
@@ -22,12 +22,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import matplotlib
-import numpy as np
-from train_step import LAM, machine, make_nets, measured_in_a_fresh_process, numbers
+from train_step import LAM, machine, make_batch, make_nets, measured_in_a_fresh_process, numbers
 
 from facedepth_jax import devices
+from facedepth_jax.depth_code import DepthCode
+from facedepth_jax.methods import METHODS
 from facedepth_jax.state import init_state
-from facedepth_jax.steps import METHODS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -43,11 +43,9 @@ def measured(point, cores, turns, seconds):
     jax.config.update("jax_platforms", "cpu")
     mesh = devices.make_mesh()
     nets, size = make_nets(point["width"], jnp.dtype("float32")), point["image, px"]
-    rng, shape = np.random.default_rng(0), (point["batch"], size, size)
-    batch = {"gray": rng.integers(0, 256, shape, np.uint8), "depth_mm": rng.integers(0, 2500, shape).astype(np.uint16)}
-    batch = devices.put_batch(mesh, batch)
+    batch = devices.put_batch(mesh, make_batch(point["batch"], size))
     state = jax.device_put(init_state(nets, 0, size), devices.replicated(mesh))
-    step = functools.partial(METHODS["cgan"].step, nets=nets, code=levels.DepthCode(), seed=0, lam=LAM)
+    step = functools.partial(METHODS["cgan"].step, nets=nets, code=DepthCode(), seed=0, lam=LAM)
     step = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     memory = step.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -106,7 +104,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs"))
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
-    if any(args.batches[0] % mesh for mesh in args.devices) or any(size % 16 for size in args.sizes):
+    if any(args.batches[0] % count for count in args.devices) or any(size % 16 for size in args.sizes):
         parser.error("the first of --batches has to be a multiple of each of --devices, --sizes of 16")
     print(f"{machine()}, {args.turns} turns of {args.seconds} s\n")
     print(f"| what grows | {' | '.join(NAMES)} | cores | images/s | GFLOP a device | MiB a device |")

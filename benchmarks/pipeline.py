@@ -27,12 +27,12 @@ from train_step import LAM, Jax, machine, make_batch, make_weights, numbers
 from facedepth_jax import devices
 from facedepth_jax.data import pipeline
 
-NAMES = ("gray", "depth_mm", "subject")
+NAMES = ("gray", "depth_mm", "distance_mm", "subject")
 
 
 def write_arrays(folder, frames):
     """As on disk, 27.6 kB a frame."""
-    batch = make_batch(64) | {"subject": np.zeros(64, np.int32)}
+    batch = make_batch(64)
     for name in NAMES:
         np.save(folder / f"{name}.npy", np.resize(batch[name], (frames, *batch[name].shape[1:])))
 

@@ -1,15 +1,17 @@
 """Make, find, check and read configs: every number that a run uses, as ml_collections ConfigDicts."""
 
+import dataclasses
+import difflib
 import pathlib
+import runpy
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
 from facedepth_jax import files
+from facedepth_jax.data.arrays import Arrays
 from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.methods import METHODS
+from facedepth_jax.methods import METHODS, Method
 from facedepth_jax.nested import flatten
 
 PACKAGED = pathlib.Path(__file__).parent / "configs"  # in a wheel; in a checkout they lie beside the package
@@ -21,16 +23,13 @@ def base(method: str) -> ml_collections.ConfigDict:
 
     Raises FaceDepthError for an unknown method.
     """
-    method = method or "cgan"
-    if method not in METHODS:
-        raise FaceDepthError(f"There is no method {method!r}: take one of {', '.join(METHODS)}.")
     config = ml_collections.ConfigDict()
     config.method = method
     config.seed = 1821
     config.width = 128  # feature maps of the first layer, the others follow; pix2pix takes half of it, cui a quarter
     config.dtype = "float32"  # of the computation; "bfloat16" on GPUs and TPUs. Parameters and losses stay float32
     config.init_from = ""  # a run whose weights to start from
-    config.loss = ml_collections.ConfigDict(METHODS[method].loss)
+    config.loss = ml_collections.ConfigDict(_method(method).loss)
 
     config.train = ml_collections.ConfigDict()
     config.train.batch_size = 64
@@ -55,10 +54,7 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.data.pairs_test = ""
     config.data.options = ml_collections.ConfigDict()  # of the data set, as in `prepare --help`
 
-    config.depth_code = ml_collections.ConfigDict()  # depth_code.DepthCode
-    config.depth_code.offset_mm = 500.0
-    config.depth_code.step_mm = 8.0
-    config.depth_code.none_level = 194
+    config.depth_code = ml_collections.ConfigDict(dataclasses.asdict(DepthCode()))  # see there
 
     config.every = ml_collections.ConfigDict()  # in steps
     config.every.log = 50
@@ -69,14 +65,22 @@ def base(method: str) -> ml_collections.ConfigDict:
     return config
 
 
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        raise FaceDepthError(f"There is no method {name!r}: take one of {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
 def find(name: str) -> tuple[pathlib.Path, str | None]:
     """Find a config file and the argument behind the colon: "configs/pandora.py:ae", or "pandora:ae" from anywhere.
 
     Raises FaceDepthError if there is none.
     """
     name, _, argument = name.partition(":")
-    candidates = [pathlib.Path(name), *(folder / f"{name}.py" for folder in (CHECKOUT, PACKAGED))]
-    for path in candidates[: 3 if "/" not in name and not name.endswith(".py") else 1]:
+    candidates = [pathlib.Path(name)]
+    if "/" not in name and not name.endswith(".py"):
+        candidates += [CHECKOUT / f"{name}.py", PACKAGED / f"{name}.py"]
+    for path in candidates:
         if path.is_file():
             return path.resolve(), argument or None
     known = sorted({path.stem for folder in (CHECKOUT, PACKAGED) for path in folder.glob("*.py")} - {"base"})
@@ -90,23 +94,36 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
       overrides: "train.steps=100", or command line arguments "--config.train.steps=100".
 
     Raises:
-      FaceDepthError: the file has no get_config, or no such key, or a value is of another type.
+      FaceDepthError: the file makes no config, there is no such value, or it is of another type.
     """
     path, argument = find(name)
-    arguments = [text if text.startswith("--") or "=" not in text else f"--config.{text}" for text in overrides]
-    argv = ["", f"--config={path}" + (f":{argument}" if argument else ""), *arguments]
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
-        rest = values(argv)[1:]
-        if rest:
-            raise FaceDepthError(f"Unexpected: {' '.join(rest)}")
-        config = holder.value
-        config.to_dict()  # a file without get_config shows only now
-        return config
-    except (AttributeError, KeyError, TypeError, flags.Error) as error:
-        what = str(error.args[0]).replace("\\n", " ").replace("\\'", "'").strip("'\"")
-        raise FaceDepthError(f"The config {path} cannot be used: {what}") from None
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise FaceDepthError(f"The config {path} has no function get_config: see the others in configs/.")
+        config = get_config(argument) if argument else get_config()
+    except (AttributeError, KeyError, TypeError) as error:
+        raise FaceDepthError(f"The config {path} cannot be used: {_reason(error)}.") from error
+    for text in overrides:
+        key, equals, value = text.removeprefix("--config.").partition("=")
+        if not equals or key.startswith("-"):
+            raise FaceDepthError(f"Unexpected: {text}; values of the config are given as --config.KEY=VALUE.")
+        known = flatten(config.to_dict())
+        if key not in known:
+            near = ", ".join(difflib.get_close_matches(key, known)) or "one of " + ", ".join(known)
+            raise FaceDepthError(f"The config {path} has no {key}: give {near}.")
+        kind = type(known[key])
+        try:
+            value = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (KeyError, TypeError, ValueError):
+            raise FaceDepthError(f"{key} is {value!r}: give a value of type {kind.__name__}.") from None
+        config.update_from_flattened_dict({key: value})
+    return config
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's message without the values of the whole config, which ml_collections adds."""
+    return str(error.args[0]).split(" Other fields")[0].splitlines()[0].replace("'Key ", "Key ").rstrip(".")
 
 
 def check(config):
@@ -117,6 +134,7 @@ def check(config):
         ("width", 2),
         ("train.steps", 1),
         ("train.warmup_steps", 0),
+        ("train.learning_rate", 0),
         ("train.clip_norm", 0),
         ("data.size", 16),
         ("every.log", 1),
@@ -125,8 +143,11 @@ def check(config):
     ):
         if not values[name] >= least:
             raise FaceDepthError(f"{name} is {values[name]}: it must be at least {least}.")
-    if config.method not in METHODS:
-        raise FaceDepthError(f"There is no method {config.method!r}: take one of {', '.join(METHODS)}.")
+    if set(config.loss) != set(loss := _method(config.method).loss):
+        raise FaceDepthError(
+            f"The loss has the values {list(config.loss)}, the method {config.method!r} takes {list(loss)}: "
+            f"choose the method by --config=CONFIG:{config.method}."
+        )
     if config.dtype not in ("float32", "bfloat16"):
         raise FaceDepthError(f"dtype is {config.dtype!r}: take float32 or bfloat16.")
     if config.train.schedule not in ("constant", "cosine"):
@@ -139,6 +160,16 @@ def check(config):
         raise FaceDepthError(f"data.size is {config.data.size}: the nets halve it four times, take a multiple of 16.")
 
 
+def check_crops(config, data: Arrays):
+    """Raise FaceDepthError unless prepared arrays hold crops as the config has them."""
+    size, face_mm = data.gray.shape[1], data.meta["crop"]["face_mm"]
+    if (size, face_mm) != (config.data.size, config.data.face_mm):
+        raise FaceDepthError(
+            f"{data.path} holds crops of {size} px and {face_mm:g} mm, data.size is {config.data.size} "
+            f"and data.face_mm {config.data.face_mm:g}: prepare it with the same."
+        )
+
+
 def depth_code(config) -> DepthCode:
     """Make the config's DepthCode."""
     return DepthCode(**config.depth_code)
@@ -146,13 +177,10 @@ def depth_code(config) -> DepthCode:
 
 def with_absolute_paths(config) -> ml_collections.ConfigDict:
     """Copy a config with its paths made absolute: a run is read from other directories later."""
-    config = ml_collections.ConfigDict(config.to_dict())
-    for group, name in (
-        (config, "init_from"),
-        *((config.data, name) for name in ("dir", "raw_dir", "pairs_validation", "pairs_test")),
-    ):
-        if group[name] and "://" not in group[name]:
-            group[name] = str(pathlib.Path(group[name]).absolute())
+    values, config = flatten(config.to_dict()), config.copy_and_resolve_references()
+    for key in ("init_from", "data.dir", "data.raw_dir", "data.pairs_validation", "data.pairs_test"):
+        if values[key] and "://" not in values[key]:
+            config.update_from_flattened_dict({key: str(pathlib.Path(values[key]).absolute())})
     return config
 
 
@@ -174,7 +202,7 @@ def read_run(run: pathlib.Path) -> ml_collections.ConfigDict:
         config.update(values)
         check(config)
     except (AttributeError, KeyError, TypeError, ValueError, FaceDepthError) as error:
-        raise FaceDepthError(f"{path} is damaged or of another version ({error}): train again.") from error
+        raise FaceDepthError(f"{path} is damaged or of another version ({_reason(error)}): train again.") from error
     return config
 
 

@@ -30,7 +30,7 @@ class DepthCode:
 
     @property
     def range_mm(self) -> tuple[float, float]:
-        """The depths of levels 0 and 255."""
+        """Return the depths of levels 0 and 255."""
         return self.offset_mm, self.offset_mm + 255 * self.step_mm
 
     def encode(self, depth_mm, distance_mm):

@@ -64,7 +64,7 @@ def share(batch: np.ndarray) -> np.ndarray:
 
 
 def put_batch(mesh: Mesh, batch):
-    """Put this process's share of a batch, a dict of NumPy arrays, together with the others' on the devices."""
+    """Put this process's share of a batch, a pytree of NumPy arrays, together with the others' on the devices."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(divided(mesh), np.asarray(x)), batch)
 
 

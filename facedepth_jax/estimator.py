@@ -15,9 +15,9 @@ from facedepth_jax.data import crop
 from facedepth_jax.depth_code import DepthCode, encode_gray
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.methods import METHODS, build
-from facedepth_jax.state import NetState, forward, init_net
+from facedepth_jax.state import NetState, forward, init_net, variables
 
-MAX_PIXELS = 64 * 1024 * 1024  # of a crop
+MAX_PIXELS = 64 * 1024 * 1024  # of a crop, and of a frame of a video; images have this limit by runtime.tune
 
 
 def load(run) -> "FaceDepth":
@@ -37,7 +37,7 @@ def load_net(run, name: str) -> tuple:
         raise FaceDepthError(f"{run} is a run of '{config.method}', which has no {name}: give another.")
     like = jax.eval_shape(lambda: init_net(nets[name], jax.random.key(0), config.data.size))
     path = pathlib.Path(run) / f"{name}.safetensors"
-    weights = load_weights(path, {"params": like.params, "batch_stats": like.batch_stats})
+    weights = load_weights(path, variables(like))
     return config, nets[name].module, NetState(weights["params"], weights["batch_stats"], None)
 
 
@@ -99,10 +99,13 @@ class FaceDepth:
           float32 (B, S, S), millimetres.
 
         Raises:
-          FaceDepthError: an estimate is not finite.
+          FaceDepthError: the crops are of another size or type, or an estimate is not finite.
         """
+        gray = np.asarray(gray)
+        if gray.dtype != np.uint8 or gray.shape[1:] != (self.size, self.size):
+            raise FaceDepthError(f"The crops are {gray.dtype} {gray.shape}; give uint8, (B, {self.size}, {self.size}).")
         distance_mm = np.zeros(len(gray)) if distance_mm is None else distance_mm
-        depth_mm = np.asarray(self.estimate(np.asarray(gray), np.asarray(distance_mm, np.float32)))
+        depth_mm = np.asarray(self.estimate(gray, np.asarray(distance_mm, np.float32)))
         if not np.isfinite(depth_mm).all():
             raise FaceDepthError("The net's estimate is not finite: the run's weights are unusable.")
         return depth_mm
@@ -123,8 +126,8 @@ class FaceDepth:
         if box is not None:
             box = crop.Box(*box)
         elif center is not None:
-            if not distance_mm or not focal_px:
-                raise FaceDepthError("center wants distance_mm and focal_px, to know how large the face is.")
+            if not (distance_mm or 0) > 0 or not (focal_px or 0) > 0:  # NaN too
+                raise FaceDepthError("center wants distance_mm and focal_px above 0, to know how large the face is.")
             box = crop.crop_box(center, distance_mm, (focal_px, focal_px), self.face_mm)
         else:
             side = max(height, width)

@@ -21,38 +21,19 @@ from facedepth_jax.data.frames import SPLITS
 from facedepth_jax.errors import FaceDepthError
 
 
-def evaluate_run(run: Path, data_dir: Path, split: str) -> tuple[dict, str]:
-    """Measure a run's net on a split of prepared arrays.
+def evaluate_run(run: Path, data: arrays.Arrays, split: str) -> tuple[dict, str]:
+    """Measure a run's net on a split of prepared arrays; return the figures, as in results.json, and their table.
 
-    Returns:
-      The figures, as in results.json, and a markdown table.
-
-    Raises:
-      FaceDepthError: the run or the arrays cannot be used, or do not fit each other.
+    Raises FaceDepthError if the run cannot be used, or does not fit the arrays.
     """
-    data, values = arrays.open(data_dir), config.read_run(run)
-    crops = (data.gray.shape[1], data.meta["crop"]["face_mm"])
-    if crops != (values.data.size, values.data.face_mm):
-        raise FaceDepthError(
-            f"{run} was trained on crops of {values.data.size} px and {values.data.face_mm:g} mm, {data_dir} holds "
-            f"crops of {crops[0]} px and {crops[1]:g} mm: prepare them with --size and --face_mm alike."
-        )
+    values = config.read_run(run)
+    config.check_crops(values, data)
     if values.method == "verifier":
         found = verification.verify(verification.load_verifier(run), verification.true_depth(data), data, split)
         return found, tables.verification_table(found["cells"], [], f"accuracy on true depth of {split} (pairs)")
     net = estimator.load(run)
     found = evaluation.evaluate(net.estimate, data, data.rows(split), net.code)
-    table = "\n".join(
-        tables.markdown_table(
-            {values.method: found[part]}, f"{split}, {caption}", errors={values.method: found["standard_error"][part]}
-        )
-        for part, caption in (
-            ("all", f"all pixels, n = {found['n_frames']} frames of {found['n_people']} people"),
-            ("valid", f"pixels with depth, n = {found['n_frames'] - found['n_frames_without_depth']} frames"),
-            ("mm", f"millimetres, n = {found['n_pixels_mm']} pixels"),
-        )
-    )
-    return found, table
+    return found, tables.figures_tables({values.method: found})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="test", choices=SPLITS, help="of the arrays (test)")
     args = parser.parse_args(argv)
     try:
-        found, table = evaluate_run(args.run, args.data, args.split)
-        fingerprint = arrays.open(args.data).fingerprint
-        file = args.run / "evaluations" / f"{args.data.resolve().name}-{args.split}-{fingerprint[:8]}.json"
-        files.write_json(file, {"data": str(args.data.resolve()), "fingerprint": fingerprint, args.split: found})
+        data = arrays.open(args.data.resolve())
+        found, table = evaluate_run(args.run, data, args.split)
+        file = args.run / "evaluations" / f"{data.path.name}-{args.split}-{data.fingerprint[:8]}.json"
+        files.write_json(file, {"data": str(data.path), "fingerprint": data.fingerprint, args.split: found})
     except FaceDepthError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

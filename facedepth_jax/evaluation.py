@@ -62,31 +62,20 @@ def evaluate(estimate: Estimate, data: Arrays, rows: Sequence[int], code: DepthC
     distance_mm = data.frames["distance_mm"].astype(np.float32)
     batch_size = BATCH * mesh.size
     collected = []
-
-    def collect(batch_rows, sums):
-        sums = jax.tree.map(lambda x: x[: len(batch_rows)], jax.device_get(sums))
-        bad = data.frames["frame"][batch_rows[~sums.pop("finite")]]
-        if bad.size:
-            more = f" and {bad.size - 5} more" if bad.size > 5 else ""
-            raise FaceDepthError(
-                f"The net's estimate is not finite for {', '.join(bad[:5])}{more}: its weights are unusable."
-            )
-        collected.append(sums)
-
-    pending = None
     for start in range(0, rows.size, batch_size):
         batch_rows = rows[start : start + batch_size]
         mine = devices.share(np.pad(batch_rows, (0, batch_size - batch_rows.size), mode="edge"))
-        batch = {"gray": data.gray[mine], "depth_mm": data.depth_mm[mine], "distance_mm": distance_mm[mine]}
-        batch = devices.put_batch(mesh, batch)
-        sums = _batch_sums(estimate(batch["gray"], batch["distance_mm"]), batch["depth_mm"], code)
-        sums = devices.put_everywhere(mesh, sums)
-        if pending is not None:  # one batch late, so that the device never waits for the host
-            collect(*pending)
-        pending = batch_rows, sums
-    collect(*pending)
-
-    sums = jax.tree.map(lambda *parts: np.concatenate(parts), *collected)
+        batch = devices.put_batch(mesh, (data.gray[mine], distance_mm[mine], data.depth_mm[mine]))
+        sums = _batch_sums(estimate(*batch[:2]), batch[2], code)
+        collected.append(devices.put_everywhere(mesh, sums))
+        jax.block_until_ready(collected[-2:][0])  # one batch late, so that the device never waits for the host
+    sums = jax.tree.map(lambda *parts: np.concatenate(parts)[: rows.size], *jax.device_get(collected))
+    bad = data.frames["frame"][rows[~sums.pop("finite")]]
+    if bad.size:
+        more = f" and {bad.size - 5} more" if bad.size > 5 else ""
+        raise FaceDepthError(
+            f"The net's estimate is not finite for {', '.join(bad[:5])}{more}: its weights are unusable."
+        )
     return metrics.figures(metrics.person_sums(sums, data.frames["subject"][rows]))
 
 

@@ -1,5 +1,6 @@
 """Log a run: JSON lines, TensorBoard, the progress bar, the pace; find values that are not finite."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -43,7 +44,7 @@ def _is_up_to(step, line):
 class Logs:
     """Write `metrics.jsonl` (an object a line, with "step"), TensorBoard events in `tensorboard/`, a bar on a terminal.
 
-    A run that goes on at step k forgets the lines after it, so the file is that of an undisturbed run.
+    A run that goes on at a step forgets the lines after it, so the file is that of an undisturbed run.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int, total_steps: int):
@@ -52,9 +53,7 @@ class Logs:
         files.write_bytes(path, b"".join(line for line in lines if _is_up_to(start_step, line)))
         self._file = open(path, "a", buffering=1)
         self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
-        self._bar = tqdm.tqdm(
-            total=total_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
-        )
+        self._bar = tqdm.tqdm(total=total_steps, initial=start_step, unit="step", disable=None, dynamic_ncols=True)
 
     def write(self, step: int, values: dict[str, float], prefix: str):
         """Write one line: `values`, plain numbers, under `prefix/name`."""
@@ -64,16 +63,13 @@ class Logs:
             # TensorBoard's writer complains at every line about other characters in a tag.
             self._events.add_scalar(re.sub(r"[^\w./-]", "_", name), value, step)
         if self._bar.disable:
-            shown = ", ".join(
-                f"{name} {value:.4g}" for name, value in values.items() if not name.startswith(_NOT_SHOWN)
-            )
-            print(f"step {step}: {shown}", flush=True)
+            shown = [f"{name} {value:.4g}" for name, value in values.items() if not name.startswith(_NOT_SHOWN)]
+            print(f"step {step}: {', '.join(shown)}", flush=True)
 
     def advance(self, step: int, shown: dict[str, str]):
         """Move the bar."""
-        if not self._bar.disable:
-            self._bar.set_postfix(shown, refresh=False)
-            self._bar.update(step - self._bar.n)
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._bar.n)
 
     def close(self):
         self._bar.close()
@@ -84,60 +80,55 @@ class Logs:
 class Silence:
     """Log nothing: the first process speaks for all."""
 
-    def write(self, step, values, prefix):
+    def write(self, *args):
         pass
 
-    def advance(self, step, shown):
-        pass
-
-    def close(self):
-        pass
+    advance = close = write
 
 
 class Pace:
     """Measure images a second, and the share of the time in which the device waits for data.
 
-    Saves, validations and the first step's compilation are left out by `skip` and `restart`.
+    The loop reads a step's metrics when the device has done it, so that the time between two readings is that of the
+    steps between them. Saves and validations, which are `paused`, do not count.
     """
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
         self._warned = False
-        self.restart()
+        self.restart(0)
 
-    def restart(self):
-        """Begin a new interval."""
-        self._steps, self._busy_sec, self._waiting_sec = 0, 0.0, 0.0
-        self.skip()
+    def restart(self, step: int):
+        """Begin a new interval after `step` steps."""
+        self._step, self._begin, self._waiting_sec = step, time.perf_counter(), 0.0
 
-    def skip(self):
-        """Leave out the time since the last batch came."""
-        self._mark = time.perf_counter()
+    @contextlib.contextmanager
+    def paused(self):
+        """Leave out the time in this context."""
+        begin = time.perf_counter()
+        yield
+        self._begin += time.perf_counter() - begin
 
     def watch(self, batches, is_idle):
         """Yield the batches; the time until one comes counts as waiting if the device is idle by then."""
         while True:
             begin = time.perf_counter()
             batch = next(batches)
-            now = time.perf_counter()
-            waiting = now - begin if is_idle() else 0.0
-            self._waiting_sec += waiting
-            self._busy_sec += now - self._mark - waiting
-            self._steps, self._mark = self._steps + 1, now
+            if is_idle():
+                self._waiting_sec += time.perf_counter() - begin
             yield batch
 
     def lap(self, step: int) -> dict[str, float]:
-        """Return the figures since the last call, none at the first; warn once of too much waiting."""
-        total = self._busy_sec + self._waiting_sec
-        if not total:
-            return {}
-        found = {"images_per_sec": self._steps * self._batch_size / total, "waiting_per_sec": self._waiting_sec / total}
-        if found["waiting_per_sec"] > MOST_DATA and not self._warned:
+        """Return the figures of the steps since the last call, once `step` is done; warn once of too much waiting."""
+        seconds = time.perf_counter() - self._begin
+        waiting = self._waiting_sec / seconds
+        images = (step - self._step) * self._batch_size
+        self.restart(step)
+        if waiting > MOST_DATA and not self._warned:
             self._warned = True
             print(
-                f"warning: up to step {step} {found['waiting_per_sec']:.0%} of the time was waiting for data: the disk "
-                "of data.dir, or a core of this machine, is too slow for the device.",
+                f"warning: up to step {step} {waiting:.0%} of the time was waiting for data: the disk of data.dir, "
+                "or a core of this machine, is too slow for the device.",
                 file=sys.stderr,
             )
-        self._steps, self._busy_sec, self._waiting_sec = 0, 0.0, 0.0
-        return found
+        return {"images_per_sec": images / seconds, "waiting_per_sec": waiting}

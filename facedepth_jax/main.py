@@ -1,12 +1,14 @@
-"""Prepare missing arrays, train, evaluate: the program. No logic here: importable code is testable code.
+"""Prepare missing arrays, train, evaluate: the program.
 
 python -m facedepth_jax.main --config=configs/synthetic.py:cgan --workdir=runs/demo --config.loss.lam=100.0
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import pathlib
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -36,6 +38,7 @@ def main(argv: Sequence[str] | None = None):
     flag("--process", help="one of several: auto on a TPU slice, else INDEX/COUNT@HOST:PORT of process 0")
     flag("--allow_mismatch", action="store_true", help="go on from checkpoints of another config or other data")
     flags, overrides = parser.parse_known_args(argv)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # but for the training's steps, see runtime.StopSignal
     absl_logging.set_verbosity(absl_logging.WARNING)  # or Orbax tells the story of every save
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax raises the errors that it logs
     try:
@@ -52,10 +55,10 @@ def main(argv: Sequence[str] | None = None):
             print(f"error: {error}", file=sys.stderr)
         else:
             traceback.print_exc()
-        code = 134 if gone else 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # or this process waits: for threads of Orbax after a failed save, for the other processes
+        with contextlib.suppress(OSError):  # a full disk, or a reader that has gone
+            sys.stdout.flush()
+        # Else this process waits: for threads of Orbax after a failed save, for the other processes.
+        os._exit(134 if gone else 1)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ last, over the whole split; the L2 norm is an image's own norm, averaged over im
 it is just below 96 times RMSE lin). Before a logarithm or a ratio both depths are raised to one level.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -21,12 +21,19 @@ from facedepth_jax.errors import FaceDepthError
 
 
 class Metric(NamedTuple):
-    """A row of Table 1: key in results.json, label, which direction is better, decimals to print."""
+    """A row of a table.
+
+    Attributes:
+      key: in results.json.
+      label: in tables, with `better`, "lower" or "higher", and so many `decimals`.
+      value: sums (name -> a number or (n,)) over any set of images -> the metric.
+    """
 
     key: str
     label: str
     better: str
     decimals: int
+    value: Callable | None = None
 
 
 DELTAS = {
@@ -39,20 +46,30 @@ DELTAS = {
 }
 
 METRICS = (
-    Metric("l1", "L1 norm", "lower", 3),
-    Metric("l2", "L2 norm", "lower", 1),
-    Metric("abs_diff", "Absolute diff", "lower", 4),
-    Metric("squared_diff", "Squared diff", "lower", 4),
-    Metric("rmse_lin", "RMSE lin", "lower", 3),
-    Metric("rmse_log", "RMSE log", "lower", 4),
-    Metric("rmse_scale_inv", "RMSE scale-inv", "lower", 4),
-    *(Metric(key, key.replace("delta_", "δ < "), "higher", 4) for key in DELTAS),
+    Metric("l1", "L1 norm", "lower", 3, lambda sums: sums["abs"] / sums["count"]),
+    Metric("l2", "L2 norm", "lower", 1, lambda sums: sums["l2"] / sums["images"]),
+    Metric("abs_diff", "Absolute diff", "lower", 4, lambda sums: sums["abs_by_true"] / sums["count"]),
+    Metric("squared_diff", "Squared diff", "lower", 4, lambda sums: sums["squared_by_true"] / sums["count"]),
+    Metric("rmse_lin", "RMSE lin", "lower", 3, lambda sums: np.sqrt(sums["squared"] / sums["count"])),
+    Metric("rmse_log", "RMSE log", "lower", 4, lambda sums: np.sqrt(sums["log_squared"] / sums["count"])),
+    Metric("rmse_scale_inv", "RMSE scale-inv", "lower", 4, lambda sums: np.sqrt(sums["scale_inv"] / sums["images"])),
+    *(
+        Metric(key, key.replace("delta_", "δ < "), "higher", 4, lambda sums, key=key: sums[key] / sums["count"])
+        for key in DELTAS
+    ),
 )
 
 MM_METRICS = (
-    Metric("mae_mm", "Mean absolute error, mm", "lower", 2),
-    Metric("rmse_mm", "RMSE, mm", "lower", 2),
+    Metric("mae_mm", "Mean absolute error, mm", "lower", 2, lambda sums: sums["abs"] / sums["count"]),
+    Metric("rmse_mm", "RMSE, mm", "lower", 2, lambda sums: np.sqrt(sums["squared"] / sums["count"])),
 )
+_PARTS = {"all": METRICS, "valid": METRICS, "mm": MM_METRICS}
+_EMPTY = "No pixel with depth to measure on: the evaluated frames are empty; check the prepared depth."
+_NOTHING = {
+    "all": _EMPTY,
+    "valid": _EMPTY,
+    "mm": "No pixel's true depth lies within what the levels can express: check the depth code (offset_mm, step_mm).",
+}
 
 
 def image_sums(pred_levels, true_levels, mask) -> dict:
@@ -151,15 +168,21 @@ def figures(people: Mapping[str, Mapping]) -> dict:
       FaceDepthError: no image has a pixel that counts.
     """
     values, errors, totals = {}, {}, {}
-    for part, finalize in _FINALIZE.items():
-        table = {name: np.array([sums[part][name] for sums in people.values()]) for name in _names(people, part)}
+    for part, metrics in _PARTS.items():
+        names = set.intersection(*(set(sums[part]) for sums in people.values()))
+        table = {name: np.array([sums[part][name] for sums in people.values()]) for name in names}
         total = {name: column.sum() for name, column in table.items()}
         if not total["count"]:
             raise FaceDepthError(_NOTHING[part])
-        values[part], totals[part] = {key: float(value) for key, value in finalize(total).items()}, total
-        # A person without a pixel that counts has nothing to leave out.
-        rest = {name: total[name] - column[table["count"] > 0] for name, column in table.items()}
-        errors[part] = _jackknife(finalize, rest)
+        counted = table["count"] > 0  # a person without a pixel that counts has nothing to leave out
+        rest = {name: total[name] - column[counted] for name, column in table.items()}
+        totals[part], values[part], errors[part] = total, {}, {}
+        for metric in metrics:
+            try:
+                values[part][metric.key] = float(metric.value(total))
+            except KeyError:  # an older evaluation lacks its sums
+                continue
+            errors[part][metric.key] = jackknife(metric.value(rest)) if counted.sum() > 1 else None
     return values | {
         "standard_error": errors,
         "n_people": len(people),
@@ -173,54 +196,25 @@ def figures(people: Mapping[str, Mapping]) -> dict:
 
 
 def join_people(evaluations: Sequence[Mapping]) -> dict:
-    """Join the people of several evaluations, as of folds; the sums of a person who is in two are added."""
+    """Join the people of several evaluations, as of folds; the sums of a person who is in two are added.
+
+    A sum that one of the two lacks, because it is from an older version, is left out.
+    """
     people = {}
-    for evaluation in evaluations:
-        for subject, parts in evaluation.items():
-            mine = people.setdefault(subject, {part: dict.fromkeys(sums, 0.0) for part, sums in parts.items()})
-            people[subject] = {
-                part: {name: mine[part][name] + value for name, value in sums.items()} for part, sums in parts.items()
+    for subject, parts in (item for evaluation in evaluations for item in evaluation.items()):
+        if before := people.get(subject):
+            parts = {
+                part: {name: before[part][name] + sums[name] for name in before[part].keys() & sums.keys()}
+                for part, sums in parts.items()
             }
+        people[subject] = parts
     return people
 
 
-def _names(people, part):
-    return next(iter(people.values()))[part]
+def jackknife(without: np.ndarray) -> float | None:
+    """Estimate a figure's standard error from its values without each person, (n,); None with fewer than two.
 
-
-def _jackknife(finalize, rest: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-    """Standard errors over people (Efron and Tibshirani 1993, Eq. 11.5) from the sums without each of them, (n,)."""
-    n = len(rest["count"])
-    if n < 2:
-        return dict.fromkeys(finalize({name: 1.0 for name in rest}))
-    left_out = finalize(rest)
-    return {key: float(np.sqrt((n - 1) / n * ((x - x.mean()) ** 2).sum())) for key, x in left_out.items()}
-
-
-def _thirteen(sums) -> dict:
-    """METRICS from sums over any set of images, each a number or (n,)."""
-    pixels, images = sums["count"], sums["images"]
-    values = {
-        "l1": sums["abs"] / pixels,
-        "l2": sums["l2"] / images,
-        "abs_diff": sums["abs_by_true"] / pixels,
-        "squared_diff": sums["squared_by_true"] / pixels,
-        "rmse_lin": np.sqrt(sums["squared"] / pixels),
-        "rmse_log": np.sqrt(sums["log_squared"] / pixels),
-        "rmse_scale_inv": np.sqrt(sums["scale_inv"] / images),
-    }
-    return values | {key: sums[key] / pixels for key in DELTAS}
-
-
-def _millimetres(sums) -> dict:
-    """MM_METRICS likewise."""
-    return {"mae_mm": sums["abs"] / sums["count"], "rmse_mm": np.sqrt(sums["squared"] / sums["count"])}
-
-
-_FINALIZE = {"all": _thirteen, "valid": _thirteen, "mm": _millimetres}
-_EMPTY = "No pixel with depth to measure on: the evaluated frames are empty; check the prepared depth."
-_NOTHING = {
-    "all": _EMPTY,
-    "valid": _EMPTY,
-    "mm": "No pixel's true depth lies within what the levels can express: check the depth code (offset_mm, step_mm).",
-}
+    Efron and Tibshirani 1993, Eq. 11.5.
+    """
+    n = len(without)
+    return float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())) if n > 1 else None

@@ -1,7 +1,6 @@
 """Set up the process of a program: tuning, several processes, the compilation cache, the signal to stop."""
 
 import contextlib
-import glob
 import importlib.util
 import mmap
 import os
@@ -16,27 +15,20 @@ def tune():
     """Tune this process for speed, never over the user's own setting. Programs call it before JAX and OpenCV start."""
     # OpenCV reads this when it is imported: an image of a terabyte of pixels is refused before it is decoded.
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(64 * 1024 * 1024))
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # another system, where jaxlib lies in other files
         _prefer_older_convolutions()
     with contextlib.suppress(ImportError, OSError, AttributeError, TypeError):  # not glibc
         _keep_freed_memory()
 
 
 def _prefer_older_convolutions():
-    """On CPU, XLA's newest convolution library is slower than the one before it; its matrix products are kept."""
+    """Avoid XLA's newest convolutions, which are slower on a CPU than the ones before; its matrix products are kept."""
     flag, flags = "xla_cpu_experimental_ynn_fusion_type", os.environ.get("XLA_FLAGS", "")
-    if flag not in flags and _jaxlib_knows(flag):
-        os.environ["XLA_FLAGS"] = f"{flags} --{flag}=-individual_convolution".strip()
-
-
-def _jaxlib_knows(flag):
-    """True if the installed jaxlib has this XLA flag: an unknown one would end the process."""
-    spec = importlib.util.find_spec("jaxlib")
-    folder = os.path.dirname(spec.origin) if spec and spec.origin else ""
-    for path in glob.glob(os.path.join(folder, "libjax_common.so")):
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(flag.encode()) >= 0
-    return False
+    library = pathlib.Path(importlib.util.find_spec("jaxlib").origin).with_name("libjax_common.so")
+    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        # A flag that jaxlib does not know would end the process.
+        if flag not in flags and content.find(flag.encode()) >= 0:
+            os.environ["XLA_FLAGS"] = f"{flags} --{flag}=-individual_convolution".strip()
 
 
 def _keep_freed_memory():
@@ -83,10 +75,7 @@ def join(process: str):
 
 
 def any_process(flag: bool) -> bool:
-    """Return True in every process if the flag is set in any. All must call it at the same place; it waits for them.
-
-    With one process it is the flag, and costs nothing.
-    """
+    """Return True in every process if the flag is set in any. All must call it at the same place; it waits for them."""
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
@@ -122,13 +111,10 @@ class StopSignal:
     harmless: the same command goes on from what is saved.
     """
 
-    _NUMBERS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self):
-        self.seen = False
+    seen = False
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._on_signal) for number in self._NUMBERS}
+        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *_):

@@ -80,9 +80,9 @@ def adam(learning_rate, b1, b2, *, schedule="constant", warmup_steps=0, steps=0,
 def init_net(net: Net, key, image_size):
     """Make a fresh NetState for inputs (B, image_size, image_size, C); C is the module's `channels`, else 1."""
     x = jnp.zeros((1, image_size, image_size, getattr(net.module, "channels", 1)))
-    variables = jax.jit(lambda key: net.module.init(key, x, train=False))(key)
-    params = variables["params"]
-    return NetState(params, variables.get("batch_stats", {}), net.optimizer.init(params))
+    initial = jax.jit(lambda key: net.module.init(key, x, train=False))(key)
+    params = initial["params"]
+    return NetState(params, initial.get("batch_stats", {}), net.optimizer.init(params))
 
 
 def init_state(nets: dict[str, Net], seed, image_size):
@@ -107,6 +107,11 @@ def keep_better(best: Best, net_state: NetState, step, rank) -> Best:
     return jax.tree.map(lambda new, old: jnp.where(better, new, old), new, best)
 
 
+def variables(net_state: NetState) -> dict[str, Any]:
+    """Return {"params", "batch_stats"}, as flax applies them and files of weights hold them."""
+    return {"params": net_state.params, "batch_stats": net_state.batch_stats}
+
+
 def forward_train(net: Net, params, batch_stats, x, key=None):
     """Apply a net with the batch's own statistics: output and new running ones. `key` draws dropout's noise."""
     rngs = {} if key is None else {"dropout": key}
@@ -118,7 +123,7 @@ def forward_train(net: Net, params, batch_stats, x, key=None):
 
 def forward(net_module: nn.Module, net_state: NetState, x):
     """Apply a net with the running statistics, as in evaluation."""
-    return net_module.apply({"params": net_state.params, "batch_stats": net_state.batch_stats}, x, train=False)
+    return net_module.apply(variables(net_state), x, train=False)
 
 
 def apply_gradients(net: Net, net_state: NetState, gradients, batch_stats):
@@ -140,5 +145,4 @@ def average_weights(average, net_state: NetState, step, decay):
     statistics are averaged alike, or they would be those of other weights.
     """
     decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    weights = {"params": net_state.params, "batch_stats": net_state.batch_stats}
-    return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), average, weights)
+    return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), average, variables(net_state))

@@ -17,8 +17,9 @@ from facedepth_jax.data import pipeline
 from facedepth_jax.data.arrays import Arrays
 from facedepth_jax.estimator import estimate_depth
 from facedepth_jax.evaluation import MEAN_MAP
-from facedepth_jax.state import Best, Net, NetState, TrainState
-from facedepth_jax.tables import markdown_table, verification_table
+from facedepth_jax.methods import METHODS
+from facedepth_jax.state import Best, Net, NetState, TrainState, variables
+from facedepth_jax.tables import figures_tables, verification_table
 from facedepth_jax.verification import Verifier, verify
 
 SAMPLES = 8  # faces in a picture
@@ -29,34 +30,62 @@ def make_task(config, nets: dict[str, Net], data: Arrays, mesh):
     return (VerifierTask if config.method == "verifier" else DepthTask)(config, nets, data, mesh)
 
 
-class DepthTask:
-    """Train a generator; keep the weights of the lowest L1 over all pixels, the first row of Table 1.
-
-    The paper does not say which weights it takes.
-    """
-
+class _Task:
     def __init__(self, config, nets: dict[str, Net], data: Arrays, mesh):
         self._config, self._data, self._mesh = config, data, mesh
         self._code = configs.depth_code(config)
-        module = nets["generator"].module
-        self._estimate = jax.jit(
-            functools.partial(estimate_depth, module, self._code), out_shardings=devices.divided(mesh)
-        )
+        self._module = nets[METHODS[config.method].net].module
 
     def batches(self, train_rows, **options):
-        """Yield batches on the devices, with each person's place among the training people, sorted."""
+        """Yield batches on the devices; the options are those of `pipeline.batches`."""
+        arrays, put = devices.place_examples(self._mesh, self._examples(train_rows))
+        return map(put, self._draw(arrays, train_rows, **options))
+
+    def frames_of(self, step: int, train_rows, **options) -> list[str]:
+        """Name the frames of a step's batch, of all processes, each once."""
+        rows = {"row": np.arange(len(self._data))}
+        drawn = next(self._draw(rows, train_rows, start_step=step - 1, **options))
+        return self._data.frames["frame"][np.unique(drawn["row"])].tolist()
+
+    def _save_nets(self, best: Best, state: TrainState, workdir) -> NetState:
+        """Export the best weights of the evaluated net, which are returned, and the last ones of the others."""
+        net_state = NetState(best.params, best.batch_stats, None)
+        for name, net in (state.nets | {METHODS[self._config.method].net: net_state}).items():
+            if jax.process_index() == 0 and name != "identity":  # that one distinguishes the training people alone
+                save_weights(workdir / f"{name}.safetensors", variables(net))
+        return net_state
+
+    def _header(self, best: Best) -> dict:
+        """Begin a results.json: `step` is that of the weights, `steps` how many the run had."""
+        return {
+            "method": self._config.method,
+            "seed": self._config.seed,
+            "dataset": self._data.meta["dataset"]["name"],
+            "fingerprint": self._data.fingerprint,
+            "step": int(best.step),
+            "steps": self._config.train.steps,
+        }
+
+
+class DepthTask(_Task):
+    """Train a generator; keep the weights of the lowest L1 over all pixels, the first row of Table 1.
+
+    The paper does not say which weights it takes. A batch has each person's place among the training people, sorted.
+    """
+
+    def __init__(self, config, nets: dict[str, Net], data: Arrays, mesh):
+        super().__init__(config, nets, data, mesh)
+        self._distance_mm = data.frames["distance_mm"].astype(np.float32)
+        estimate = functools.partial(estimate_depth, self._module, self._code)
+        self._estimate = jax.jit(estimate, out_shardings=devices.divided(mesh))
+
+    def _examples(self, train_rows):
         data = self._data
         subject = np.full(len(data), -1, np.int32)  # the others are never drawn
         subject[train_rows] = np.unique(data.frames["subject"][train_rows], return_inverse=True)[1]
-        distance_mm = data.frames["distance_mm"].astype(np.float32)
-        arrays = {"gray": data.gray, "depth_mm": data.depth_mm, "distance_mm": distance_mm, "subject": subject}
-        arrays, put = devices.place_examples(self._mesh, arrays)
-        return map(put, pipeline.batches(arrays, train_rows, **options))
+        return {"gray": data.gray, "depth_mm": data.depth_mm, "distance_mm": self._distance_mm, "subject": subject}
 
-    def frames_of(self, step: int, train_rows, **options) -> list[str]:
-        """Name the frames of a step's batch, of all processes."""
-        drawn = pipeline.batches(_row_numbers(self._data), train_rows, start_step=step - 1, **options)
-        return _names(self._data, drawn)
+    _draw = staticmethod(pipeline.batches)
 
     def validate(self, generator: NetState, step: int, workdir: pathlib.Path):
         """Measure the validation split, and write a picture."""
@@ -69,13 +98,12 @@ class DepthTask:
 
     def finish(self, best: Best, state: TrainState, workdir: pathlib.Path):
         """Write the weights, and the test split's figures, table and pictures."""
-        config, data, generator = self._config, self._data, NetState(best.params, best.batch_stats, None)
-        _save_nets(workdir, "generator", best, state)
+        config, data, generator = self._config, self._data, self._save_nets(best, state, workdir)
         rows = data.rows("test")
         test = self._evaluate(generator, rows)
         validation = self._evaluate(generator, data.rows("validation"))  # settings are chosen by it
         mean_map = evaluation.evaluate(evaluation.mean_map(data, self._code), data, rows, self._code, self._mesh)
-        results = _header(config, data, best) | {
+        results = self._header(best) | {
             "lam": config.loss.get("lam"),
             "n_frames": test["n_frames"],
             "test": test,
@@ -88,15 +116,7 @@ class DepthTask:
         files.write_json(workdir / "results.json", results)
         pictures.write_png(workdir / "samples/test.png", _grid(sample))
         files.write_npz(workdir / "samples/test.npz", sample)
-        columns = {MEAN_MAP: mean_map, config.method: test}
-        table = "\n".join(
-            markdown_table({name: figures[part] for name, figures in columns.items()}, caption, baseline=MEAN_MAP)
-            for part, caption in (
-                ("all", f"all pixels, n = {test['n_frames']} frames"),
-                ("valid", f"pixels with depth, n = {test['n_frames'] - test['n_frames_without_depth']} frames"),
-                ("mm", f"millimetres, n = {test['n_pixels_mm']} pixels"),
-            )
-        )
+        table = figures_tables({MEAN_MAP: mean_map, config.method: test}, baseline=MEAN_MAP)
         files.write_bytes(workdir / "results.md", table.encode())
         print(f"\n{table}\nTest faces: {workdir}/samples/test.png   figures: {workdir}/results.md, results.json")
 
@@ -107,11 +127,9 @@ class DepthTask:
     def _sample(self, generator: NetState, rows):
         """Estimate SAMPLES faces, spread evenly over the rows: names, gray, true and estimated depth in mm."""
         rows = rows[np.linspace(0, len(rows) - 1, min(SAMPLES, len(rows))).round().astype(int)]
-        padded = np.resize(rows, evaluation.BATCH * self._mesh.size)
-        mine, distance_mm = devices.share(padded), self._data.frames["distance_mm"].astype(np.float32)
-        batch = {"gray": self._data.gray[mine], "distance_mm": distance_mm[mine]}
-        batch = devices.put_batch(self._mesh, batch)
-        estimate = self._estimate(generator, batch["gray"], batch["distance_mm"])
+        mine = devices.share(np.resize(rows, evaluation.BATCH * self._mesh.size))
+        batch = devices.put_batch(self._mesh, (self._data.gray[mine], self._distance_mm[mine]))
+        estimate = self._estimate(generator, *batch)
         return {
             "frame": self._data.frames["frame"][rows],
             "gray": self._data.gray[rows],
@@ -120,30 +138,22 @@ class DepthTask:
         }
 
 
-class VerifierTask:
+class VerifierTask(_Task):
     """Train the verifier on pairs of real depth maps; keep the weights of the highest accuracy on the validation pairs.
 
     Among equals those with the lowest loss are kept.
     """
 
     def __init__(self, config, nets: dict[str, Net], data: Arrays, mesh):
-        self._config, self._data, self._mesh = config, data, mesh
-        self._code = configs.depth_code(config)
-        self._module = nets["verifier"].module
+        super().__init__(config, nets, data, mesh)
         for split in ("validation", "test"):
             verification.pair_rows(data, split)  # unusable lists are found now
 
-    def batches(self, train_rows, **options):
-        """Yield batches of pairs on the devices, drawn again for every step."""
-        data = self._data
-        arrays, put = devices.place_examples(self._mesh, {"depth_mm": data.depth_mm})
-        return map(put, pipeline.pair_batches(arrays, train_rows, data.frames["subject"][train_rows], **options))
+    def _examples(self, train_rows):
+        return {"depth_mm": self._data.depth_mm}
 
-    def frames_of(self, step: int, train_rows, **options) -> list[str]:
-        """Name the frames of a step's batch, of all processes."""
-        subjects = self._data.frames["subject"][train_rows]
-        drawn = pipeline.pair_batches(_row_numbers(self._data), train_rows, subjects, start_step=step - 1, **options)
-        return _names(self._data, drawn)
+    def _draw(self, arrays, train_rows, **options):
+        return pipeline.pair_batches(arrays, train_rows, self._data.frames["subject"][train_rows], **options)
 
     def validate(self, verifier: NetState, step: int, workdir: pathlib.Path):
         """Measure the validation pairs."""
@@ -153,11 +163,10 @@ class VerifierTask:
 
     def finish(self, best: Best, state: TrainState, workdir: pathlib.Path):
         """Write the weights, and their figures on both lists of pairs; on the test pairs by cell of Table 2."""
-        config, data, verifier = self._config, self._data, NetState(best.params, best.batch_stats, None)
-        _save_nets(workdir, "verifier", best, state)
+        data, verifier = self._data, self._save_nets(best, state, workdir)
         test = self._verify(verifier, "test")
         mean_map = verification.generated_depth(evaluation.mean_map(data, self._code), data)
-        results = _header(config, data, best) | {
+        results = self._header(best) | {
             "test": test,
             "validation": self._verify(verifier, "validation"),
             "baseline_mean_map": self._verify(verifier, "test", mean_map),
@@ -172,36 +181,6 @@ class VerifierTask:
     def _verify(self, net_state, split, depth_maps=None):
         depth_maps = depth_maps or verification.true_depth(self._data)
         return verify(Verifier(self._module, net_state, self._code), depth_maps, self._data, split)
-
-
-def _header(config, data, best: Best):
-    """Begin a results.json: `step` is that of the weights, `steps` how many the run had."""
-    return {
-        "method": config.method,
-        "seed": config.seed,
-        "dataset": data.meta["dataset"]["name"],
-        "fingerprint": data.fingerprint,
-        "step": int(best.step),
-        "steps": config.train.steps,
-    }
-
-
-def _row_numbers(data):
-    return {"row": np.arange(len(data))}
-
-
-def _names(data, batches):
-    """Name the frames of the first of such batches, each once."""
-    return data.frames["frame"][np.unique(next(batches)["row"])].tolist()
-
-
-def _save_nets(workdir, evaluated: str, best: Best, state: TrainState):
-    """Export the best weights of the evaluated net and the last ones of the others."""
-    if jax.process_index():
-        return
-    for name, net in (state.nets | {evaluated: best}).items():
-        if name != "identity":  # it tells the training people apart and nobody else
-            save_weights(workdir / f"{name}.safetensors", {"params": net.params, "batch_stats": net.batch_stats})
 
 
 def _grid(sample):

@@ -26,7 +26,7 @@ from facedepth_jax.data.readers import make_source
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.logs import Logs, Pace, Silence, first_not_finite
 from facedepth_jax.methods import METHODS, build, make_step
-from facedepth_jax.state import init_state, keep_better, no_best
+from facedepth_jax.state import init_state, keep_better, no_best, variables
 from facedepth_jax.tasks import make_task
 
 GPUS = "/dev/nvidia[0-9]*"
@@ -36,19 +36,18 @@ ASK_EVERY = 10  # steps after which several processes ask each other for a signa
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, allow_mismatch: bool = False):
     """Train `config` in `workdir`, or go on with it, and evaluate the test split; the README lists the files.
 
-    SIGTERM and SIGINT, to any of the processes, end it between two steps with a checkpoint and a line that says how to
-    go on.
+    SIGTERM or SIGINT to any of the processes ends it between two steps, with a checkpoint.
 
     Args:
       allow_mismatch: go on from checkpoints of another config or other data, as far as their nets fit.
 
-    Raises FaceDepthError for a config, data or a workdir that cannot be used, for values that are not finite, and at
-    the next step after a save that failed.
+    Raises:
+      FaceDepthError: the config, the data or `workdir` cannot be used, a value is not finite, or a save has failed.
     """
     training = _Training(config, workdir, allow_mismatch)
     try:
         if training.loop():
-            training.finish()
+            training.task.finish(training.best, training.state, training.workdir)
     finally:
         faulthandler.cancel_dump_traceback_later()
         training.logs.close()
@@ -62,14 +61,20 @@ class _Training:
         files.check_local(workdir)
         self.config, self.workdir = configs.with_absolute_paths(config), pathlib.Path(workdir).absolute()
         config, self.method = self.config, METHODS[config.method]
-        build(config, subjects=1)  # unusable values are found before the data are made
+        # Sizes that the nets cannot take are found before the data are made.
+        jax.eval_shape(lambda: init_state(build(config, subjects=1), config.seed, config.data.size))
         if config.init_from:
-            _check_start(config)
+            there, here = configs.depth_code(configs.read_run(config.init_from)), configs.depth_code(config)
+            if there != here:
+                raise FaceDepthError(
+                    f"The run in init_from, {config.init_from}, has {there}, this one {here}: give the same depth_code."
+                )
         mesh = devices.make_mesh()
         devices.check_batch_size(mesh, config.train.batch_size, "train.batch_size")
         _warn_of_unused_gpus()
         _prepare(config.data)
-        data = _open_data(config.data)
+        data = arrays_on_disk.open(config.data.dir)
+        configs.check_crops(config, data)  # `predict` crops by the run's own
         self.train_rows, _, _ = (data.rows(split) for split in SPLITS)  # an empty one is found now
         nets = build(config, subjects=len(np.unique(data.frames["subject"][self.train_rows])))
         self.task = make_task(config, nets, data, mesh)
@@ -79,7 +84,7 @@ class _Training:
             state = _start_from(config.init_from, state)
         net = state.nets[self.method.net]
         if config.train.average_decay:
-            state = dataclasses.replace(state, average={"params": net.params, "batch_stats": net.batch_stats})
+            state = dataclasses.replace(state, average=variables(net))
         saved = devices.put_everywhere(mesh, {"state": state, "best": no_best(net)})
         self.checkpoints = Checkpoints(self.workdir / "checkpoints", _identity(config, data), allow_mismatch)
         saved = self.checkpoints.restore(saved) or saved
@@ -100,13 +105,13 @@ class _Training:
         self.drawn = {"batch_size": config.train.batch_size, "seed": config.seed}
         self.logs = Silence() if jax.process_index() else Logs(self.workdir, self.start, config.train.steps)
         self.pace = Pace(config.train.batch_size)
-        self.pending = (
-            None  # the metrics of the step before: read one step late, so the device never waits for the host
-        )
+        # Step and metrics of the step before: they are read one step late, so that the device never waits for the host.
+        self.pending = None
 
     def loop(self) -> bool:
         """Train up to the last step; False if a signal came first."""
         every, steps = self.config.every, self.config.train.steps
+        ask_every = 1 if jax.process_count() == 1 else ASK_EVERY
         part = {"process": jax.process_index(), "processes": jax.process_count()}
         batches = self.task.batches(self.train_rows, start_step=self.start, **part, **self.drawn)
         batches = self.pace.watch(batches, self._device_is_idle)
@@ -114,16 +119,12 @@ class _Training:
             for step in range(self.start, steps + 1):
                 faulthandler.dump_traceback_later(self.config.watchdog_sec, file=sys.__stderr__)
                 self.checkpoints.check()
-                stopping = self._asks(step) and runtime.any_process(stop.seen)
+                stopping = step % ask_every == 0 and runtime.any_process(stop.seen)
                 due = step == steps or step > 0 and step % every.save == 0
                 if step > self.saved_step and (due or stopping):
                     self.save(step)
                 if stopping:
-                    self.checkpoints.finish()
-                    at = f"at step {step}, which is saved" if step else "before a step"
-                    if jax.process_index() == 0:
-                        print(f"Stopped {at}: the same command continues.")
-                    return False
+                    return self.stop(step)
                 if due:
                     self.validate(step)
                 if step < steps:
@@ -133,29 +134,37 @@ class _Training:
                     self.log()
                     self.pending = step + 1, metrics
                 if step == self.start:
-                    self.pace.restart()  # the compilation does not count
+                    self.pace.restart(step)  # the compilation does not count
+            if runtime.any_process(stop.seen):  # it came in the last validation
+                return self.stop(steps)
         self.checkpoints.finish()
         return True
+
+    def stop(self, step: int) -> bool:
+        """Wait until the state is on the disk, and say so; False."""
+        self.checkpoints.finish()
+        if jax.process_index() == 0:
+            at = f"at step {step}, which is saved" if step else "before a step"
+            print(f"Stopped {at}: the same command continues.", flush=True)
+        return False
 
     def save(self, step: int):
         """Start to save the state, which must be finite."""
         self.log()
-        if not bool(_all_finite(self.state)):
-            raise self._not_finite(step, "a parameter is not finite")
-        self.checkpoints.save(step, {"state": self.state, "best": self.best}, int(self.best.step))
+        with self.pace.paused():
+            if not bool(_all_finite(self.state)):
+                raise self._not_finite(step, "a parameter is not finite")
+            self.checkpoints.save(step, {"state": self.state, "best": self.best}, int(self.best.step))
         self.saved_step = step
-        self.pace.skip()
 
     def validate(self, step: int):
         """Measure the net on the validation split and keep its weights if they are the best."""
         self.log()
-        net = self.state.nets[self.method.net]
-        if self.state.average:
-            net = dataclasses.replace(net, **self.state.average)
-        figures, rank = self.task.validate(net, step, self.workdir)
-        self.logs.write(step, figures, "validation")
-        self.best = keep_better(self.best, net, np.int32(step), rank)
-        self.pace.skip()
+        net = dataclasses.replace(self.state.nets[self.method.net], **self.state.average)
+        with self.pace.paused():
+            figures, rank = self.task.validate(net, step, self.workdir)
+            self.logs.write(step, figures, "validation")
+            self.best = keep_better(self.best, net, np.int32(step), rank)
 
     def log(self):
         """Read the metrics of the step before, which must be finite, and write them when it is their turn."""
@@ -169,15 +178,8 @@ class _Training:
         if step % self.config.every.log == 0 or step == self.config.train.steps:
             self.logs.write(step, metrics | self.pace.lap(step), "train")
 
-    def finish(self):
-        """Evaluate the best weights and write everything that the run leaves."""
-        self.task.finish(self.best, self.state, self.workdir)
-
     def _device_is_idle(self):
         return self.pending is None or all(value.is_ready() for value in self.pending[1].values())
-
-    def _asks(self, step):
-        return jax.process_count() == 1 or step % ASK_EVERY == 0
 
     def _not_finite(self, step, what):
         self.checkpoints.finish()  # the save on its way to the disk is good
@@ -211,46 +213,25 @@ def _prepare(data):
     runtime.any_process(False)
 
 
-def _open_data(data):
-    opened = arrays_on_disk.open(data.dir)
-    if opened.gray.shape[1] != data.size:
-        raise FaceDepthError(f"{data.dir} holds images of {opened.gray.shape[1]} px, data.size is {data.size}.")
-    face_mm = opened.meta["crop"]["face_mm"]
-    if face_mm != data.face_mm:  # `predict` crops by the run's own
-        raise FaceDepthError(f"{data.dir} holds crops of {face_mm:g} mm, data.face_mm is {data.face_mm:g}.")
-    return opened
-
-
-def _check_start(config):
-    """Raise FaceDepthError if the run in `init_from` is not there, or its output means something else."""
-    other = configs.read_run(config.init_from)
-    if configs.depth_code(other) != configs.depth_code(config):
-        raise FaceDepthError(
-            f"The run in init_from, {config.init_from}, has {configs.depth_code(other)}, this one "
-            f"{configs.depth_code(config)}: give the same depth_code."
-        )
-
-
 def _start_from(run: str, state):
     """Take the weights of every net that another run has exported."""
-    nets = dict(state.nets)
-    for name, net in nets.items():
+    nets = {}
+    for name, net in state.nets.items():
         path = pathlib.Path(run) / f"{name}.safetensors"
         if path.is_file() or name in ("generator", "verifier"):
-            nets[name] = dataclasses.replace(
-                net, **load_weights(path, {"params": net.params, "batch_stats": net.batch_stats})
-            )
+            net = dataclasses.replace(net, **load_weights(path, variables(net)))
+        nets[name] = net
     return dataclasses.replace(state, nets=nets)
 
 
 def _identity(config, data):
     """Collect what must not change while a run goes on: all that decides its numbers, except how long it goes."""
     identity = config.to_dict()
-    for name in ("every", "data", "watchdog_sec"):
-        del identity[name]
+    del identity["watchdog_sec"]
     if config.train.schedule == "constant":  # the cosine's length decides its rates
         del identity["train"]["steps"]
-    return identity | {"data": data.fingerprint, "every.save": config.every.save}  # it decides which weights are kept
+    # `every.save` decides which weights are kept.
+    return identity | {"data": data.fingerprint, "every": {"save": config.every.save}}
 
 
 @jax.jit

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from facedepth_jax import config as configs
-from facedepth_jax import devices
+from facedepth_jax import devices, metrics
 from facedepth_jax.data import pairs
 from facedepth_jax.data.arrays import Arrays
 from facedepth_jax.data.pairs import ANGLE_SUBSETS, SEQUENCE_SUBSETS, in_subset
@@ -23,7 +23,7 @@ from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.estimator import load_net
 from facedepth_jax.evaluation import Estimate
 from facedepth_jax.models import siamese
-from facedepth_jax.state import NetState
+from facedepth_jax.state import NetState, variables
 
 BATCH = 64  # frames or pairs a call; the last one is padded, so that no figure depends on how many there are
 THRESHOLD = 0.5
@@ -63,13 +63,13 @@ def generated_depth(estimate: Estimate, data: Arrays) -> DepthMaps:
 
 
 @functools.partial(jax.jit, static_argnames=("module", "code"))
-def _features(module, code, variables, depth_mm):
-    return module.apply(variables, siamese.normalize(code.quantize(depth_mm)), method="features")
+def _features(module, code, weights, depth_mm):
+    return module.apply(weights, siamese.normalize(code.quantize(depth_mm)), method="features")
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def _compare(module, variables, a, b):
-    return module.apply(variables, a, b, method="compare")
+def _compare(module, weights, a, b):
+    return module.apply(weights, a, b, method="compare")
 
 
 def _in_batches(function, *arrays):
@@ -78,7 +78,7 @@ def _in_batches(function, *arrays):
     for start in range(0, len(arrays[0]), BATCH):
         parts = [array[start : start + BATCH] for array in arrays]
         fill = BATCH - len(parts[0])
-        padded = [np.pad(part, [(0, fill)] + [(0, 0)] * (part.ndim - 1), mode="edge") for part in parts]
+        padded = [np.concatenate([part, part[-1:].repeat(fill, axis=0)]) for part in parts]
         results.append(np.asarray(function(*padded))[: len(parts[0])])
     return np.concatenate(results)
 
@@ -86,11 +86,11 @@ def _in_batches(function, *arrays):
 def scores(verifier: Verifier, depth_maps: DepthMaps, rows_a: np.ndarray, rows_b: np.ndarray) -> np.ndarray:
     """Compute the logits of the pairs (rows_a[i], rows_b[i]), float64 (2, n): in this order and in the other one."""
     # Every process does all of it, on one device: there are few pairs.
-    variables = devices.local({"params": verifier.net_state.params, "batch_stats": verifier.net_state.batch_stats})
+    weights = devices.local(variables(verifier.net_state))
     rows, places = np.unique(np.concatenate([rows_a, rows_b]), return_inverse=True)
-    features = _in_batches(lambda rows: _features(verifier.module, verifier.code, variables, depth_maps(rows)), rows)
+    features = _in_batches(lambda rows: _features(verifier.module, verifier.code, weights, depth_maps(rows)), rows)
     a, b = features[places[: len(rows_a)]], features[places[len(rows_a) :]]
-    compare = functools.partial(_compare, verifier.module, variables)
+    compare = functools.partial(_compare, verifier.module, weights)
     return np.stack([_in_batches(compare, *order) for order in [(a, b), (b, a)]]).astype(np.float64)
 
 
@@ -124,12 +124,12 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
         )
     probability = (1 / (1 + np.exp(-np.clip(logits, -500, 500)))).mean(0)
     right = (probability > THRESHOLD) == same
-    cells = {angles: {} for angles in ANGLE_SUBSETS}
-    for angles in ANGLE_SUBSETS:
-        for sequences in SEQUENCE_SUBSETS:
-            frames = in_subset(data.frames, angles, sequences)
-            chosen = right[frames[rows_a] & frames[rows_b]]
-            cells[angles][sequences] = {"accuracy": float(chosen.mean()) if chosen.size else None, "n": chosen.size}
+
+    def cell(angles, sequences):
+        frames = in_subset(data.frames, angles, sequences)
+        chosen = right[frames[rows_a] & frames[rows_b]]
+        return {"accuracy": float(chosen.mean()) if chosen.size else None, "n": chosen.size}
+
     return {
         "accuracy": float(right.mean()),
         "standard_error": _jackknife(right, data.frames["subject"][rows_a], data.frames["subject"][rows_b]),
@@ -138,16 +138,16 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
         "n_frames": np.unique(np.concatenate([rows_a, rows_b])).size,
         "auc": _auc(probability, same),
         "loss": float(np.logaddexp(0, np.where(same, -logits, logits)).mean()),
-        "cells": cells,
+        "cells": {
+            angles: {sequences: cell(angles, sequences) for sequences in SEQUENCE_SUBSETS} for angles in ANGLE_SUBSETS
+        },
     }
 
 
 def _jackknife(right, people_a, people_b) -> float | None:
     """Estimate the standard error of the accuracy: a person is left out with all the pairs that show them."""
     shown = [(people_a == person) | (people_b == person) for person in np.union1d(people_a, people_b)]
-    left_out = np.array([right[~pairs].mean() for pairs in shown if not pairs.all()])
-    n = len(left_out)
-    return float(np.sqrt((n - 1) / n * ((left_out - left_out.mean()) ** 2).sum())) if n > 1 else None
+    return metrics.jackknife(np.array([right[~pairs].mean() for pairs in shown if not pairs.all()]))
 
 
 def pair_rows(data: Arrays, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -161,11 +161,11 @@ def pair_rows(data: Arrays, split: str) -> tuple[np.ndarray, np.ndarray, np.ndar
     if not found:
         raise FaceDepthError(f"{path} has no pairs: face verification needs two people in the split '{split}'.")
     rows = {frame: row for row, frame in enumerate(data.frames["frame"])}
-    unknown = next((frame for pair in found for frame in pair[:2] if frame not in rows), None)
-    if unknown is not None:
-        raise FaceDepthError(f"{path} names the frame {unknown}, which is not in the data.")
-    a, b, same = zip(*found, strict=True)
-    return np.array([rows[frame] for frame in a]), np.array([rows[frame] for frame in b]), np.array(same) == 1
+    try:
+        a, b, same = np.array([(rows[a], rows[b], same) for a, b, same in found]).T
+    except KeyError as error:
+        raise FaceDepthError(f"{path} names the frame {error.args[0]}, which is not in the data.") from None
+    return a, b, same == 1
 
 
 def _auc(score, same):

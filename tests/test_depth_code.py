@@ -1,13 +1,14 @@
-"""levels.py: the paper's 8-bit depth, by hand and against plain numpy."""
+"""depth_code.py: the paper's 8-bit depth, by hand and against plain NumPy."""
 
 import jax
 import numpy as np
 import pytest
 
-from facedepth_jax.depth_code import DepthCode
+from facedepth_jax.depth_code import DepthCode, encode_gray
 
 CODE = DepthCode()
-ODD = DepthCode(offset_mm=300.5, step_mm=7.3, half_range=117.5, none_level=3)
+ODD = DepthCode(offset_mm=300.5, step_mm=7.3, none_level=3)
+FAR = np.zeros(1)  # where the head is does not matter to absolute depth
 
 
 @pytest.mark.parametrize(
@@ -28,41 +29,45 @@ ODD = DepthCode(offset_mm=300.5, step_mm=7.3, half_range=117.5, none_level=3)
     ],
 )
 def test_by_hand(mm, level):
-    got = levels.levels_from_mm(np.array([[mm]], np.uint16), CODE)
+    got = CODE.quantize(np.array([[mm]], np.uint16))
     assert got.dtype == np.float32 and got.shape == (1, 1) and got[0, 0] == level
 
 
 @pytest.mark.parametrize("code", [CODE, ODD])
 def test_equals_plain_numpy(code):
     mm = np.arange(65536, dtype=np.uint16)
-    exact = np.clip((mm.astype(np.float64) - code.offset_mm) / code.step_mm, 0, 255)
-    got = np.asarray(jax.jit(lambda mm: levels.levels_from_mm(mm, code))(mm), np.float64)
+    exact = (mm.astype(np.float64) - code.offset_mm) / code.step_mm
+    np.testing.assert_allclose(code.levels(mm), exact, rtol=1e-6, atol=1e-5)
+    clipped = np.clip(exact, 0, 255)
+    got = np.asarray(jax.jit(code.quantize)(mm), np.float64)
     assert (got == np.round(got)).all() and got[0] == code.none_level
-    assert np.abs(got - exact)[1:].max() <= 0.5 + 1e-4
-    back = levels.mm_from_levels(got, code)
-    np.testing.assert_allclose(back, got * code.step_mm + code.offset_mm, rtol=1e-6)
-    inside = (exact > 0) & (exact < 255) & (mm > 0)
-    assert np.abs(np.asarray(back) - mm)[inside].max() <= code.step_mm / 2 + 1e-3
+    assert np.abs(got - clipped)[1:].max() <= 0.5 + 1e-4
 
 
 @pytest.mark.parametrize("code", [CODE, ODD])
 def test_there_and_back(code):
-    level = np.arange(256, dtype=np.float32)
-    image = levels.image_from_levels(level, code)
-    assert image.dtype == np.float32 and image[0] == -1
-    np.testing.assert_allclose(image, level / code.half_range - 1, rtol=1e-6, atol=2e-7)
-    np.testing.assert_allclose(levels.levels_from_image(image, code), level, rtol=1e-5, atol=1e-5)
-    again = levels.levels_from_mm(np.round(levels.mm_from_levels(level, code)).astype(np.uint16), code)
-    np.testing.assert_array_equal(again, level)
+    """A map of all depths: what the levels can express comes back to half a level, the rest to the nearest end."""
+    mm = np.arange(65536, dtype=np.uint16).reshape(1, 256, 256)
+    image = jax.jit(code.encode)(mm, FAR)
+    assert image.shape == (1, 256, 256, 1) and image.dtype == np.float32
+    assert image.min() == -1 and image.max() == 1
+    back = np.asarray(code.decode(image, FAR))
+    assert back.shape == mm.shape and back.dtype == np.float32
+    low, high = code.range_mm
+    assert (low, high) == (code.offset_mm, code.offset_mm + 255 * code.step_mm)
+    assert np.abs(back - np.clip(mm, low, high))[mm > 0].max() <= code.step_mm / 2 + 1e-3
+    assert back.flat[0] == pytest.approx(code.offset_mm + code.none_level * code.step_mm)
 
 
 def test_the_tanhs_ends_are_the_first_and_the_last_level():
-    np.testing.assert_array_equal(levels.levels_from_image(np.array([-1.0, 0.0, 1.0]), CODE), [0, 127.5, 255])
-    np.testing.assert_array_equal(levels.image_from_levels(np.array([0.0, 127.5, 255.0]), CODE), [-1, 0, 1])
+    image = np.array([-1.0, 0.0, 1.0]).reshape(1, 1, 3, 1)
+    np.testing.assert_array_equal(CODE.decode(image, FAR)[0, 0], [500, 500 + 127.5 * 8, 2540])
+    np.testing.assert_array_equal(CODE.encode(np.array([[[500, 2540]]], np.uint16), FAR)[0, 0, :, 0], [-1, 1])
 
 
 def test_gray():
-    gray = np.arange(256, dtype=np.uint8)
-    image = levels.image_from_gray(gray)
-    assert image.dtype == np.float32 and image[0] == -1 and image[255] == 1
-    np.testing.assert_allclose(image, (np.arange(256) - 127.5) / 127.5, rtol=1e-6, atol=2e-7)
+    gray = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    image = encode_gray(gray)
+    assert image.dtype == np.float32 and image.shape == (1, 16, 16, 1)
+    assert image.min() == -1 and image.max() == 1
+    np.testing.assert_allclose(image[..., 0], (gray - 127.5) / 127.5, rtol=1e-6, atol=2e-7)

@@ -7,21 +7,18 @@ import sys
 import types
 
 import jax
-import pytest
 
 from facedepth_jax import devices
-from facedepth_jax.errors import FaceDepthError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 PROGRAM = """
 import functools, sys
-import jax, jax.numpy as jnp, numpy as np
-from facedepth_jax import devices, steps
+import jax, numpy as np
+from facedepth_jax import config, devices, methods
 from facedepth_jax.data import pipeline
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.depth_code import DepthCode
-from facedepth_jax.state import Net, adam, init_state
 
 sys.path.insert(0, "tools")
 import golden
@@ -40,11 +37,15 @@ devices.check_batch_size(mesh, 8, "train.batch_size")
 rng = np.random.default_rng(0)
 shape = (8, 32, 32)
 batches = [
-    {"gray": rng.integers(0, 256, shape, np.uint8), "depth_mm": rng.integers(500, 2500, shape).astype(np.uint16)}
+    {
+        "gray": rng.integers(0, 256, shape, np.uint8),
+        "depth_mm": rng.integers(500, 2500, shape).astype(np.uint16),
+        "distance_mm": np.full(8, 900, np.float32),
+    }
     for _ in range(3)
 ]
 for name, array in devices.put_batch(mesh, batches[0]).items():
-    assert [shard.data.shape for shard in array.addressable_shards] == [(2, 32, 32)] * 4
+    assert [shard.data.shape for shard in array.addressable_shards] == [(2, *array.shape[1:])] * 4
     np.testing.assert_array_equal(array, batches[0][name])
 
 arrays = batches[0] | {"subject": np.arange(8, dtype=np.int32)}
@@ -64,10 +65,10 @@ for sent, in_place in zip(drawn[0], drawn[2], strict=True):
         assert in_place[name].dtype == arrays[name].dtype and in_place[name].sharding == sent[name].sharding
         np.testing.assert_array_equal(in_place[name], sent[name])
 
-method = steps.METHODS["cgan"]
-modules = method.modules(2, jnp.dtype("float32"), 1)
-nets = {name: Net(module, adam(2e-4, 0.5, 0.999)) for name, module in modules.items()}
-step = jax.jit(functools.partial(method.step, nets=nets, code=DepthCode(), seed=1, lam=100.0))
+values = config.base("cgan")
+values.width, values.loss.lam = 2, 100.0
+nets = methods.build(values, 1)
+step = jax.jit(methods.make_step(values, nets, DepthCode()))
 one = golden.start(nets)
 four = jax.device_put(one, devices.replicated(mesh))
 for batch in batches:
@@ -83,56 +84,9 @@ for name in nets:  # not the optimiser's state: what it does shows in the parame
 
 
 def test_four_devices_train_as_one():
-    # Without optimisation it compiles in half the time.
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_where_executables_are_kept(tmp_path, monkeypatch):
-    """On a GPU in a folder that only the user can write; nowhere on a CPU, or where the user says otherwise."""
-    kept = []
-    monkeypatch.setattr(jax.config, "update", lambda name, value: kept.append((name, value)))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    devices.keep_compiled()
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    devices.keep_compiled()
-    assert not kept and not os.listdir(tmp_path)
-
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    folder = tmp_path / "facedepth_jax"
-    devices.keep_compiled()
-    assert kept == [("jax_compilation_cache_dir", str(folder))] and folder.stat().st_mode & 0o777 == 0o700
-    folder.chmod(0o770)
-    devices.keep_compiled()
-    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
-    folder.chmod(0o700)
-    devices.keep_compiled()
-    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    devices.keep_compiled()
-    assert len(kept) == 1
-
-
-@pytest.mark.parametrize("process", ["2", "2/2@host:1", "0/2@host", "0/2", "-1/2@host:1", "Auto"])
-def test_what_is_no_process_is_refused(process):
-    with pytest.raises(FaceDepthError, match="give auto, or INDEX/COUNT@HOST:PORT"):
-        devices.join(process)
-
-
-def test_all_processes_meet_first_and_leave_sigterm_alone(monkeypatch):
-    """SIGTERM to JAX's own service would be lost before the run looks; Gloo's first meeting ends after 30 s."""
-    done = []
-    monkeypatch.setattr(jax.config, "update", lambda *values: done.append(values))
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: done.append(args))
-    monkeypatch.setattr(devices, "any_process", done.append)
-    devices.join("1/2@host:1234")
-    devices.join("auto")
-    off = ("jax_enable_preemption_service", False)
-    assert done == [off, ("host:1234", 2, 1), False, off, (), False]
 
 
 def test_the_devices_of_a_process_are_side_by_side(monkeypatch):

@@ -1,4 +1,4 @@
-"""The dynamic face crop (section 3.2, Eq. 6) and the resize to the network's size. NumPy in, NumPy out.
+"""Crop faces dynamically (section 3.2, Eq. 6) and resize them to the network's size. NumPy in, NumPy out.
 
 Pixel centres are at whole numbers; resizing maps `source = (target + 0.5) * scale - 0.5` as OpenCV does, for gray and
 depth alike, so that the two stay registered.
@@ -27,13 +27,13 @@ class Box:
 
 
 def inside(shape: tuple[int, int], head_xy: tuple[float, float]) -> bool:
-    """Whether the head centre (x, y) lies on a pixel of an image of shape (H, W)."""
+    """Check that the head centre (x, y) lies on a pixel of an image of shape (H, W)."""
     x, y = head_xy
     return -0.5 <= x < shape[1] - 0.5 and -0.5 <= y < shape[0] - 0.5
 
 
 def head_distance_mm(depth_mm: np.ndarray, head_xy: tuple[float, float], window_px: int) -> float | None:
-    """D of Eq. 6: mean of the valid depths in a window around the head centre.
+    """Measure D of Eq. 6: the mean of the valid depths in a window around the head centre.
 
     Args:
       depth_mm: uint16 (H, W), 0 = none.
@@ -51,7 +51,7 @@ def head_distance_mm(depth_mm: np.ndarray, head_xy: tuple[float, float], window_
 
 
 def crop_box(head_xy: tuple[float, float], distance_mm: float, focal_px: tuple[float, float], face_mm: float) -> Box:
-    """Eq. 6: `w = f_x R / D`, `h = f_y R / D` around the head centre.
+    """Return the box of Eq. 6: `w = f_x R / D`, `h = f_y R / D` around the head centre.
 
     Sizes are rounded to whole pixels, at least 1; the place is the one whose middle is nearest to the head centre, so
     it is off by half a pixel at most. Halves go up.
@@ -61,7 +61,7 @@ def crop_box(head_xy: tuple[float, float], distance_mm: float, focal_px: tuple[f
 
 
 def crop(image: np.ndarray, box: Box) -> np.ndarray:
-    """The box of an image (H, W), a copy (h, w); 0 where it leaves the image, never shifted or squeezed."""
+    """Copy the box (h, w) of an image (H, W); 0 where it leaves the image, never shifted or squeezed."""
     out = np.zeros((box.h, box.w), image.dtype)
     y0, y1 = max(box.y, 0), min(box.y + box.h, image.shape[0])
     x0, x1 = max(box.x, 0), min(box.x + box.w, image.shape[1])
@@ -71,13 +71,13 @@ def crop(image: np.ndarray, box: Box) -> np.ndarray:
 
 
 def resize_gray(gray: np.ndarray, size_px: int) -> np.ndarray:
-    """uint8 (H, W) -> (size_px, size_px): mean over the pixel's area when shrinking, else bilinear."""
+    """Resize uint8 (H, W) to (size_px, size_px): mean over the pixel's area when shrinking, else bilinear."""
     shrinks = min(gray.shape) >= size_px
     return cv2.resize(gray, (size_px, size_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def resize_depth(depth_mm: np.ndarray, size_px: int) -> np.ndarray:
-    """uint16 (H, W) in mm, 0 = none -> (size_px, size_px), never mixing "no depth" or two surfaces into a mean.
+    """Resize uint16 (H, W) in mm, 0 = none, to (size_px, size_px), never averaging "no depth" or two surfaces.
 
     A target pixel belongs to the surface of the source pixel under its centre: it is the weighted mean of those pixels
     of its footprint that have a depth within EDGE_MM of that one, and none where that one is none. The weights are the
@@ -96,14 +96,14 @@ def resize_depth(depth_mm: np.ndarray, size_px: int) -> np.ndarray:
             w = (r_weight[:, None] * c_weight) * ((value > 0) & (np.abs(value - centre) <= EDGE_MM))
             total += w * (value - centre)  # differences: float32 keeps them exact enough to round
             weight += w
-    # No weight can only be where the centre is none.
+    # The weight is 0 only where the centre has no depth.
     mean = centre + total / np.where(weight > 0, weight, 1)
     return np.where(centre > 0, np.floor(mean + 0.5), 0).astype(np.uint16)
 
 
 @functools.lru_cache(maxsize=512)
 def _taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For one axis: source indices (K, target) and weights (K, target) of each target pixel; the nearest (target,)."""
+    """Return, for one axis, source indices and weights (K, target) of each target pixel, and the nearest (target,)."""
     scale = source / target
     first = np.arange(target) * scale  # the target pixel is first..first + scale, edges counted from 0
     middle = (np.arange(target) + 0.5) * scale

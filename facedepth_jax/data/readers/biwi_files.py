@@ -1,15 +1,15 @@
-"""Biwi's files, one at a time: depth, pose, calibration, mask. What they are together: biwi.py."""
+"""Read single files of Biwi: depth, pose, calibration, mask."""
 
-import math
 import struct
 from pathlib import Path
 
 import numpy as np
 
 from facedepth_jax.data import images
-from facedepth_jax.data.frames import MAX_FOCAL_PX, parse_number
-from facedepth_jax.data.readers import registration
+from facedepth_jax.data.frames import MAX_FOCAL_PX, Unusable, parse_number
+from facedepth_jax.data.readers.registration import Camera
 
+CALIBRATIONS = ("depth.cal", "rgb.cal")
 MAX_SIZE_PX = 4096
 MAX_HEAD_MM = 100_000.0
 ROTATION_TOLERANCE = 1e-3  # the files have six digits
@@ -19,7 +19,7 @@ _RUN = struct.Struct("<ii")
 
 
 def decode_depth(content: bytes, size: tuple[int, int]) -> np.ndarray:
-    """A depth.bin -> uint16 (H, W), millimetres, 0 = none.
+    """Decode a depth.bin: uint16 (H, W), millimetres, 0 = none.
 
     Little-endian int32 width and height, then runs until all pixels are filled, row by row: int32 count of zeros, int32
     count of values, that many int16.
@@ -29,40 +29,32 @@ def decode_depth(content: bytes, size: tuple[int, int]) -> np.ndarray:
       size: (width, height) that it must have.
 
     Raises:
-      images.Unusable: anything else.
+      Unusable: anything else.
     """
-    if len(content) < 8:
-        raise images.Unusable(_DAMAGED, f"it has {len(content)} bytes")
-    if (there := _RUN.unpack_from(content)) != size:
-        raise images.Unusable("depth image has another size than depth.cal says", _sizes(there, size))
     depth_mm = np.zeros((size[1], size[0]), "<i2")
-    # Where a run begins is known from the run before alone, so the loop is Python's: a turn a run, about a thousand in
-    # a frame. Slices of unequal lengths, where a run leaves the file or the image, are an error of the memoryview.
+    # Only the run before says where a run begins, so Python loops over them, about a thousand in a frame. The
+    # memoryview raises ValueError for slices of unequal lengths, where a run leaves the file or the image.
     target, source, unpack = memoryview(depth_mm.reshape(-1).view(np.uint8)), memoryview(content), _RUN.unpack_from
     at, filled, whole = 8, 0, len(target)
     try:
+        images.check_size("depth image", unpack(content), size)
         while filled < whole:
             zeros, values = unpack(content, at)
             if zeros < 0 or values < 0:
-                raise images.Unusable(_DAMAGED, "a count is negative")
-            at += 8
-            filled += 2 * zeros
+                raise ValueError
+            at, filled = at + 8, filled + 2 * zeros
             end, filled_end = at + 2 * values, filled + 2 * values
             target[filled:filled_end] = source[at:end]
             at, filled = end, filled_end
+        if filled > whole or at != len(content) or depth_mm.min() < 0:
+            raise ValueError
     except (struct.error, ValueError):
-        raise images.Unusable(_DAMAGED, "it ends within a run, or a run leaves the image") from None
-    if filled > whole:
-        raise images.Unusable(_DAMAGED, "a run leaves the image")
-    if at != len(content):
-        raise images.Unusable(_DAMAGED, f"{len(content) - at} bytes follow the last pixel")
-    if depth_mm.min() < 0:
-        raise images.Unusable(_DAMAGED, f"a depth is negative ({depth_mm.min()} mm)")
+        raise Unusable(_DAMAGED, "its runs are not those of an image") from None
     return depth_mm.view("<u2").astype(np.uint16, copy=False)
 
 
 def read_text(path: Path) -> bytes | None:
-    """A small file, None where it cannot be read."""
+    """Return the content of a small file, None if it cannot be read."""
     try:
         with open(path, "rb", buffering=0) as file:
             return file.read(4096)
@@ -70,32 +62,41 @@ def read_text(path: Path) -> bytes | None:
         return None
 
 
-def parse_pose(content: bytes | None) -> tuple[list[float], tuple[str, str] | None]:
-    """A pose.txt: rotation by rows and head centre in mm, 12 numbers; or zeros and (reason, detail)."""
-    useless = [1.0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0]
-    if content is None:
-        return useless, ("pose cannot be read", "")
+def _parse_numbers(content: bytes, count: int, limit: float) -> list[float]:
+    """Parse that many finite numbers. Raises ValueError."""
     try:
         numbers = [parse_number(word.decode("latin-1")) for word in content.split()]
     except ValueError:
-        return useless, ("pose is damaged", "it holds something else than numbers")
-    if len(numbers) != 12:
-        return useless, ("pose is damaged", f"it has {len(numbers)} numbers, not 12")
-    if not all(map(math.isfinite, numbers)) or max(map(abs, numbers)) > MAX_HEAD_MM:
-        return useless, ("pose is damaged", "it holds a number that is not finite or far out")
+        raise ValueError("it holds something else than numbers") from None
+    if len(numbers) != count:
+        raise ValueError(f"it has {len(numbers)} numbers, not {count}")
+    if not all(abs(number) <= limit for number in numbers):
+        raise ValueError("it holds a number that is not finite or far out")
+    return numbers
+
+
+def parse_pose(content: bytes | None) -> list[float]:
+    """Parse a pose.txt: 12 numbers, rotation by rows and head centre in mm. Raises Unusable."""
+    if content is None:
+        raise Unusable("pose cannot be read")
+    try:
+        numbers = _parse_numbers(content, 12, MAX_HEAD_MM)
+    except ValueError as error:
+        raise Unusable("pose is damaged", str(error)) from None
     if numbers[11] <= 0:
-        return useless, ("head centre is behind the depth camera", f"z = {numbers[11]:g} mm")
-    return numbers, None
+        raise Unusable("head centre is behind the depth camera", f"z = {numbers[11]:g} mm")
+    if not _is_rotation(numbers[:9]):
+        raise Unusable("pose is not a rotation")
+    return numbers
 
 
-def is_rotation(matrices: np.ndarray) -> np.ndarray:
-    """(..., 3, 3) -> bool (...)."""
-    off = np.abs(matrices @ np.swapaxes(matrices, -1, -2) - np.eye(3)).max((-1, -2))
-    return (off <= ROTATION_TOLERANCE) & (np.linalg.det(matrices) > 0)
+def _is_rotation(numbers: list[float]) -> bool:
+    matrix = np.array(numbers).reshape(3, 3)
+    return np.abs(matrix @ matrix.T - np.eye(3)).max() <= ROTATION_TOLERANCE and np.linalg.det(matrix) > 0
 
 
 def angles_deg(matrices: np.ndarray) -> np.ndarray:
-    """Rotations (N, 3, 3) -> yaw, pitch, roll in degrees (N, 3): ry, rx, rz of R = Rz Ry Rx."""
+    """Return yaw, pitch, roll in degrees (N, 3) of rotations (N, 3, 3): ry, rx, rz of R = Rz Ry Rx."""
     r = matrices
     pitch = np.arctan2(r[:, 2, 1], r[:, 2, 2])
     yaw = np.arctan2(-r[:, 2, 0], np.hypot(r[:, 2, 1], r[:, 2, 2]))
@@ -103,45 +104,35 @@ def angles_deg(matrices: np.ndarray) -> np.ndarray:
     return np.degrees(np.stack([yaw, pitch, roll], 1))
 
 
-def read_cameras(folder: Path) -> tuple[tuple[registration.Camera, registration.Camera] | None, list[bytes], str, str]:
-    """(depth camera, colour camera), the texts, '', ''; or None, the texts, reason, detail."""
-    cameras, texts = [], []
-    for name in ("depth.cal", "rgb.cal"):
-        content = read_text(folder / name)
-        texts.append(content or b"")
+def parse_cameras(folder: str, texts: list[bytes | None]) -> tuple[Camera, Camera]:
+    """Return the depth and the colour camera from the contents of CALIBRATIONS. Raises Unusable."""
+    cameras = []
+    for name, content in zip(CALIBRATIONS, texts, strict=True):
         if content is None:
-            return None, texts, f"{name} is missing", f"{folder.name}/{name}"
+            raise Unusable(f"{name} is missing", f"{folder}/{name}")
         try:
             cameras.append(_parse_camera(content))
         except ValueError as error:
-            return None, texts, f"{name} cannot be used", f"{folder.name}/{name}: {error}"
-    return tuple(cameras), texts, "", ""
+            raise Unusable(f"{name} cannot be used", f"{folder}/{name}: {error}") from None
+    return tuple(cameras)
 
 
-def _parse_camera(content: bytes) -> registration.Camera:
-    """A .cal: 3x3 intrinsics, four distortion coefficients, 3x3 R, T in mm, width and height. ValueError if not so."""
-    try:
-        numbers = [parse_number(word.decode("latin-1")) for word in content.split()]
-    except ValueError:
-        raise ValueError("it holds something else than numbers") from None
-    if len(numbers) != 27:
-        raise ValueError(f"it has {len(numbers)} numbers, not 27")
-    if not all(math.isfinite(number) and abs(number) <= MAX_FOCAL_PX for number in numbers):
-        raise ValueError("it holds a number that is not finite or far out")
+def _parse_camera(content: bytes) -> Camera:
+    """Parse a .cal: 3x3 intrinsics, four distortion coefficients, 3x3 R, T in mm, width, height. Raises ValueError."""
+    numbers = _parse_numbers(content, 27, MAX_FOCAL_PX)
     fx, skew, cx, zero, fy, cy, *last = numbers[:9]
     if not (fx >= 1 and fy >= 1) or skew or zero or last != [0, 0, 1]:
-        raise ValueError("its first three lines are no intrinsics (fx 0 cx, 0 fy cy, 0 0 1)")
-    rotation = np.array(numbers[13:22]).reshape(3, 3)
-    if not is_rotation(rotation):
-        raise ValueError("its R is no rotation")
+        raise ValueError("its first three lines are not intrinsics (fx 0 cx, 0 fy cy, 0 0 1)")
+    if not _is_rotation(numbers[13:22]):
+        raise ValueError("its R is not a rotation")
     width, height = numbers[25:]
     if not all(x == int(x) and 1 <= x <= MAX_SIZE_PX for x in (width, height)):
         raise ValueError(f"its image size is {width:g}x{height:g}, not whole numbers from 1 to {MAX_SIZE_PX}")
-    camera = registration.Camera(
+    camera = Camera(
         focal_px=(fx, fy),
         centre_px=(cx, cy),
         distortion=tuple(numbers[9:13]),
-        rotation=tuple(map(tuple, rotation.tolist())),
+        rotation=tuple(tuple(numbers[i : i + 3]) for i in (13, 16, 19)),
         translation_mm=tuple(numbers[22:25]),
         size=(int(width), int(height)),
     )
@@ -154,37 +145,13 @@ def _parse_camera(content: bytes) -> registration.Camera:
 
 
 def read_depth(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Read a depth.bin, see `decode_depth`."""
     try:
         with open(path, "rb") as file:
-            # No file that can be used is larger; a run a pixel is the most there can be, but for empty ones.
-            content = file.read(8 + 10 * (size[0] * size[1] + 1))
-            if file.read(1):
-                raise images.Unusable(_DAMAGED, "it is over-long")
+            # A usable file has at most one run for each pixel, but for empty runs.
+            return decode_depth(file.read(8 + 10 * (size[0] * size[1] + 1)), size)
     except OSError as error:
-        raise images.Unusable("depth file cannot be read", f"{path.name}: {error.strerror}") from None
-    try:
-        return decode_depth(content, size)
-    except images.Unusable as error:
+        raise Unusable("depth file cannot be read", f"{path.name}: {error.strerror}") from None
+    except Unusable as error:
         reason, detail = error.args
-        raise images.Unusable(reason, f"{path.name}: {detail}") from None
-
-
-def read_mask(masks: Path, number: int, frame: str, camera: registration.Camera) -> np.ndarray:
-    try:
-        mask = images.read_gray(masks, f"{number:02d}/frame_{frame}_depth_mask.png")
-    except images.Unusable as error:
-        reason, detail = error.args
-        raise images.Unusable(reason.replace("gray image", "mask"), detail) from None
-    check_size("mask", mask, camera)
-    return mask > 0
-
-
-def check_size(kind: str, image: np.ndarray, camera: registration.Camera) -> None:
-    if image.shape != camera.size[::-1]:
-        raise images.Unusable(
-            f"{kind} has another size than the calibration says", _sizes(image.shape[::-1], camera.size)
-        )
-
-
-def _sizes(there: tuple[int, int], want: tuple[int, int]) -> str:
-    return f"{there[0]}x{there[1]}, not {want[0]}x{want[1]}"
+        raise Unusable(reason, f"{path.name}: {detail}") from None

@@ -1,6 +1,6 @@
-"""Pandora (Borghi et al., POSEidon, CVPR 2017): 22 people before a Kinect v2, in five sequences each.
+"""Read Pandora (Borghi et al., POSEidon, CVPR 2017): 22 people before a Kinect v2, in five sequences each.
 
-Two releases are read, told apart by their layout:
+Two releases are read, recognised by their layout:
   whole    NN/{base_1,base_2,free_1,free_2,free_3}_IDNN/ with RGB/%06d_RGB.png (1920x1080), DEPTH/%06d_DEPTH.png
            (512x424, 16 bits, mm, 0 = none) and data.json: angles, and joints in the pixels of both images
   cropped  NNN/frame_%06d_face_depth.png (levels of 8 bits in 16), NNN/frame_%06d_face_rgb.png and one .txt with frame,
@@ -8,232 +8,218 @@ Two releases are read, told apart by their layout:
 NN is the subject, NNN = 5 (subject - 1) + sequence. See docs/pandora.md.
 """
 
-import bisect
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 import math
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from facedepth_jax.data import images, splits
-from facedepth_jax.data.frames import MAX_FOCAL_PX, Frame, FrameInfo, Reject
+from facedepth_jax.data import images
+from facedepth_jax.data.frames import MAX_FOCAL_PX, Fault, Frame, FrameInfo, Source, Unusable, option
 from facedepth_jax.data.readers.pandora_annotations import (
     COLOUR_SIZE,
     COLUMNS,
     DEPTH_SIZE,
-    JOINTS,
     TWICE,
-    fit_maps,
     read_angles,
     read_annotations,
     read_entry,
 )
+from facedepth_jax.data.readers.raw import find_copies, list_files, list_folders, split_of
 from facedepth_jax.errors import FaceDepthError
 
+# Sources, of what the paper does not say itself (P): the code of the authors' group (C) and our own choice (A).
+
+# By subject (section 4.1.1; validation: C). All others train.
+SPLITS = {"test": (10, 14, 16, 20), "validation": (9, 18, 21, 22)}
+SUBJECTS = 22
+SEQUENCES = 108  # one subject has three of the five
+# Frames that the group leaves out of the test subjects, "extreme head poses and occlusions" (C): {folder: ranges of
+# frames}, first and last inclusive; the folder counts 5 (subject - 1) + sequence.
+EXCLUDED = {
+    48: ((140, 319), (764, 809)),
+    49: ((0, 1420),),
+    66: ((623, 674), (810, 822)),
+    69: ((0, 1403),),
+    70: ((1623, 1641), (1698, 1709), (2010, 2020)),
+    80: ((710, 730), (932, 980)),
+    96: ((396, 426), (1416, 1437), (1817, 1859), (1896, 1935)),
+    97: ((39, 57), (113, 139), (173, 206), (809, 837), (1102, 1127)),
+    98: ((112, 140), (319, 350), (386, 423), (512, 551), (687, 712), (836, 861), (1434, 1484), (1527, 1605)),
+    100: ((18, 44), (260, 315), (386, 424), (593, 602), (1006, 1042), (1096, 1121), (1287, 1371), (1822, 1845)),
+}
 REGISTER = ("head", "joints")
-SEQUENCES = ("base_1", "base_2", "free_1", "free_2", "free_3")  # S1..S5 (A)
-MAX_SCALE_ERROR = 1.25  # of the joints' map against the ratio of the focal lengths (A)
+NAMES = ("base_1", "base_2", "free_1", "free_2", "free_3")  # S1..S5 (A)
 # The cropped release's levels (C): (mm - 500) / 8, cut to a whole number of 8 bits, so that 0 mm is 194.
 LEVEL_OFFSET_MM, LEVEL_STEP_MM, LEVEL_NONE = 500, 8, 194
 
-_COPY = "copy of another sequence"
-_SKIPPED = _NOT_ANNOTATED, _NO_GRAY, _NO_DEPTH = (
-    "frame is not annotated",
-    "gray image is missing",
-    "depth image is missing",
-)
+_SKIPPED = ("frame is not annotated", "gray image is missing", "depth image is missing")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Sequence:
     """A folder and what is known of its frames.
 
     Attributes:
       path: relative to the raw directory.
       number: NNN, 1..110.
-      copy: 0, or counts further folders of the same number, all of whose frames are rejected.
       frames: int32 (F,), ascending: all that an image or the annotation names.
       values: float64 (F, len(COLUMNS)), NaN where unknown or rejected.
       fault: (reason, detail) that rejects all frames, or None.
-      faults: the same of single rows.
+      faults: the faults of single rows.
       unread: annotations without a frame's number.
       annotation: SHA-256 of the annotation, "" where it holds nothing.
     """
 
     path: str
     number: int
-    copy: int
-    frames: np.ndarray
-    values: np.ndarray
-    fault: tuple[str, str] | None
-    faults: dict[int, tuple[str, str]]
-    unread: int
-    annotation: str
+    frames: np.ndarray | None = None
+    values: np.ndarray | None = None
+    fault: Fault | None = None
+    faults: dict[int, Fault] = dataclasses.field(default_factory=dict)
+    unread: int = 0
+    annotation: str = ""
 
     @property
     def subject(self) -> int:
         return (self.number - 1) // 5 + 1
 
 
-class PandoraSource:
-    """Pandora as a `frames.Source`. All annotations and folders are read at once, the images when they are loaded."""
+@dataclasses.dataclass
+class PandoraSource(Source):
+    """Pandora as a `frames.Source`, by sequence and number: 'NNN_FFFFFF'.
+
+    All annotations and folders are read at once, the images when they are loaded. The directory is that of the folders
+    01..22, or 001..110 of the cropped release.
+
+    Raises FaceDepthError for an option that is out of its range or not for this release, for a directory that does not
+    hold Pandora, and for a symbolic link that leads out of it.
+    """
+
+    raw: str
+    register: str = option(
+        "head",
+        'Where the face is in the colour image. "head": around its own head joint (P); "joints": where the 2D map '
+        "fitted to the frame's joints puts the depth image's head joint (A). Not for the cropped release.",
+    )
+    focal: float = option(
+        365.0, "Of the depth camera in pixels, by default the paper's; the calibration's is about 365.456."
+    )
+    gray_focal: float = option(1081.37, "Of the colour camera in pixels, by default Kinect v2's.")
+    max_angle: float = option(
+        90.0, "Frames with an angle beyond, in degrees, are extreme poses (A; the paper gives no limit)."
+    )
 
     name = "pandora"
+    expected = (
+        f"{SUBJECTS} people in {SEQUENCES} sequences, some 250,000 frames; test people "
+        f"{', '.join(f'{number:02d}' for number in SPLITS['test'])}"
+    )
 
-    def __init__(
-        self,
-        raw: str,
-        *,
-        register: str = "head",
-        focal: float = 365.0,
-        gray_focal: float = 1081.37,
-        max_angle: float = 90.0,
-    ):
-        """
-        Args:
-          raw: the directory of the folders 01..22, or 001..110 of the cropped release.
-          register: where the face is in the colour image. "head": around its own head joint (P); "joints": where the
-            2D map fitted to the frame's joints puts the depth image's head joint (A). Not for the cropped release.
-          focal: of the depth camera in pixels; the paper's. The calibration's is about 365.456.
-          gray_focal: of the colour camera; Kinect v2's.
-          max_angle: frames with an angle beyond, in degrees, are extreme poses (A; the paper gives no limit).
-
-        Raises:
-          FaceDepthError: an option out of its range or not for this release, a directory that is no Pandora, a symbolic
-            link that leads out of it.
-        """
-        if register not in REGISTER:
-            raise FaceDepthError(f"register is '{register}', not one of {', '.join(REGISTER)}")
-        focal, gray_focal, max_angle = float(focal), float(gray_focal), float(max_angle)
-        for option, value, most in (("focal", focal, MAX_FOCAL_PX), ("gray_focal", gray_focal, MAX_FOCAL_PX)):
-            if not 1 <= value <= most:
-                raise FaceDepthError(f"{option} is {value}, not 1 to {most} pixels")
-        if not 0 < max_angle <= 180:
-            raise FaceDepthError(f"max_angle is {max_angle}, not above 0 and up to 180 degrees")
-        self._raw, self._focal = Path(raw), focal
+    def __post_init__(self):
+        if self.register not in REGISTER:
+            raise FaceDepthError(f"register is '{self.register}', not one of {', '.join(REGISTER)}")
+        for name in ("focal", "gray_focal", "max_angle"):
+            setattr(self, name, float(getattr(self, name)))
+            if name != "max_angle" and not 1 <= getattr(self, name) <= MAX_FOCAL_PX:
+                raise FaceDepthError(f"{name} is {getattr(self, name)}, not 1 to {MAX_FOCAL_PX} pixels")
+        if not 0 < self.max_angle <= 180:
+            raise FaceDepthError(f"max_angle is {self.max_angle}, not above 0 and up to 180 degrees")
+        self._raw = Path(self.raw)
         self._cropped, folders, self._unknown = _find(self._raw)
-        if self._cropped and register != "head":
-            raise FaceDepthError(f"register={register} needs joints, which the cropped release in {raw} does not have")
-        found = []
-        for path, number, copy, fault in folders:
-            images.check_links(self._raw / path, self._raw)
+        joints = self.register == "joints"
+        if self._cropped and joints:
+            raise FaceDepthError(f"register=joints needs joints, which the cropped release in {self.raw} does not have")
+        self._sequences = [_Sequence(path, number) for number, path in folders.items()]
+        for sequence in self._sequences:
+            images.check_links(self._raw / sequence.path, self._raw)
             if self._cropped:
-                frames, values, read_fault, faults, *rest = _read_cropped(self._raw / path)
+                _read_cropped(self._raw, sequence)
             else:
-                ratio = gray_focal / focal if register == "joints" else None
-                frames, values, read_fault, faults, *rest = _read_whole(self._raw / path, ratio)
+                _read_whole(self._raw, sequence, self.gray_focal / self.focal if joints else None)
                 # Each image has its own focal length; with a map, the map's scale times the depth image's.
-                values[:, 7:9] = gray_focal if ratio is None else values[:, 7:9] * focal
-            turned = np.abs(values[:, :3]).max(1)
-            for row in np.flatnonzero(turned > max_angle).tolist():
-                faults[row] = ("extreme pose", f"{turned[row]:g} degrees")
-            for first, last in splits.PANDORA_EXCLUDED.get(number, ()):
-                for row in np.flatnonzero((frames >= first) & (frames <= last)).tolist():
-                    faults[row] = ("excluded by the group's list", "")
-            found.append(_Sequence(path, number, copy, frames, values, fault or read_fault, faults, *rest))
-        self._sequences = _without_copies(found)
-        counts = [len(sequence.frames) for sequence in self._sequences]
-        self._starts = [0, *np.cumsum(counts).tolist()]
+                values = sequence.values
+                values[:, 7:9] = values[:, 7:9] * self.focal if joints else self.gray_focal
+            turned = np.abs(sequence.values[:, :3]).max(1)
+            for row in np.flatnonzero(turned > self.max_angle).tolist():
+                sequence.faults[row] = ("extreme pose", f"{turned[row]:g} degrees")
+            for first, last in EXCLUDED.get(sequence.number, ()):
+                for row in np.flatnonzero((sequence.frames >= first) & (sequence.frames <= last)).tolist():
+                    sequence.faults[row] = ("excluded by the group's list", "")
+        _mark_copies(self._sequences)
+        self._rows = [(sequence, row) for sequence in self._sequences for row in range(len(sequence.frames))]
         self.settings = {
             "release": "cropped" if self._cropped else "whole",
             "files_sha256": _digest(self._sequences),
-            "focal": focal,
-            "max_angle": max_angle,
+            "focal": self.focal,
+            "max_angle": self.max_angle,
         }
         if not self._cropped:
-            self.settings |= {"register": register, "gray_focal": gray_focal}
+            self.settings |= {"register": self.register, "gray_focal": self.gray_focal}
 
-    def index(self) -> list[FrameInfo]:
-        """All frames that an image or an annotation names, by sequence and number: 'NNN_FFFFFF'."""
-        return [_info(sequence, frame) for sequence in self._sequences for frame in sequence.frames.tolist()]
+    def __len__(self) -> int:
+        return len(self._rows)
 
-    def load(self, start: int, stop: int) -> Iterator[Frame | Reject]:
-        """One item for each entry of `index()[start:stop]`; a Reject where a frame cannot be used."""
-        for at in range(start, min(stop, self._starts[-1])):
-            which = bisect.bisect_right(self._starts, at) - 1
-            sequence, row = self._sequences[which], at - self._starts[which]
-            info = _info(sequence, int(sequence.frames[row]))
-            try:
-                if fault := sequence.fault or sequence.faults.get(row):
-                    raise images.Unusable(*fault)
-                yield self._load(info, sequence, row)
-            except images.Unusable as error:
-                yield Reject(info, *error.args)
+    def _info(self, row: int) -> FrameInfo:
+        sequence, row = self._rows[row]
+        number, subject = sequence.number, sequence.subject
+        name = f"{number:03d}_{sequence.frames[row]:06d}"
+        return FrameInfo(name, f"{subject:02d}", (number - 1) % 5 + 1, split_of(subject, SPLITS))
 
-    def known_rejects(self) -> list[Reject]:
-        """What needs no image to be rejected: annotations, missing files, extreme poses, the group's list, copies."""
-        return [
-            Reject(_info(sequence, frame), *fault)
-            for sequence in self._sequences
-            for row, frame in enumerate(sequence.frames.tolist())
-            if (fault := sequence.fault or sequence.faults.get(row))
-        ]
+    def _fault(self, row: int) -> Fault | None:
+        sequence, row = self._rows[row]
+        return sequence.fault or sequence.faults.get(row)
 
     def notes(self) -> list[str]:
-        """Missing subjects and sequences, unknown folders, unusable sequences, frames without image or annotation."""
-        there = {sequence.number for sequence in self._sequences if not sequence.copy}
-        notes = []
-        if len(there) != splits.PANDORA_SEQUENCES:
-            notes.append(f"{len(there)} sequences are here, {splits.PANDORA_SEQUENCES} are expected")
+        """Name missing sequences, folders that are not read, and sequences without frames or with a fault."""
+        there = {sequence.number for sequence in self._sequences}
         missing = collections.defaultdict(list)
-        for number in sorted(set(range(1, 5 * splits.PANDORA_SUBJECTS + 1)) - there):
-            missing[(number - 1) // 5 + 1].append(f"{number:03d}" if self._cropped else SEQUENCES[(number - 1) % 5])
-        if gone := [f"{subject:02d}" for subject, names in missing.items() if len(names) == 5]:
-            notes.append(f"no sequence of the subjects {', '.join(gone)}")
-        for subject, names in missing.items():
-            if len(names) < 5:
-                notes.append(f"subject {subject:02d} has no {', '.join(names)}")
+        for number in sorted(set(range(1, 5 * SUBJECTS + 1)) - there):
+            missing[(number - 1) // 5 + 1].append(f"{number:03d}" if self._cropped else NAMES[(number - 1) % 5])
+        notes = []
+        if len(there) != SEQUENCES:
+            names = [f"{s:02d}" + f" ({' '.join(gone)})" * (len(gone) < 5) for s, gone in missing.items()]
+            notes.append(f"{len(there)} sequences are here, {SEQUENCES} are expected; missing: {', '.join(names)}")
         if self._unknown:
-            notes.append(f"unknown folders, not read: {', '.join(self._unknown)}")
+            notes.append(f"folders that are not read, unknown or there twice: {', '.join(self._unknown)}")
         for sequence in self._sequences:
-            if not len(sequence.frames):
-                notes.append(f"{sequence.path} holds no frame")
+            where = f"{sequence.path}, {len(sequence.frames)} frames"
             if sequence.fault:
-                notes.append(
-                    f"{sequence.path}, {len(sequence.frames)} frames: {' - '.join(filter(None, sequence.fault))}"
-                )
+                notes.append(f"{where}: {' - '.join(filter(None, sequence.fault))}")
+            elif not len(sequence.frames):
+                notes.append(f"{sequence.path} holds no frame")
             if sequence.unread:
-                notes.append(f"{sequence.path}: {sequence.unread} annotations without a frame's number")
-        counts = collections.Counter()
-        for sequence in self._sequences:
-            if not sequence.fault:
-                reasons = collections.Counter(reason for reason, _ in sequence.faults.values())
-                for reason in reasons.keys() & set(_SKIPPED):
-                    counts[reason, "frames"] += reasons[reason]
-                    counts[reason, "sequences"] += 1
-        for reason in _SKIPPED:
-            if number := counts[reason, "frames"]:
-                notes.append(f"{number} frames of {counts[reason, 'sequences']} sequences: {reason}")
+                notes.append(f"{where}: {sequence.unread} annotations without a frame's number")
         return notes
 
-    def _load(self, info: FrameInfo, sequence: _Sequence, row: int) -> Frame:
-        """Raises images.Unusable."""
-        number, folder = int(sequence.frames[row]), sequence.path
+    def _read(self, row: int) -> Frame:
+        info = self._info(row)
+        sequence, row = self._rows[row]
+        number = sequence.frames[row]
         known = dict(zip(COLUMNS, sequence.values[row].tolist(), strict=True))
         angles = {name: known[name] for name in ("yaw", "pitch", "roll")}
+        focal_px = (self.focal, self.focal)
         if self._cropped:
-            gray = images.read_gray(self._raw, f"{folder}/frame_{number:06d}_face_rgb.png")
-            depth_mm = _mm(images.read_depth(self._raw, f"{folder}/frame_{number:06d}_face_depth.png"))
+            gray = images.read_gray(self._raw, f"{sequence.path}/frame_{number:06d}_face_rgb.png")
+            depth_mm = _mm(images.read_depth(self._raw, f"{sequence.path}/frame_{number:06d}_face_depth.png"))
             middles = [((image.shape[1] - 1) / 2, (image.shape[0] - 1) / 2) for image in (depth_mm, gray)]
-            focal_px = (self._focal, self._focal)
             return Frame(info, gray, depth_mm, middles[0], focal_px, middles[1], focal_px, **angles, cropped=True)
-        gray = images.read_gray(self._raw, f"{folder}/RGB/{number:06d}_RGB.png")
-        depth_mm = images.read_depth(self._raw, f"{folder}/DEPTH/{number:06d}_DEPTH.png")
-        for kind, image, (height, width) in (("gray", gray, COLOUR_SIZE), ("depth", depth_mm, DEPTH_SIZE)):
-            if image.shape != (height, width):
-                raise images.Unusable(f"{kind} image is not {width}x{height}", f"{image.shape[1]}x{image.shape[0]}")
+        gray = images.read_gray(self._raw, f"{sequence.path}/RGB/{number:06d}_RGB.png")
+        depth_mm = images.read_depth(self._raw, f"{sequence.path}/DEPTH/{number:06d}_DEPTH.png")
+        images.check_size("gray image", gray.shape[::-1], COLOUR_SIZE[::-1])
+        images.check_size("depth image", depth_mm.shape[::-1], DEPTH_SIZE[::-1])
         return Frame(
             info,
             gray,
             depth_mm,
             (known["x"], known["y"]),
-            (self._focal, self._focal),
+            focal_px,
             (known["gray_x"], known["gray_y"]),
             (known["gray_fx"], known["gray_fy"]),
             **angles,
@@ -241,107 +227,54 @@ class PandoraSource:
         )
 
 
-def _info(sequence: _Sequence, frame: int) -> FrameInfo:
-    name = f"{sequence.number:03d}_{frame:06d}" + (f".copy{sequence.copy}" if sequence.copy else "")
-    split = splits.split_of(sequence.subject, splits.PANDORA_SPLITS)
-    return FrameInfo(name, f"{sequence.subject:02d}", (sequence.number - 1) % 5 + 1, split)
-
-
 def _mm(levels: np.ndarray) -> np.ndarray:
-    """The cropped release's levels, uint16 -> mm, uint16. Its "none" is also 2052 mm, where no face is."""
+    """Decode the cropped release's levels, uint16, to mm, uint16. Its "none" is also 2052 mm, where no face is."""
     if levels.max(initial=0) > 255:
-        raise images.Unusable("depth is no level of 8 bits", f"{levels.max()}")
+        raise Unusable("depth is not a level of 8 bits", f"{levels.max()}")
     return np.where(levels == LEVEL_NONE, 0, LEVEL_OFFSET_MM + LEVEL_STEP_MM * levels).astype(np.uint16)
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 
-def _find(raw: Path) -> tuple[bool, list[tuple[str, int, int, tuple[str, str] | None]], list[str]]:
-    """Whether it is the cropped release; (path, number, copy, fault) of its sequences; unknown folders."""
-    top = _folders(raw)
-    subjects = [name for name in top if re.fullmatch("[0-9]{2}", name) and 1 <= int(name) <= splits.PANDORA_SUBJECTS]
-    numbered = [
-        name for name in top if re.fullmatch("[0-9]{3}", name) and 1 <= int(name) <= 5 * splits.PANDORA_SUBJECTS
-    ]
+def _find(raw: Path) -> tuple[bool, dict[int, str], list[str]]:
+    """Return whether it is the cropped release, the folder of each sequence by its number, and the other folders."""
+    top, found, unknown = list_folders(raw), {}, []
+    subjects = [name for name in top if re.fullmatch("[0-9]{2}", name) and 1 <= int(name) <= SUBJECTS]
+    numbered = [name for name in top if re.fullmatch("[0-9]{3}", name) and 1 <= int(name) <= 5 * SUBJECTS]
     if subjects and numbered:
         raise FaceDepthError(
             f"{raw} holds folders of both releases of Pandora ({subjects[0]}, {numbered[0]}); give each a directory"
         )
-    unknown = sorted(set(top) - set(subjects) - set(numbered))
-    if numbered:
-        return True, [(name, int(name), 0, None) for name in numbered], unknown
-    pattern = re.compile(f"({'|'.join(SEQUENCES)})_id([0-9]{{2}})", re.IGNORECASE)
-    found = []
     for subject in subjects:
-        for name in _folders(raw / subject):
-            path, match = f"{subject}/{name}", pattern.fullmatch(name)
-            if not match or not 1 <= int(match[2]) <= splits.PANDORA_SUBJECTS:
+        for name in list_folders(raw / subject):
+            path, match = f"{subject}/{name}", re.fullmatch(f"({'|'.join(NAMES)})_id{subject}", name, re.IGNORECASE)
+            number = match and 5 * (int(subject) - 1) + NAMES.index(match[1].lower()) + 1
+            if not number or found.setdefault(number, path) != path:
                 unknown.append(path)
-                continue
-            sequence = SEQUENCES.index(match[1].lower())
-            expected = f"{SEQUENCES[sequence]}_ID{match[2]}"
-            found.append((5 * (int(match[2]) - 1) + sequence + 1, match[2] != subject, name != expected, path))
+    found |= {int(name): name for name in numbered}
     if not found:
         raise FaceDepthError(
             f"{raw} holds no sequence of Pandora, as 01/base_1_ID01 or, cropped, 001; give the directory above them"
         )
-    result, first, copies = [], {}, collections.Counter()
-    for number, elsewhere, _, path in sorted(found):  # the right place and spelling first
-        fault = None
-        if number in first:
-            fault = (_COPY, f"{path} beside {first[number]}")
-        elif elsewhere:
-            fault = ("sequence lies under another subject", path)
-        if fault:
-            copies[number] += 1
-        first.setdefault(number, path)
-        result.append((path, number, copies[number], fault))
-    return False, result, unknown
+    return bool(numbered), dict(sorted(found.items())), sorted(unknown + list(set(top) - {*subjects, *numbered}))
 
 
-def _folders(path: Path) -> list[str]:
-    """Sorted names of the folders in `path`."""
-    try:
-        with os.scandir(path) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
-    except OSError as error:
-        raise FaceDepthError(
-            f"the raw directory {path} does not exist or cannot be listed ({error.strerror})"
-        ) from None
+def _list_frames(folder: Path, pattern: str) -> set[int]:
+    """Return the numbers, the pattern's group, of the files that match."""
+    return {int(match[1]) for name in list_files(folder) if (match := re.fullmatch(pattern, name))}
 
 
-def _files(path: Path, pattern: str) -> dict[int, str] | None:
-    """{number: name} of the names that match, the number in the first group; None where `path` cannot be listed."""
-    try:
-        with os.scandir(path) as entries:
-            matches = (re.fullmatch(pattern, entry.name) for entry in entries)
-            return {int(match[1]): match[0] for match in matches if match}
-    except OSError:
-        return None
-
-
-def _without_copies(sequences: list[_Sequence]) -> list[_Sequence]:
-    """Faults of sequences with the same annotation.
-
-    Of one subject the first stays; of two none does, as it cannot be told whom they show.
-    """
-    by_annotation = collections.defaultdict(list)
-    for sequence in sequences:
-        if sequence.annotation and not sequence.fault:
-            by_annotation[sequence.annotation].append(sequence)
-    faults = {}
-    for group in by_annotation.values():
-        stays = len({sequence.subject for sequence in group}) == 1
-        for at, sequence in enumerate(group):
-            if at or not stays and len(group) > 1:
-                other = group[0] if at else group[1]
-                faults[sequence.path] = (_COPY, f"{sequence.path} has the annotation of {other.path}")
-    return [dataclasses.replace(s, fault=s.fault or faults.get(s.path)) for s in sequences]
+def _mark_copies(sequences: list[_Sequence]) -> None:
+    """Give a fault to sequences with the annotation of another."""
+    by_path = {s.path: s for s in sequences if s.annotation and not s.fault}
+    annotations = {path: {s.annotation} for path, s in by_path.items()}
+    for path, (other, _) in find_copies(annotations, lambda path: by_path[path].subject).items():
+        by_path[path].fault = ("copy of another sequence", f"{path} has the annotation of {other}")
 
 
 def _digest(sequences: list[_Sequence]) -> str:
-    """SHA-256 of the annotations and of which images are there."""
+    """Hash the annotations and the list of the images that are there: SHA-256."""
     digest = hashlib.sha256()
     for s in sequences:
         missing = sorted((row, reason) for row, (reason, _) in s.faults.items() if reason in _SKIPPED)
@@ -349,93 +282,67 @@ def _digest(sequences: list[_Sequence]) -> str:
     return digest.hexdigest()
 
 
-# --- the whole release -----------------------------------------------------------------------------------------------
+# --- annotations -----------------------------------------------------------------------------------------------------
 
 
-def _read_whole(folder: Path, ratio: float | None):
-    """frames, values, fault, faults, unread, annotation of a `_Sequence`.
+def _read_sequence(
+    sequence: _Sequence, file: Path, kind: str, parse: Callable, gray: set[int], depth: set[int], read: Callable
+) -> None:
+    """Set the sequence's frames and, unless it has a fault, values and faults.
 
     Args:
-      ratio: of the focal lengths, for the map of the joints; None: the head joint of the colour image is taken. With a
-        map, gray_fx and gray_fy are its scales.
+      file, kind: of the annotation.
+      parse: its content -> {frame: annotation}, count without a frame.
+      gray, depth: frames with an image.
+      read: annotation and frame -> a row of values.
     """
-    gray = _files(folder / "RGB", "([0-9]{6})_RGB[.]png")
-    depth = _files(folder / "DEPTH", "([0-9]{6})_DEPTH[.]png")
-    fault, entries, unread, annotation = None, {}, 0, ""
+    entries = {}
     try:
-        content = (folder / "data.json").read_bytes()
-        annotation = hashlib.sha256(content).hexdigest()
-        entries, unread = read_annotations(content)
+        content = file.read_bytes()
+        entries, sequence.unread = parse(content)
+        sequence.annotation = hashlib.sha256(content).hexdigest() if entries else ""
     except OSError as error:
-        fault = ("data.json is missing", "" if isinstance(error, FileNotFoundError) else f"{error.strerror}")
-    except ValueError as error:
-        fault = ("data.json is damaged", f"{error}")
-    for name, listing in (("RGB", gray), ("DEPTH", depth)):
-        if listing is None:
-            fault = fault or (f"folder {name} is missing", "")
-    frames = sorted({*entries, *(gray or ()), *(depth or ())})
-    values, faults = np.full((len(frames), len(COLUMNS)), np.nan), {}
-    joints = np.full((len(frames), 2, JOINTS, 2), np.nan)
-    for row, frame in enumerate(frames if not fault else ()):
-        try:
-            if frame not in entries:
-                raise images.Unusable(_NOT_ANNOTATED)
-            if frame not in gray:
-                raise images.Unusable(_NO_GRAY)
-            if frame not in depth:
-                raise images.Unusable(_NO_DEPTH)
-            values[row], pairs = read_entry(entries[frame], frame, all_joints=ratio is not None)
-            if pairs is not None:
-                joints[row] = pairs
-        except images.Unusable as error:
-            faults[row] = (*error.args, "")[:2]
-    if ratio is not None:
-        scale, shift, usable = fit_maps(joints[:, 0], joints[:, 1])
-        likely = ((scale > ratio / MAX_SCALE_ERROR) & (scale < ratio * MAX_SCALE_ERROR)).all(1)
-        for row in range(len(frames)):
-            if row in faults or fault:
-                continue
-            if not np.isfinite(scale[row]).all():
-                faults[row] = ("too few joints for a map", f"{usable[row]} usable")
-            elif not likely[row]:
-                faults[row] = ("joints give no map", f"scales {scale[row, 0]:.3g} and {scale[row, 1]:.3g}")
-        values[:, 5:7] = values[:, 3:5] * scale + shift
-        values[:, 7:9] = scale
-    return np.array(frames, np.int32), values, fault, faults, unread, annotation if entries else ""
-
-
-# --- the cropped release ---------------------------------------------------------------------------------------------
-
-
-def _read_cropped(folder: Path):
-    """frames, values, fault, faults, unread, annotation of a `_Sequence`; of the values, the angles."""
-    gray = _files(folder, "frame_([0-9]{6})_face_rgb[.]png") or {}
-    depth = _files(folder, "frame_([0-9]{6})_face_depth[.]png") or {}
-    fault, entries, unread, annotation = None, {}, 0, ""
-    try:
-        with os.scandir(folder) as listing:
-            texts = sorted(entry.name for entry in listing if entry.name.lower().endswith(".txt"))
-        if len(texts) != 1:
-            fault = ("text of the angles is missing" if not texts else "more than one text of angles", ", ".join(texts))
-        else:
-            content = (folder / texts[0]).read_bytes()
-            annotation = hashlib.sha256(content).hexdigest()
-            entries, unread = read_angles(content)
-    except OSError as error:
-        fault = ("text of the angles is missing", f"{error.strerror}")
-    except ValueError as error:
-        fault = ("text of the angles is damaged", f"{error}")
+        sequence.fault = (f"{kind} is missing", "" if isinstance(error, FileNotFoundError) else f"{error.strerror}")
+    except (ValueError, RecursionError) as error:
+        sequence.fault = (f"{kind} is damaged", f"{error}")
     frames = sorted({*entries, *gray, *depth})
-    values, faults = np.full((len(frames), len(COLUMNS)), np.nan), {}
-    for row, frame in enumerate(frames if not fault else ()):
-        if frame not in entries:
-            faults[row] = (_NOT_ANNOTATED, "")
-        elif frame not in gray or frame not in depth:
-            faults[row] = (_NO_GRAY if frame not in gray else _NO_DEPTH, "")
-        elif (angles := entries[frame]) is TWICE:
-            faults[row] = ("frame is annotated twice", "")
-        elif not all(map(math.isfinite, angles)):
-            faults[row] = ("angles are missing or no numbers", "")
-        else:
-            values[row, :3] = angles
-    return np.array(frames, np.int32), values, fault, faults, unread, annotation if entries else ""
+    sequence.frames = np.array(frames, np.int32)
+    sequence.values = np.full((len(frames), len(COLUMNS)), np.nan)
+    for row, frame in enumerate(() if sequence.fault else frames):
+        try:
+            for reason, there in zip(_SKIPPED, (entries, gray, depth), strict=True):
+                if frame not in there:
+                    raise Unusable(reason)
+            if entries[frame] is TWICE:
+                raise Unusable("frame is annotated twice")
+            sequence.values[row] = read(entries[frame], frame)
+        except Unusable as error:
+            sequence.faults[row] = error.args
+
+
+def _read_whole(raw: Path, sequence: _Sequence, ratio: float | None) -> None:
+    """Read a sequence of the whole release; `ratio` as `read_entry` takes it."""
+    folder = raw / sequence.path
+    for kind in ("DEPTH", "RGB"):
+        if not (folder / kind).is_dir():
+            sequence.fault = (f"folder {kind} is missing", "")
+    listings = [_list_frames(folder / kind, f"([0-9]{{6}})_{kind}[.]png") for kind in ("RGB", "DEPTH")]
+    read = functools.partial(read_entry, ratio=ratio)
+    _read_sequence(sequence, folder / "data.json", "data.json", read_annotations, *listings, read)
+
+
+def _read_cropped(raw: Path, sequence: _Sequence) -> None:
+    """Read a sequence of the cropped release; of the values, the angles."""
+    folder = raw / sequence.path
+    listings = [_list_frames(folder, f"frame_([0-9]{{6}})_face_{kind}[.]png") for kind in ("rgb", "depth")]
+    texts = sorted(name for name in list_files(folder) if name.lower().endswith(".txt"))
+    if len(texts) > 1:
+        sequence.fault = ("more than one text of angles", ", ".join(texts))
+
+    def read(angles, frame):
+        if not all(map(math.isfinite, angles)):
+            raise Unusable("angles are missing or not numbers")
+        return [*angles, *[math.nan] * (len(COLUMNS) - 3)]
+
+    file = folder / (texts or ["-"])[0]
+    _read_sequence(sequence, file, "text of the angles", read_angles, *listings, read)

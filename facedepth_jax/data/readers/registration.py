@@ -1,4 +1,4 @@
-"""Registration of two calibrated cameras, Biwi's: the depth image carried over to the colour camera, or gray to depth.
+"""Register two calibrated cameras, Biwi's: carry the depth image over to the colour camera, or gray to depth.
 
 Pixel centres are at whole numbers. `X_colour = R X_depth + T`, with R and T of the colour camera.
 """
@@ -14,7 +14,7 @@ from facedepth_jax.data import crop
 
 @dataclasses.dataclass(frozen=True)
 class Camera:
-    """A calibrated camera, as a .cal file of Biwi tells it.
+    """A calibrated camera of Biwi.
 
     Attributes:
       focal_px: (f_x, f_y).
@@ -31,16 +31,12 @@ class Camera:
     translation_mm: tuple[float, ...]
     size: tuple[int, int]
 
-    @property
-    def is_reference(self) -> bool:
-        return np.array_equal(self.rotation, np.eye(3)) and not any(self.translation_mm)
-
     def from_depth_frame(self, points_mm: np.ndarray) -> np.ndarray:
-        """(3,) in the depth camera's frame -> in this camera's: R X + T."""
+        """Map points (3,) from the depth camera's frame to this one's: R X + T."""
         return np.array(self.rotation) @ points_mm + np.array(self.translation_mm)
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(3, ...) in this camera's frame, z > 0 -> x and y in pixels, (...) each."""
+        """Project points (3, ...) in this camera's frame, z > 0: x and y in pixels, (...) each."""
         x, y = points[0] / points[2], points[1] / points[2]
         if any(self.distortion):
             k1, k2, p1, p2 = self.distortion
@@ -53,7 +49,7 @@ class Camera:
         return x * self.focal_px[0] + self.centre_px[0], y * self.focal_px[1] + self.centre_px[1]
 
     def rays(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """Pixels (...) each -> (3, ...), the points with z = 1 that `project` maps there."""
+        """Return the points (3, ...) with z = 1 that `project` maps to the pixels x and y, (...) each."""
         (fx, fy), (cx, cy) = self.focal_px, self.centre_px
         if not any(self.distortion):
             return np.stack([(x - cx) / fx, (y - cy) / fy, np.ones_like(x)])
@@ -66,7 +62,7 @@ class Camera:
 
 @functools.lru_cache(maxsize=2)  # a sequence at a time; most have one calibration in common
 def _half_pixel_rays(depth_camera: Camera, gray_camera: Camera) -> np.ndarray:
-    """Rays of the depth image's pixels and of the places half-way between them, turned into the colour camera's axes.
+    """Return rays of the depth image's pixels and of the places half-way between, turned to the colour camera's axes.
 
     float32 (3, 2 H - 1, 2 W - 1); times the depth, plus T, they are points in the colour camera's frame.
     """
@@ -76,7 +72,7 @@ def _half_pixel_rays(depth_camera: Camera, gray_camera: Camera) -> np.ndarray:
 
 
 def _place(rays: np.ndarray, depth_mm: np.ndarray, gray_camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels (h, w) of the depth image -> x, y in the colour image, z there; float32 (h, w). Pixel (-9, -9): none."""
+    """Map pixels (h, w) of the depth image to x, y in the colour image and z; float32 (h, w). (-9, -9): none."""
     points = rays * depth_mm + np.array(gray_camera.translation_mm, np.float32)[:, None, None]
     seen = points[2] > 0.5
     x, y = gray_camera.project(np.where(seen, points, np.float32(1)))
@@ -84,28 +80,27 @@ def _place(rays: np.ndarray, depth_mm: np.ndarray, gray_camera: Camera) -> tuple
 
 
 def depth_to_gray(depth_mm: np.ndarray, depth_camera: Camera, gray_camera: Camera) -> np.ndarray:
-    """Depth, uint16 (H, W) in mm, as the colour camera would have taken it: uint16 (H', W'), z in its frame, 0 = none.
+    """Carry depth, uint16 (H, W) in mm, to the colour camera: uint16 (H', W'), z in its frame, 0 = none.
 
     Surfaces are sampled twice as finely as the depth image is, so that a smooth one has no holes after it has moved;
     where depth jumps there is nothing between two pixels. Of the samples in a target pixel those of the nearest surface
     are averaged.
     """
-    target = np.zeros(gray_camera.size[1] * gray_camera.size[0], np.uint16)
+    target = np.zeros(gray_camera.size[::-1], np.uint16)
     place, z, weight = _samples(depth_mm, depth_camera, gray_camera)
-    if len(place):
-        front = z <= _nearest_mm(place, z, target.size)[place] + crop.EDGE_MM
-        place, z, weight = place[front], z[front], weight[front]
-        total = np.bincount(place, weight, target.size)
-        seen = total > 0
-        mean = np.bincount(place, weight * z, target.size)[seen] / total[seen]
-        target[seen] = np.clip(np.floor(mean + 0.5), 1, 65535)
-    return target.reshape(gray_camera.size[1], gray_camera.size[0])
+    front = z <= _nearest_mm(place, z, target.size)[place] + crop.EDGE_MM
+    place, z, weight = place[front], z[front], weight[front]
+    total = np.bincount(place, weight, target.size)
+    seen = total > 0
+    mean = np.bincount(place, weight * z, target.size)[seen] / total[seen]
+    target.flat[seen] = np.clip(np.floor(mean + 0.5), 1, 65535)
+    return target
 
 
 def gray_to_depth(
     gray: np.ndarray, depth_mm: np.ndarray, depth_camera: Camera, gray_camera: Camera, head_z_mm: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gray, uint8 (H', W'), as the depth camera would have taken it; depth, uint16 (H, W) in mm, less what is hidden.
+    """Carry gray, uint8 (H', W'), to the depth camera; return it with the depth, uint16 (H, W) in mm, not hidden.
 
     Gray is 0 where the colour camera does not see. A pixel without depth is taken at the head's distance, or the gray
     image would tell where the depth has holes. Where a nearer surface hides a point from the colour camera, gray is
@@ -127,7 +122,7 @@ def gray_to_depth(
 def _samples(
     depth_mm: np.ndarray, depth_camera: Camera, gray_camera: Camera
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Samples of the surfaces in the colour image: number of the pixel, z in mm, nearness to its centre; (N,) each."""
+    """Sample the surfaces in the colour image: number of the pixel, z in mm, nearness to its centre; (N,) each."""
     rows, columns = (np.flatnonzero(depth_mm.any(axis)) for axis in (1, 0))
     if not len(rows):
         return np.zeros(0, np.int64), np.zeros(0), np.zeros(0)
@@ -143,14 +138,14 @@ def _samples(
 
 
 def _pixel_numbers(x: np.ndarray, y: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Number of the pixel, row by row, in an image of `shape`, and whether it is inside; what is outside has any."""
+    """Return the pixel's number, row by row, in an image of `shape`, and whether it is inside (else any number)."""
     inside = (x >= -0.5) & (x < shape[1] - 0.5) & (y >= -0.5) & (y < shape[0] - 0.5)
     column, row = np.where(inside, np.floor(x + 0.5), 0), np.where(inside, np.floor(y + 0.5), 0)
     return row.astype(np.int64) * shape[1] + column.astype(np.int64), inside
 
 
 def _between(depth_mm: np.ndarray) -> np.ndarray:
-    """(h, w) -> (2 h - 1, 2 w - 1) with means half-way between pixels of one surface, 0 where they are of two."""
+    """Refine (h, w) to (2 h - 1, 2 w - 1): means half-way between pixels of one surface, 0 where they are of two."""
 
     def middle(a, b):
         return np.where((a > 0) & (b > 0) & (np.abs(a - b) <= crop.EDGE_MM), (a + b) / 2, 0)
@@ -163,7 +158,7 @@ def _between(depth_mm: np.ndarray) -> np.ndarray:
 
 
 def _nearest_mm(place: np.ndarray, z: np.ndarray, pixels: int) -> np.ndarray:
-    """The z-buffer: (pixels,) smallest z of each pixel, infinity where there is none."""
-    nearest = np.full(pixels, np.inf, np.float32)  # of one type with z, or minimum.at is ten times slower
+    """Return the z-buffer: (pixels,) smallest z of each pixel, infinity where there is none."""
+    nearest = np.full(pixels, np.inf, np.float32)  # minimum.at is ten times slower for two types
     np.minimum.at(nearest, place, z)
     return nearest
