@@ -183,7 +183,8 @@ class Checkpoints:
             with alone:
                 arrays = _by_name(ocp.load(directory))
                 metadata = ocp.metadata(directory).custom_metadata or {}
-            good = files.is_sealed(metadata) and (metadata["step"], metadata["arrays"]) == (step, _digest(arrays))
+            good = files.is_sealed(metadata) and isinstance(metadata["identity"], dict)
+            good = good and (metadata["step"], metadata["arrays"]) == (step, _digest(arrays))
         except Exception as error:  # whatever the bytes make of Orbax
             raise damaged(_first_line(error)) from error
         if not good or seal not in (None, metadata["sha256"]):

@@ -1,7 +1,6 @@
 """Use a trained net: `load(RUN)` gives a FaceDepth, which is called on images."""
 
 import dataclasses
-import functools
 import pathlib
 
 import cv2
@@ -37,13 +36,17 @@ def load_net(run, name: str) -> tuple:
         raise FaceDepthError(f"{run} is a run of '{config.method}', which has no {name}: give another.")
     like = jax.eval_shape(lambda: init_net(nets[name], jax.random.key(0), config.data.size))
     path = pathlib.Path(run) / f"{name}.safetensors"
-    weights = load_weights(path, variables(like))
+    weights = jax.device_put(load_weights(path, variables(like)))
     return config, nets[name].module, NetState(weights["params"], weights["batch_stats"], None)
 
 
 def estimate_depth(module: nn.Module, code: DepthCode, net_state: NetState, gray, distance_mm):
     """Estimate depth maps: gray uint8 (B, S, S), distance_mm float32 (B,) -> float32 (B, S, S), millimetres."""
     return code.decode(forward(module, net_state, encode_gray(gray)), distance_mm)
+
+
+# The weights are an argument: as constants they would be compiled in, for every batch size again.
+_estimate_depth = jax.jit(estimate_depth, static_argnums=(0, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +66,9 @@ class FaceDepth:
     face_mm: float
     code: DepthCode
 
-    @functools.cached_property
-    def estimate(self):
-        """The net and its decoding, jitted: `estimate_depth` without its first three arguments."""
-        return jax.jit(functools.partial(estimate_depth, self.module, self.code, self.net_state))
+    def estimate(self, gray, distance_mm):
+        """Apply `estimate_depth`, jitted, to arrays of NumPy or JAX."""
+        return _estimate_depth(self.module, self.code, self.net_state, gray, distance_mm)
 
     def __call__(self, image, *, box=None, center=None, distance_mm=None, focal_px=None) -> np.ndarray:
         """Estimate the depth map of the face in an image.

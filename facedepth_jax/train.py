@@ -72,8 +72,7 @@ class _Training:
         mesh = devices.make_mesh()
         devices.check_batch_size(mesh, config.train.batch_size, "train.batch_size")
         _warn_of_unused_gpus()
-        _prepare(config.data)
-        data = arrays_on_disk.open(config.data.dir)
+        data = _open_data(config.data)
         configs.check_crops(config, data)  # `predict` crops by the run's own
         self.train_rows, _, _ = (data.rows(split) for split in SPLITS)  # an empty one is found now
         nets = build(config, subjects=len(np.unique(data.frames["subject"][self.train_rows])))
@@ -198,10 +197,11 @@ def _warn_of_unused_gpus():
         )
 
 
-def _prepare(data):
-    """Make the arrays if the config says from what: one process does, the others wait."""
+def _open_data(data):
+    """Open the arrays. If the config says from what, the first process makes them, while the others wait."""
+    opened = None
     if data.dataset and jax.process_index() == 0:
-        prepare(
+        opened = prepare(
             make_source(data.dataset, data.raw_dir, data.options.to_dict()),
             data.dir,
             face_mm=data.face_mm,
@@ -211,6 +211,7 @@ def _prepare(data):
             workers=data.workers,
         )
     runtime.any_process(False)
+    return opened or arrays_on_disk.open(data.dir)
 
 
 def _start_from(run: str, state):
