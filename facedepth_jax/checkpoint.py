@@ -279,9 +279,7 @@ def load_weights(path: pathlib.Path, like):
     def pick(keys, value):
         name = _name(keys)
         if name not in flat or (flat[name].shape, flat[name].dtype) != (value.shape, value.dtype):
-            raise FaceDepthError(
-                f"{path} does not fit the run's config.json: {name} is missing, or of another shape or type."
-            )
+            raise FaceDepthError(f"{path} does not fit the net: {name} is missing, or of another shape or type.")
         return flat[name]
 
     return jax.tree_util.tree_map_with_path(pick, like)

@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None):
     flags, overrides = parser.parse_known_args(argv)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # but for the training's steps, see runtime.StopSignal
     absl_logging.set_verbosity(absl_logging.WARNING)  # or Orbax tells the story of every save
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax raises the errors that it logs
+    for name in ("absl", "asyncio"):  # Orbax raises the errors that it logs
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         values = config.load(flags.config, overrides)
         if flags.process:

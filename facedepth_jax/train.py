@@ -63,7 +63,9 @@ class _Training:
         config, self.method = self.config, METHODS[config.method]
         # Sizes that the nets cannot take are found before the data are made.
         jax.eval_shape(lambda: init_state(build(config, subjects=1), config.seed, config.data.size))
-        if config.init_from:
+        # A run that goes on has its weights in a checkpoint, and needs the other run no more.
+        begins = not any(self.workdir.glob("checkpoints/" + 8 * "[0-9]"))
+        if config.init_from and begins:
             there, here = configs.depth_code(configs.read_run(config.init_from)), configs.depth_code(config)
             if there != here:
                 raise FaceDepthError(
@@ -79,7 +81,7 @@ class _Training:
         self.task = make_task(config, nets, data, mesh)
 
         state = init_state(nets, config.seed, config.data.size)
-        if config.init_from:
+        if config.init_from and begins:
             state = _start_from(config.init_from, state)
         net = state.nets[self.method.net]
         if config.train.average_decay:

@@ -4,6 +4,7 @@ watched, and values that are not finite. The loop as a user runs it: test_end_to
 import dataclasses
 import json
 import re
+import shutil
 import signal
 import time
 
@@ -364,6 +365,16 @@ def test_a_run_starts_from_anothers_weights(method, cgan_run, people_dir, tmp_pa
         assert any((found[key] != begun[key]).any() for key in found)
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(net.opt_state))
     assert json.loads((tmp_path / "config.json").read_text())["init_from"] == str(cgan_run)
+
+
+def test_a_run_goes_on_without_the_run_it_started_from(cgan_run, people_dir, tmp_path):
+    other = shutil.copytree(cgan_run, tmp_path / "other")
+    config = people_config("cgan", people_dir, **{"init_from": str(other), "train.steps": 1})
+    train.run(config, tmp_path / "run")
+    shutil.rmtree(other)
+    config.train.steps = 2
+    train.run(config, tmp_path / "run")
+    assert results(tmp_path / "run")["steps"] == 2
 
 
 def test_starts_that_do_not_fit(cgan_run, verifier_run, people_dir, tmp_path):
