@@ -3,9 +3,12 @@
 import dataclasses
 import difflib
 import pathlib
+import re
 import runpy
 
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
 from facedepth_jax import files
 from facedepth_jax.data.arrays import Arrays
@@ -20,7 +23,6 @@ _LEAST = {
     **{"seed": 0, "width": 2, "data.size": 16, "every.log": 1, "every.save": 1, "watchdog_sec": 1},
     **{"train.steps": 1, "train.warmup_steps": 0, "train.learning_rate": 0, "train.clip_norm": 0},
 }
-_PARSERS = {int: int, float: float, str: str, bool: lambda text: {"true": True, "false": False}[text.lower()]}
 
 
 def base(method: str) -> ml_collections.ConfigDict:
@@ -96,7 +98,7 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
     """Read a config file, found as by `find`.
 
     Args:
-      overrides: "train.steps=100", or command line arguments "--config.train.steps=100".
+      overrides: "train.steps=100", or a command line's arguments, as ml_collections reads them.
 
     Raises:
       FaceDepthError: the file makes no config, there is no such value, or it is of another type.
@@ -109,19 +111,20 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
         config = get_config(argument) if argument else get_config()
     except (AttributeError, KeyError, TypeError) as error:
         raise FaceDepthError(f"The config {path} cannot be used: {_reason(error)}.") from error
-    for text in overrides:
-        key, equals, value = text.removeprefix("--config.").partition("=")
-        if not equals or key.startswith("-"):
-            raise FaceDepthError(f"Unexpected: {text}; values of the config are given as --config.KEY=VALUE.")
-        known = flatten(config.to_dict())
+    argv = ["", *(f"--config.{text}" if re.match(r"[a-z_.0-9]+=", text) else text for text in overrides)]
+    known = flatten(config.to_dict())
+    for key in (text.partition("=")[0].removeprefix("--config.") for text in argv if text.startswith("--config.")):
         if key not in known:
             near = ", ".join(difflib.get_close_matches(key, known)) or "one of " + ", ".join(known)
             raise FaceDepthError(f"The config {path} has no {key}: give {near}.")
-        kind = type(known[key])
-        try:
-            config.update_from_flattened_dict({key: _PARSERS[kind](value)})
-        except (KeyError, ValueError):
-            raise FaceDepthError(f"{key} is {value!r}: give a value of type {kind.__name__}.") from None
+    parser = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=argv)
+    try:
+        rest = parser(argv)[1:]
+    except flags.Error as error:
+        raise FaceDepthError(f"A value of the config {path} cannot be used: {error}.") from None
+    if rest:
+        raise FaceDepthError(f"Unexpected: {' '.join(rest)}; values of the config are given as --config.KEY=VALUE.")
     return config
 
 
