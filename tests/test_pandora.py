@@ -339,11 +339,12 @@ def test_annotations_without_or_with_another_number(tmp_path):
     assert "01/base_1_ID01, 4 frames: 3 annotations without a frame's number" in PandoraSource(str(tmp_path)).notes()
     texts = [f'"{key}": {json.dumps(value)}' for key, value in (
         ("000000", json.dumps(entry(0))), ("000001", json.dumps(entry(2))), ("000002", json.dumps(entry(2))),
-        ("3", json.dumps(entry(3))), ("000003", json.dumps(entry(3))[:-9]),
+        ("000002", json.dumps(entry(2))), ("3", json.dumps(entry(3))), ("000003", json.dumps(entry(3))[:-9]),
     )]  # fmt: skip
     (folder / "data.json").write_text("{" + ", ".join(texts) + "}")
     assert rejected(tmp_path) == {
         "001_000001": "annotation is of another frame",
+        "001_000002": "frame is annotated twice",
         "001_000003": "annotation is damaged",
     }
     (folder / "data.json").write_text(json.dumps({"000000": entry(0), "000001": "[1]", "000002": "[" * 100_000}))

@@ -3,6 +3,7 @@
 Nothing here knows of folders or images; `pandora.PandoraSource` does. See docs/pandora.md.
 """
 
+import collections
 import json
 import math
 import re
@@ -21,6 +22,12 @@ COLUMNS = ("yaw", "pitch", "roll", "x", "y", "gray_x", "gray_y", "gray_fx", "gra
 TWICE = object()  # in place of an annotation that comes twice
 
 
+def _object(pairs: list[tuple]) -> dict:
+    """Make a JSON object in which a key that comes twice has no usable value."""
+    counts = collections.Counter(key for key, _ in pairs)
+    return {key: value if counts[key] == 1 else TWICE for key, value in pairs}
+
+
 def read_annotations(content: bytes) -> tuple[dict[int, object], int]:
     """Read a data.json of either shape.
 
@@ -34,7 +41,7 @@ def read_annotations(content: bytes) -> tuple[dict[int, object], int]:
       ValueError: no JSON, or of another shape.
       RecursionError: nested too deep.
     """
-    parsed = json.loads(content)
+    parsed = json.loads(content, object_pairs_hook=_object)
     if isinstance(parsed, dict):
         entries = {int(key): value for key, value in parsed.items() if re.fullmatch("[0-9]{6}", key)}
         return entries, len(parsed) - len(entries)
@@ -58,7 +65,7 @@ def read_entry(entry, frame: int, ratio: float | None) -> list[float]:
         map, gray_fx and gray_fy are its scales.
     """
     try:
-        entry = json.loads(entry) if isinstance(entry, str) else entry
+        entry = json.loads(entry, object_pairs_hook=_object) if isinstance(entry, str) else entry
     except (ValueError, RecursionError) as error:
         raise Unusable("annotation is damaged", f"{error}") from None
     if not isinstance(entry, dict):
