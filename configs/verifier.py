@@ -12,12 +12,15 @@ training mean map, where all pairs look the same. Validation: 0.740. The paper's
 import pathlib
 
 from facedepth_jax.config import load
+from facedepth_jax.errors import FaceDepthError
 
 # The demo's data, and whatever is as small: a quarter of the paper's net.
 SMALL = ("synthetic", "folder")
 
 
 def get_config(name="synthetic"):
+    if name == "verifier":
+        raise FaceDepthError("The verifier judges runs of another config: give its name behind the colon.")
     config = load(f"{pathlib.Path(__file__).with_name(name)}.py:verifier")
     config.width = 16 if name in SMALL else 64
     config.train.batch_size = 32  # pairs

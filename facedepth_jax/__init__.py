@@ -4,11 +4,17 @@
 quick and leaves the process as it is; JAX starts with the first net.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from facedepth_jax.estimator import FaceDepth, load
+
 __version__ = "0.1.0"
+__all__ = ["FaceDepth", "load"]
 
 
 def __getattr__(name):
-    if name in ("load", "FaceDepth"):
+    if name in __all__:
         from facedepth_jax import estimator
 
         return getattr(estimator, name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import pathlib
 import re
 import runpy
@@ -22,7 +23,9 @@ CHECKOUT = pathlib.Path(__file__).parent.parent / "configs"
 _LEAST = {
     **{"seed": 0, "width": 2, "data.size": 16, "every.log": 1, "every.save": 1, "watchdog_sec": 1},
     **{"train.steps": 1, "train.warmup_steps": 0, "train.learning_rate": 0, "train.clip_norm": 0},
+    **{"train.b1": 0, "train.b2": 0, "train.average_decay": 0, "depth_code.step_mm": 0.001},
 }
+_BELOW = {"seed": 2**63, "watchdog_sec": 10**6, "train.b1": 1, "train.b2": 1, "train.average_decay": 1}
 
 
 def base(method: str) -> ml_collections.ConfigDict:
@@ -86,7 +89,7 @@ def find(name: str) -> tuple[pathlib.Path, str | None]:
     name, _, argument = name.partition(":")
     candidates = [pathlib.Path(name)]
     if "/" not in name and not name.endswith(".py"):
-        candidates += [CHECKOUT / f"{name}.py", PACKAGED / f"{name}.py"]
+        candidates += [PACKAGED / f"{name}.py", CHECKOUT / f"{name}.py"]
     for path in candidates:
         if path.is_file():
             return path.resolve(), argument or None
@@ -109,7 +112,9 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
         if get_config is None:
             raise FaceDepthError(f"The config {path} has no function get_config: see the others in configs/.")
         config = get_config(argument) if argument else get_config()
-    except (AttributeError, KeyError, TypeError) as error:
+    except FaceDepthError:
+        raise
+    except Exception as error:  # the file is Python: it may raise anything
         raise FaceDepthError(f"The config {path} cannot be used: {_reason(error)}.") from error
     argv = ["", *(f"--config.{text}" if re.match(r"[a-z_.0-9]+=", text) else text for text in overrides)]
     known = flatten(config.to_dict())
@@ -130,15 +135,22 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
 
 def _reason(error: Exception) -> str:
     """Return an error's message without the values of the whole config, which ml_collections adds."""
-    return str(error.args[0]).split(" Other fields")[0].splitlines()[0].replace("'Key ", "Key ").rstrip(".")
+    return (
+        f"{type(error).__name__}: {error}".split(" Other fields")[0]
+        .splitlines()[0]
+        .replace("'Key ", "Key ")
+        .rstrip(".")
+    )
 
 
 def check(config):
     """Raise FaceDepthError for a value that no run can be made with."""
     values = flatten(config.to_dict())
-    for name, least in _LEAST.items():
-        if not values[name] >= least:  # NaN too
-            raise FaceDepthError(f"{name} is {values[name]}: it must be at least {least}.")
+    for name, value in values.items():
+        least, below = _LEAST.get(name, -math.inf), _BELOW.get(name, math.inf)
+        if isinstance(value, int | float) and not (math.isfinite(value) and least <= value < below):
+            limits = [f"at least {least}"] * (name in _LEAST) + [f"below {below}"] * (name in _BELOW)
+            raise FaceDepthError(f"{name} is {value}: it must be {' and '.join(limits) or 'finite'}.")
     if set(config.loss) != set(loss := _method(config.method).loss):
         raise FaceDepthError(
             f"The loss has the values {list(config.loss)}, the method {config.method!r} takes {list(loss)}: "
@@ -150,8 +162,6 @@ def check(config):
         raise FaceDepthError(f"train.schedule is {config.train.schedule!r}: take constant or cosine.")
     if config.train.schedule == "cosine" and config.train.warmup_steps >= config.train.steps:
         raise FaceDepthError(f"train.warmup_steps is {config.train.warmup_steps}: give fewer than train.steps.")
-    if not 0 <= config.train.average_decay < 1:
-        raise FaceDepthError(f"train.average_decay is {config.train.average_decay}: give at least 0.0 and below 1.0.")
     if config.data.size % 16:
         raise FaceDepthError(f"data.size is {config.data.size}: the nets halve it four times, take a multiple of 16.")
 

@@ -31,7 +31,7 @@ class DepthCode:
     @property
     def range_mm(self) -> tuple[float, float]:
         """Return the depths of levels 0 and 255."""
-        return self.offset_mm, self.offset_mm + 255 * self.step_mm
+        return self.from_levels(0), self.from_levels(255)
 
     def encode(self, depth_mm, distance_mm):
         """Turn depth maps into images.
@@ -47,12 +47,15 @@ class DepthCode:
 
     def decode(self, image, distance_mm):
         """Turn images (B, S, S, 1) back into depth maps, float32 (B, S, S) in millimetres; a clipped depth stays so."""
-        levels = (jnp.asarray(image, jnp.float32)[..., 0] + 1.0) * HALF_RANGE
-        return levels * self.step_mm + self.offset_mm
+        return self.from_levels((jnp.asarray(image, jnp.float32)[..., 0] + 1.0) * HALF_RANGE)
 
     def levels(self, depth_mm):
         """Convert millimetres to levels, float32, neither rounded nor clipped: the unit of the paper's metrics."""
         return (jnp.asarray(depth_mm).astype(jnp.float32) - self.offset_mm) / self.step_mm
+
+    def from_levels(self, levels):
+        """Convert levels to millimetres."""
+        return levels * self.step_mm + self.offset_mm
 
     def quantize(self, depth_mm):
         """Convert millimetres (0 = none) to levels as an 8-bit file has them: whole, 0..255, float32."""

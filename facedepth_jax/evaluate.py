@@ -48,12 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         data = arrays.open(args.data.resolve())
         found, table = evaluate_run(args.run, data, args.split)
+        print(table, flush=True)
         file = args.run / "evaluations" / f"{data.path.name}-{args.split}-{data.fingerprint[:8]}.json"
         files.write_json(file, {"data": str(data.path), "fingerprint": data.fingerprint, args.split: found})
     except FaceDepthError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{table}\nFigures: {file}")
+    print(f"Figures: {file}")
     return 0
 
 

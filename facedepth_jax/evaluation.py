@@ -89,5 +89,5 @@ def mean_map(data: Arrays, code: DepthCode) -> Estimate:
     for start in range(0, rows.size, 256):
         true_levels = code.quantize(data.depth_mm[rows[start : start + 256]])
         total += np.asarray(true_levels).sum(axis=0, dtype=np.float64)
-    mean_mm = np.float32(total / rows.size * code.step_mm + code.offset_mm)
+    mean_mm = np.float32(code.from_levels(total / rows.size))
     return lambda gray, distance_mm: jnp.broadcast_to(mean_mm, gray.shape)

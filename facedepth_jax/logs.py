@@ -131,4 +131,4 @@ class Pace:
                 "or a core of this machine, is too slow for the device.",
                 file=sys.stderr,
             )
-        return {"images_per_sec": images / seconds, "waiting_per_sec": waiting}
+        return {"images_per_sec": images / seconds, "waiting_share": waiting}

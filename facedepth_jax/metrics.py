@@ -169,6 +169,8 @@ def figures(people: Mapping[str, Mapping]) -> dict:
     """
     values, errors, totals = {}, {}, {}
     for part, metrics in _PARTS.items():
+        if not all(part in sums for sums in people.values()):  # of an older evaluation
+            continue
         names = set.intersection(*(set(sums[part]) for sums in people.values()))
         table = {name: np.array([sums[part][name] for sums in people.values()]) for name in names}
         total = {name: column.sum() for name, column in table.items()}

@@ -215,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise FaceDepthError(f"--out={args.out} holds the inputs; give another directory.")
         net = estimator.load(args.run)
         low, high = net.code.range_mm
-        none_mm = net.code.offset_mm + net.code.none_level * net.code.step_mm
+        none_mm = net.code.from_levels(net.code.none_level)
         print(
             f"{net.size} x {net.size} pixels, {net.face_mm:g} mm wide at the head in training\n"
             f"values in mm, {low:.0f}..{high:.0f} possible, {net.code.step_mm:g} mm a level in training, "

@@ -78,7 +78,7 @@ def figures_tables(columns: Mapping[str, Mapping], baseline: str | None = None) 
     for part, caption in captions.items():
         values = {title: figures[part] for title, figures in columns.items()}
         errors = {title: figures["standard_error"][part] for title, figures in columns.items()}
-        caption = f"{caption} of {n['n_people']} people, ± standard error"
+        caption += f" of {n['n_people']} people, ± standard error" * (n["n_people"] > 1)
         parts.append(markdown_table(values, caption, baseline, errors=errors))
     return "\n".join(parts)
 

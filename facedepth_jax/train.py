@@ -82,7 +82,7 @@ class _Training:
 
         state = init_state(nets, config.seed, config.data.size)
         if config.init_from and begins:
-            state = _start_from(config.init_from, state)
+            state = _start_from(config.init_from, state, self.method.net)
         net = state.nets[self.method.net]
         if config.train.average_decay:
             state = dataclasses.replace(state, average=variables(net))
@@ -216,12 +216,12 @@ def _open_data(data):
     return opened or arrays_on_disk.open(data.dir)
 
 
-def _start_from(run: str, state):
-    """Take the weights of every net that another run has exported."""
+def _start_from(run: str, state, evaluated: str):
+    """Take the weights of every net that another run has exported, at least of the evaluated one."""
     nets = {}
     for name, net in state.nets.items():
         path = pathlib.Path(run) / f"{name}.safetensors"
-        if path.is_file() or name in ("generator", "verifier"):
+        if path.is_file() or name == evaluated:
             net = dataclasses.replace(net, **load_weights(path, variables(net)))
         nets[name] = net
     return dataclasses.replace(state, nets=nets)
@@ -230,7 +230,8 @@ def _start_from(run: str, state):
 def _identity(config, data):
     """Collect what must not change while a run goes on: all that decides its numbers, except how long it goes."""
     identity = config.to_dict()
-    del identity["watchdog_sec"]
+    for name in ("watchdog_sec", "init_from"):  # the weights of the latter are in the checkpoint
+        del identity[name]
     if config.train.schedule == "constant":  # the cosine's length decides its rates
         del identity["train"]["steps"]
     # `every.save` decides which weights are kept.

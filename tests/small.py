@@ -51,7 +51,10 @@ def results(run):
 def lines(run):
     """Read a run's metrics.jsonl but for the machine's speed."""
     every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.endswith("_per_sec")} for line in every]
+    return [
+        {name: value for name, value in line.items() if not name.endswith(("_per_sec", "waiting_share"))}
+        for line in every
+    ]
 
 
 class _Gray(nn.Module):

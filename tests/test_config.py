@@ -88,6 +88,8 @@ def test_a_misspelt_config_file_is_refused(tmp_path, name, line, said):
         ("synthetic", "--workdirr=a", "workdirr"),
         ("synthetic:nothing", "--config.width=8", "cgan, ae"),
         ("base", "--config.width=8", "get_config"),
+        ("verifier:verifier", "--config.width=8", "another config"),
+        (str(pathlib.Path(__file__).parents[1] / "README.md"), "--config.width=8", "README.md cannot be used: Syntax"),
     ],
 )
 def test_a_misspelt_command_line_is_refused(name, override, said):

@@ -1,4 +1,4 @@
-"""geometry.py against per-pixel loops, OpenCV and hand-made cases."""
+"""crop.py against per-pixel loops, OpenCV and hand-made cases."""
 
 import math
 

@@ -512,7 +512,7 @@ def test_a_chunk_of_a_preparation(chunk, changes):
     job, whole = chunk
     job.file(0).write_bytes(change_bytes(whole, changes))
     try:
-        gray, depth_mm, listing = chunks.read(job, 0)
+        gray, depth_mm, listing = chunks.read(job, 0, ["a", "b"])
     except ValueError as error:
         assert str(error)
     else:

@@ -98,9 +98,9 @@ def test_pace_counts_what_training_takes_and_nothing_else(passes):
     with pace.paused():
         passes(1000)
     steps(pace, passes, 4, 0.5, 1.5)
-    assert pace.lap(11) == {"images_per_sec": pytest.approx(10 * 8 / 20), "waiting_per_sec": pytest.approx(5 / 20)}
+    assert pace.lap(11) == {"images_per_sec": pytest.approx(10 * 8 / 20), "waiting_share": pytest.approx(5 / 20)}
     steps(pace, passes, 2, 0.5, 2.0, idle=False)  # the device was busy meanwhile
-    assert pace.lap(13) == {"images_per_sec": pytest.approx(2 * 8 / 5), "waiting_per_sec": 0}
+    assert pace.lap(13) == {"images_per_sec": pytest.approx(2 * 8 / 5), "waiting_share": 0}
 
 
 def test_data_as_the_bottleneck_is_said_once(passes, capsys):

@@ -251,9 +251,21 @@ def rename_one(parts):
     shutil.copy(parts / "000000.npz", parts / "000002.npz")
 
 
+def of_other_frames(parts):
+    """As from a machine whose raw directory lacked some."""
+    with np.load(parts / "000002.npz") as chunk:
+        content = dict(chunk)
+    listing = json.loads(content["listing"].tobytes())
+    listing["frames"].pop()
+    content = {name: array[:-1] for name, array in content.items()}
+    content["listing"] = np.frombuffer(json.dumps(listing).encode(), np.uint8)
+    np.savez(parts / "000002.npz", **content)
+
+
 @pytest.mark.parametrize(
     "damage, why",
     [
+        (of_other_frames, "000002.npz is made again: it holds other frames than the data set"),
         (flip_a_byte, "000002.npz is made again: it cannot be read: Bad CRC"),
         (truncate, "000002.npz is made again: it cannot be read"),
         (swap, "000000.npz is made again: it is chunk 2"),

@@ -76,6 +76,12 @@ def save(config, workdir, step, identity=None):
             r"\['lam'\], the method 'ae' takes \[\]: choose .* --config=CONFIG:ae",
         ),
         ({"train.learning_rate": float("nan")}, "train.learning_rate is nan"),
+        ({"train.learning_rate": float("inf")}, "train.learning_rate is inf"),
+        ({"train.b1": 1.5}, "train.b1 is 1.5: it must be at least 0 and below 1"),
+        ({"loss.lam": float("nan")}, "loss.lam is nan: it must be finite"),
+        ({"depth_code.step_mm": 0.0}, "depth_code.step_mm is 0.0"),
+        ({"watchdog_sec": 10**11}, "watchdog_sec is 10"),
+        ({"seed": 2**63}, "seed is 9"),
         ({"method": "gan"}, "no method 'gan': take one of cgan, ae, "),
         ({"init_from": "nowhere"}, "There is no run in .*nowhere"),
     ],
@@ -118,7 +124,7 @@ def test_a_refused_run_leaves_the_config_of_the_one_that_is_there(data_dir, tmp_
         ({"train.learning_rate": 0.1}, False),
         ({"loss.lam": 1.0}, False),
         ({"depth_code.step_mm": 4.0}, False),
-        ({"init_from": "other"}, False),
+        ({"init_from": "other"}, True),
         ({"train.average_decay": 0.5}, False),
     ],
 )
@@ -395,7 +401,7 @@ def test_starts_that_do_not_fit(cgan_run, verifier_run, people_dir, tmp_path):
 def test_the_log_says_how_fast_it_went(ae_run):
     every = [json.loads(line) for line in (ae_run / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["train/images_per_sec"] for line in every if "train/images_per_sec" in line]
-    shares = [line["train/waiting_per_sec"] for line in every if "train/waiting_per_sec" in line]
+    shares = [line["train/waiting_share"] for line in every if "train/waiting_share" in line]
     assert len(speeds) == len(shares) >= 4 and min(speeds) > 0 and 0 <= min(shares) <= max(shares) <= 1
 
 

@@ -158,7 +158,8 @@ def _contents(place: Place) -> dict[str, object]:
         if path.is_file() and not re.match(r"run/(tensorboard|checkpoints|metrics\.jsonl)|data/\.|log", name):
             found[name] = path.read_bytes().replace(str(place.folder).encode(), b"")
     found["run/metrics.jsonl"] = [
-        {name: value for name, value in line.items() if not name.endswith("_per_sec")} for line in place.lines()
+        {name: value for name, value in line.items() if not name.endswith(("_per_sec", "waiting_share"))}
+        for line in place.lines()
     ]
     names = {path.name for path in (place.run / "checkpoints").iterdir()}
     found["run/checkpoints, halves"] = sorted(name for name in names if len(name) > 8)

@@ -111,8 +111,11 @@ def make(job: Job, number: int) -> list[dict]:
     return rejects
 
 
-def read(job: Job, number: int) -> tuple[np.ndarray, np.ndarray, dict]:
+def read(job: Job, number: int, names: list[str]) -> tuple[np.ndarray, np.ndarray, dict]:
     """Read and verify a chunk: gray, depth_mm, and the listing with "frames" (rows of arrays.COLUMNS) and "rejects".
+
+    Args:
+      names: the frames that it must hold, rejects included.
 
     Raises ValueError, which says what is wrong with it.
     """
@@ -126,6 +129,8 @@ def read(job: Job, number: int) -> tuple[np.ndarray, np.ndarray, dict]:
         raise ValueError("it was made with other settings")
     if listing["chunk"] != number:
         raise ValueError(f"it is chunk {listing['chunk']}")
+    if sorted(row["frame"] for row in listing["frames"] + listing["rejects"]) != sorted(names):
+        raise ValueError("it holds other frames than the data set")
     return gray, depth_mm, listing
 
 

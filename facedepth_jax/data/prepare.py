@@ -185,14 +185,15 @@ def _work(job: Job, numbers: list[int], sender: connection.Connection) -> None:
                 return
 
 
-def _read_sound(job: Job, number: int) -> tuple[np.ndarray, np.ndarray, dict]:
+def _read_sound(job: Job, number: int, index: list[FrameInfo]) -> tuple[np.ndarray, np.ndarray, dict]:
     """Read a chunk as `chunks.read` does; make it again, once, if it is not sound."""
+    names = [info.frame for info in index[number * CHUNK_FRAMES : (number + 1) * CHUNK_FRAMES]]
     try:
-        return chunks.read(job, number)
+        return chunks.read(job, number, names)
     except ValueError as error:
         print(f"{job.file(number)} is made again: {error}", flush=True)
     chunks.make(job, number)
-    return chunks.read(job, number)
+    return chunks.read(job, number, names)
 
 
 def _merge(job: Job, out: Path, index: list[FrameInfo], settings: dict, external: dict) -> None:
@@ -200,7 +201,7 @@ def _merge(job: Job, out: Path, index: list[FrameInfo], settings: dict, external
     columns, rejects = {name: [] for name in arrays.COLUMNS}, []
     numbers = range(math.ceil(len(index) / CHUNK_FRAMES))
     for number in numbers:
-        listing = _read_sound(job, number)[2]
+        listing = _read_sound(job, number, index)[2]
         for row in listing["frames"]:  # columns take a tenth of the memory of dictionaries
             for name, values in columns.items():
                 values.append(row[name])
@@ -215,7 +216,7 @@ def _merge(job: Job, out: Path, index: list[FrameInfo], settings: dict, external
         arrays.write(
             out,
             frames=columns,
-            images=(_read_sound(job, number)[:2] for number in numbers),
+            images=(_read_sound(job, number, index)[:2] for number in numbers),
             size_px=job.size,
             pair_lists=pair_lists,
             meta=settings
