@@ -1,6 +1,5 @@
 """checkpoint.py: the newest checkpoint that is as it was written, to the bit, or a sentence."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
+from writers import KINDS, damaged, flip, link
 
 from facedepth_jax.checkpoint import GONE, Checkpoints, load_weights, save_weights
 from facedepth_jax.errors import FaceDepthError
@@ -91,45 +91,7 @@ def test_a_state_may_be_donated_while_it_is_saved(tmp_path):
 # ---- damage ----
 
 
-def flip(path, place):
-    """Flip a bit of the byte at a share of the file; an empty file gets a byte."""
-    content = bytearray(path.read_bytes() or b"x")
-    content[int(place * (len(content) - 1))] ^= 1 << int(place * 7)
-    path.write_bytes(content)
-
-
-def link(path, target):
-    """Replace a file or directory by a symbolic link to the very same content."""
-    shutil.move(path, target)
-    path.symlink_to(target)
-
-
-KINDS = {
-    "flipped at the start": lambda path, _: flip(path, 0.0),
-    "flipped in the middle": lambda path, _: flip(path, 0.5),
-    "flipped at the end": lambda path, _: flip(path, 0.9),
-    "truncated": lambda path, _: path.write_bytes(path.read_bytes()[:-2] or b"xx"),
-    "emptied": lambda path, _: path.write_bytes(b"" if path.stat().st_size else b"x"),
-    "missing": lambda path, _: path.unlink(),
-    "a folder": lambda path, _: (path.unlink(), path.mkdir()),
-    "a link": link,
-    "a pipe": lambda path, _: (path.unlink(), os.mkfifo(path)),
-}
 VITAL = {"_CHECKPOINT_METADATA", "state/_METADATA", "state/manifest.ocdbt"}
-
-
-@contextlib.contextmanager
-def damaged(path, kind, tmp_path):
-    """Damage a file, and put the very same one back at the end."""
-    kept = tmp_path / "kept"
-    shutil.move(path, kept)
-    shutil.copyfile(kept, path)
-    KINDS[kind](path, tmp_path / "target")
-    try:
-        yield
-    finally:
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-        shutil.move(kept, path)
 
 
 def ours(caplog):

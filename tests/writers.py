@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -51,14 +52,14 @@ def contents(path):
 
 
 def flip(path, place):
-    """One bit, at a share of the file; an empty file has none and gets a byte."""
+    """Flip a bit of the byte at a share of the file; an empty file gets a byte."""
     content = bytearray(path.read_bytes() or b"x")
     content[int(place * (len(content) - 1))] ^= 1 << int(place * 7)
     path.write_bytes(content)
 
 
 def link(path, target):
-    """To the very same content."""
+    """Replace a file or directory by a symbolic link to the very same content."""
     shutil.move(path, target)
     path.symlink_to(target)
 
@@ -72,12 +73,13 @@ KINDS = {
     "missing": lambda path, _: path.unlink(),
     "a folder": lambda path, _: (path.unlink(), path.mkdir()),
     "a link": link,
+    "a pipe": lambda path, _: (path.unlink(), os.mkfifo(path)),
 }
 
 
 @contextlib.contextmanager
 def damaged(path, kind, tmp_path):
-    """Undone at the end, to the very same file."""
+    """Damage a file, and put the very same one back at the end."""
     kept = tmp_path / "kept"
     shutil.move(path, kept)
     shutil.copyfile(kept, path)
