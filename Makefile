@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench format clean
+.PHONY: demo test test-slow bench format clean
 
 demo: .venv/ready
 	$(BIN)/python -m facedepth_jax.main --config=configs/synthetic.py --workdir=runs/demo
@@ -10,7 +10,11 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Exhaustive sweeps, long fuzzing, more processes and more kills: what `make test` has no time for.
+test-slow: .venv/ready
+	FACEDEPTH_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest -n 2 --dist loadfile tests/slow tests/test_fuzz.py
 
 # On a CPU, Linux only; each prints its tables. With `.venv/bin/pip install -e '.[bench]'` against PyTorch too. The one
 # for a GPU is benchmarks/gpu.py.

@@ -22,12 +22,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import matplotlib
-import numpy as np
-from train_step import LAM, machine, make_nets, measured_in_a_fresh_process, numbers
+from train_step import LAM, machine, make_batch, make_nets, measured_in_a_fresh_process, numbers
 
-from facedepth_jax import levels, mesh
+from facedepth_jax import devices
+from facedepth_jax.depth_code import DepthCode
+from facedepth_jax.methods import METHODS
 from facedepth_jax.state import init_state
-from facedepth_jax.steps import METHODS
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -41,13 +41,11 @@ def measured(point, cores, turns, seconds):
     forced = f"--xla_force_host_platform_device_count={point['devices']}"
     os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {forced}" if "XLA_FLAGS" in os.environ else forced
     jax.config.update("jax_platforms", "cpu")
-    devices = mesh.make_mesh()
+    mesh = devices.make_mesh()
     nets, size = make_nets(point["width"], jnp.dtype("float32")), point["image, px"]
-    rng, shape = np.random.default_rng(0), (point["batch"], size, size)
-    batch = {"gray": rng.integers(0, 256, shape, np.uint8), "depth_mm": rng.integers(0, 2500, shape).astype(np.uint16)}
-    batch = mesh.put_batch(devices, batch)
-    state = jax.device_put(init_state(nets, 0, size), mesh.replicated(devices))
-    step = functools.partial(METHODS["cgan"].step, nets=nets, code=levels.DepthCode(), seed=0, lam=LAM)
+    batch = devices.put_batch(mesh, make_batch(point["batch"], size))
+    state = jax.device_put(init_state(nets, 0, size), devices.replicated(mesh))
+    step = functools.partial(METHODS["cgan"].step, nets=nets, code=DepthCode(), seed=0, lam=LAM)
     step = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     memory = step.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -106,7 +104,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs"))
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
-    if any(args.batches[0] % devices for devices in args.devices) or any(size % 16 for size in args.sizes):
+    if any(args.batches[0] % count for count in args.devices) or any(size % 16 for size in args.sizes):
         parser.error("the first of --batches has to be a multiple of each of --devices, --sizes of 16")
     print(f"{machine()}, {args.turns} turns of {args.seconds} s\n")
     print(f"| what grows | {' | '.join(NAMES)} | cores | images/s | GFLOP a device | MiB a device |")

@@ -24,15 +24,15 @@ import numpy as np
 from absl import flags
 from train_step import LAM, Jax, machine, make_batch, make_weights, numbers
 
-from facedepth_jax import mesh
+from facedepth_jax import devices
 from facedepth_jax.data import pipeline
 
-NAMES = ("gray", "depth_mm", "subject")
+NAMES = ("gray", "depth_mm", "distance_mm", "subject")
 
 
 def write_arrays(folder, frames):
     """As on disk, 27.6 kB a frame."""
-    batch = make_batch(64) | {"subject": np.zeros(64, np.int32)}
+    batch = make_batch(64)
     for name in NAMES:
         np.save(folder / f"{name}.npy", np.resize(batch[name], (frames, *batch[name].shape[1:])))
 
@@ -99,16 +99,16 @@ def main():
     parser.add_argument("--processes", type=numbers, default=[1, 2], help="as 1,2")
     args = parser.parse_args()
     flags.FLAGS.mark_as_parsed()  # grain's processes ask for it
-    devices = mesh.make_mesh()
-    put = functools.partial(mesh.put_batch, devices)
+    mesh = devices.make_mesh()
+    put = functools.partial(devices.put_batch, mesh)
     side = Jax(make_weights(args.width), make_batch(args.batch), args.width, "float32", LAM, plain=False)
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_arrays(folder, args.frames)
         arrays = read_arrays(folder)
-        mesh._memory_bytes = lambda: 2**62  # as on a device with room
-        rows, put_rows = mesh.place_examples(devices, arrays)
+        devices._memory_bytes = lambda: 2**62  # as on a device with room
+        rows, put_rows = devices.place_examples(mesh, arrays)
         sources = {
             "NumPy": by_numpy(arrays, args.batch),
             "the pipeline, in the loop itself": by_threads(arrays, args.batch, 0),

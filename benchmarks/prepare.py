@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from train_step import numbers
 
-from facedepth_jax.data.biwi_files import decode_depth
+from facedepth_jax.data.readers.biwi_files import decode_depth
 
 
 def tree(pid):

@@ -1,11 +1,11 @@
-"""The rasteriser against embree on the same head: frames a second and their ratio.
+"""Compare the rasteriser with embree on the same head: frames per second and their ratio.
 
     pip install -e '.[dev]'
     taskset -c 0 python benchmarks/render.py [--size=192] [--turns=20]
 
-Both cast one ray a pixel, in turns, so that what else the machine does falls on both. Embree's tree is built anew for
-each frame, as a head that moves asks for; the last row is without that. On one core (taskset) for a fair comparison:
-embree by trimesh uses one thread.
+Both cast one ray per pixel, in turns, so that other load on the machine affects both. Embree's tree is rebuilt for each
+frame, as a moving head requires; the last row leaves that out. Both run on one core (taskset): embree by trimesh uses
+one thread.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main():
     median = {name: float(np.median(values)) for name, values in seconds.items()}
     print(f"{len(triangles)} triangles, {args.size} x {args.size} px, {(hit >= 0).mean():.0%} covered, hit or not:")
     print(f"{same:.2%} of pixels alike, {args.turns} turns, {jax.default_backend()}\n")
-    print("| | frames a second (median) | this rasteriser is faster by |\n|---|---|---|")
+    print("| | frames per second (median) | this rasteriser is faster by |\n|---|---|---|")
     for name, value in median.items():
         print(f"| {name} | {1 / value:.0f} | {value / median['this rasteriser']:.1f} x |")
 

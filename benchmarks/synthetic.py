@@ -1,9 +1,9 @@
-"""Speed of the synthetic faces: whole frames a second, and what each stage takes of a frame.
+"""Measure the speed of the synthetic faces: whole frames per second, and the share of each stage.
 
     taskset -c 0 python benchmarks/synthetic.py [image size in pixels]
 
-Medians of repeated batches, compile time apart. Times are the process's CPU seconds where it has one core to itself, so
-that neighbours on a shared machine count less.
+Medians of repeated batches without compile time. On one core, times are the process's CPU seconds, so that other load
+on a shared machine counts less.
 """
 
 import functools
@@ -22,7 +22,7 @@ REPEATS = 36
 
 
 def seconds(function, *inputs):
-    """Median seconds of a call, and those of the first one (which compiles)."""
+    """Return the median seconds of a call, and those of the first one, which compiles."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # macOS has none
     clock = time.process_time if cores == 1 else time.perf_counter
     times = []

@@ -4,7 +4,7 @@
     [taskset -c 0,1] python benchmarks/train_step.py [--widths=16,32,128] [--batches=8,16,32] [--turns=5]
 
 The cGAN at 96 x 96 px. "Plain flax" is the same nets with flax's nn.Conv and nn.ConvTranspose and without the XLA flag
-that the package sets; that freed memory is kept, as the package has it, holds for all sides. Each side lives in a
+that the programs set; that freed memory is kept, as the programs have it, holds for all sides. Each side lives in a
 process of its own, on all cores that `taskset` leaves.
 
 First it is proved that all sides do the same: from the same weights and batch their inference, losses (in float64 of
@@ -36,7 +36,10 @@ import statistics
 import time
 import types
 
-USER_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")  # before the package adds its own
+from facedepth_jax import runtime
+
+USER_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
+runtime.tune()  # as the programs do
 
 import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
@@ -44,10 +47,11 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from flax.traverse_util import flatten_dict, unflatten_dict  # noqa: E402
 
-from facedepth_jax import levels  # noqa: E402
+from facedepth_jax import depth_code  # noqa: E402
+from facedepth_jax.depth_code import DepthCode, encode_gray  # noqa: E402
+from facedepth_jax.methods import METHODS  # noqa: E402
 from facedepth_jax.models import cgan  # noqa: E402
 from facedepth_jax.state import Net, NetState, TrainState, adam, forward, init_state  # noqa: E402
-from facedepth_jax.steps import METHODS  # noqa: E402
 
 OURS, TORCH, PLAIN = "this", "PyTorch", "plain flax"
 SIZE_PX, LAM, B1 = 96, 3000.0, 0.5
@@ -64,7 +68,7 @@ class Jax:
     def __init__(self, weights, batch, width, dtype, lam, plain):
         if dtype == "float64":
             jax.config.update("jax_enable_x64", True)
-            for module in (cgan, levels):  # where float32 is written out, as outputs and images have to be
+            for module in (cgan, depth_code):  # where float32 is written out, as outputs and images have to be
                 module.jnp = types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64})
         if plain:
             cgan.Conv = functools.partial(nn.Conv, kernel_size=(5, 5), use_bias=False)
@@ -72,8 +76,8 @@ class Jax:
         self.dtype = jnp.dtype(dtype)
         self.nets = make_nets(width, self.dtype)
         self.state = TrainState(jnp.zeros((), jnp.int32), {name: self.net_state(name, weights) for name in self.nets})
-        self.batch = jax.device_put(batch | {"subject": np.zeros(len(batch["gray"]), np.int32)})
-        step = functools.partial(METHODS["cgan"].step, nets=self.nets, code=levels.DepthCode(), seed=0, lam=lam)
+        self.batch = jax.device_put(batch)
+        step = functools.partial(METHODS["cgan"].step, nets=self.nets, code=DepthCode(), seed=0, lam=lam)
         start = time.perf_counter()
         lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.batch)
         self.step = lowered.compile()
@@ -110,7 +114,7 @@ class Jax:
     def predict(self, gray):
         if len(gray) not in self.predictors:
             module = self.nets["generator"].module
-            call = jax.jit(lambda net, gray: forward(module, net, levels.image_from_gray(gray)[..., None])[..., 0])
+            call = jax.jit(lambda net, gray: forward(module, net, encode_gray(gray))[..., 0])
             lowered = call.lower(self.state.nets["generator"], gray)
             self.flops["inference", len(gray)] = lowered.cost_analysis()["flops"]
             self.predictors[len(gray)] = lowered.compile()
@@ -155,12 +159,13 @@ def make_weights(width):
     return weights
 
 
-def make_batch(batch_size):
+def make_batch(batch_size, size_px=SIZE_PX):
     """As the pipeline delivers it: noise, a tenth without depth."""
     rng = np.random.default_rng(1)
-    shape = batch_size, SIZE_PX, SIZE_PX
+    shape = batch_size, size_px, size_px
     depth_mm = rng.integers(400, 2700, shape) * (rng.random(shape) > 0.1)
-    return {"gray": rng.integers(0, 256, shape, np.uint8), "depth_mm": depth_mm.astype(np.uint16)}
+    batch = {"gray": rng.integers(0, 256, shape, np.uint8), "depth_mm": depth_mm.astype(np.uint16)}
+    return batch | {"distance_mm": np.full(batch_size, 900, np.float32), "subject": np.zeros(batch_size, np.int32)}
 
 
 # ---- a side's own process ----

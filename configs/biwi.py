@@ -6,7 +6,7 @@ Hardware: a GPU; prepares on first use (docs/preparing.md). Time and figures: no
 be had here. The paper's on its test split, over all pixels: L1 10.503 levels, RMSE 24.865 (Table 1, cGAN).
 """
 
-from configs.base import base
+from facedepth_jax.config import base
 
 
 def get_config(method="cgan"):
@@ -20,5 +20,4 @@ def get_config(method="cgan"):
     config.data.options.mask = False  # True: depth on the head alone, by the masks that come with the data
     config.every.log = 50
     config.every.save = 1000
-    config.every.evaluate = 1000
     return config

@@ -7,7 +7,7 @@ Expect over pixels with true depth, five folds pooled (mean training map in brac
 (36.4), 119 mm (157). pix2pix is the best there, RESULTS.md has all four methods.
 """
 
-from configs.base import base
+from facedepth_jax.config import base
 
 
 def get_config(method="cgan"):
@@ -25,5 +25,4 @@ def get_config(method="cgan"):
     config.data.options.seed = 0
     config.every.log = 50
     config.every.save = 200
-    config.every.evaluate = 200
     return config

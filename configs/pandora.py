@@ -6,7 +6,7 @@ Hardware: a GPU; prepares on first use (docs/preparing.md). Time and figures: no
 be had here. The paper's on its test split, over all pixels: L1 11.792 levels, RMSE 18.677 (Table 1, cGAN).
 """
 
-from configs.base import base
+from facedepth_jax.config import base
 
 
 def get_config(method="cgan"):
@@ -21,5 +21,4 @@ def get_config(method="cgan"):
     config.data.options.max_angle = 90.0  # degrees; poses beyond are left out, an assumption
     config.every.log = 100
     config.every.save = 2500
-    config.every.evaluate = 2500
     return config

@@ -7,7 +7,7 @@ pixels with true depth (mean training map in brackets): L1 16.6 levels (25.8), R
 RESULTS.md has the other methods.
 """
 
-from configs.base import base
+from facedepth_jax.config import base
 
 
 def get_config(method="cgan"):
@@ -26,5 +26,4 @@ def get_config(method="cgan"):
     config.data.options.seed = 0
     config.every.log = 50
     config.every.save = 200
-    config.every.evaluate = 200
     return config

@@ -5,7 +5,7 @@ python -m facedepth_jax.main --config=configs/synthetic_full.py[:ae|:pix2pix|:cu
 Hardware, time and figures: not run yet.
 """
 
-from configs.base import base
+from facedepth_jax.config import base
 
 
 def get_config(method="cgan"):
@@ -20,5 +20,4 @@ def get_config(method="cgan"):
     config.data.options.seed = 0
     config.every.log = 100
     config.every.save = 2500
-    config.every.evaluate = 2500
     return config

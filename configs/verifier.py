@@ -9,18 +9,19 @@ Expect on 12 people it has never seen, 4000 pairs: accuracy 0.730, area under th
 training mean map, where all pairs look the same. Validation: 0.740. The paper's width has not been run yet.
 """
 
-import importlib
 import pathlib
+
+from facedepth_jax.config import load
+from facedepth_jax.errors import FaceDepthError
 
 # The demo's data, and whatever is as small: a quarter of the paper's net.
 SMALL = ("synthetic", "folder")
 
 
 def get_config(name="synthetic"):
-    if not (pathlib.Path(__file__).parent / f"{name}.py").is_file():
-        raise SystemExit(f"error: There is no configs/{name}.py: give the config of the runs that are to be judged.")
-    config = importlib.import_module(f"configs.{name}").get_config()
-    config.method = "verifier"
+    if name == "verifier":
+        raise FaceDepthError("The verifier judges runs of another config: give its name behind the colon.")
+    config = load(f"{pathlib.Path(__file__).with_name(name)}.py:verifier")
     config.width = 16 if name in SMALL else 64
     config.train.batch_size = 32  # pairs
     config.train.steps = 3000 if name in SMALL else 20_000
@@ -28,5 +29,4 @@ def get_config(name="synthetic"):
     config.train.b1 = 0.9
     config.every.log = 50
     config.every.save = 200
-    config.every.evaluate = 200
     return config

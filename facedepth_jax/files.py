@@ -1,12 +1,14 @@
-"""Files that are whole or not there: written beside, synced, renamed."""
+"""Write files atomically (temporary file, fsync, rename); hashes and JSON."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import pathlib
 import re
-import tempfile
+import shutil
+import uuid
 
 import numpy as np
 
@@ -14,13 +16,13 @@ from facedepth_jax.errors import FaceDepthError
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, hexadecimal. Raises OSError."""
+    """Hash a file's bytes: SHA-256, hexadecimal. Raises OSError."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_local(path: str | os.PathLike):
-    """Raises FaceDepthError for a bucket's address, of which pathlib would make a local folder `gs:`."""
+    """Raise FaceDepthError for a bucket's address, of which pathlib would make a local folder `gs:`."""
     if found := re.match("[a-z][a-z0-9+.-]+:/", str(path)):
         raise FaceDepthError(
             f"{path} is an address ({found[0]}/...), no directory; files are synced and renamed here, which buckets "
@@ -28,39 +30,59 @@ def check_local(path: str | os.PathLike):
         )
 
 
+@contextlib.contextmanager
+def atomically(path: str | os.PathLike):
+    """Yield a free path next to `path` for a file or a directory; sync it and rename it to `path`, or remove it.
+
+    A file replaces the one that is there; a directory must find nothing or an empty one. Raises OSError.
+    """
+    path = pathlib.Path(path)
+    # Not by process id: it is not unique on a directory that several machines share.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        for file in [*partial.rglob("*"), partial] if partial.is_dir() else [partial]:
+            _sync(file)
+        partial.replace(path)
+        _sync(path.parent)
+    except BaseException:
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: pathlib.Path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_bytes(path: str | os.PathLike, content: bytes):
-    """Writes a file, making its directory. Raises FaceDepthError if the place cannot be written or the disk is full."""
+    """Write a file, making its directory. Raises FaceDepthError if the place cannot be written or the disk is full."""
     check_local(path)
-    path, temporary = pathlib.Path(path), None
+    path = pathlib.Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's is 0600
-        os.replace(temporary, path)
+        with atomically(path) as partial:
+            partial.write_bytes(content)
     except OSError as error:
-        if temporary:
-            pathlib.Path(temporary).unlink(missing_ok=True)
         raise FaceDepthError(f"{path} cannot be written: {error.strerror or error}.") from error
 
 
 def remove_partial(folder: str | os.PathLike):
-    """Removes what killed writes left in a folder and below it, where nobody else writes."""
+    """Remove the remains of killed writes in a folder and below it, where no other process writes."""
     for path in pathlib.Path(folder).rglob(".*.partial"):
-        if path.is_file():
-            path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, content):
-    """Plain values as JSON with sorted keys; NaN is an error."""
+    """Write plain values as JSON with sorted keys; NaN is an error."""
     write_bytes(path, (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: str | os.PathLike):
-    """The values of a JSON file. Raises FaceDepthError if it is missing or no JSON."""
+    """Read the values of a JSON file. Raises FaceDepthError if it is missing or not JSON."""
     try:
         return json.loads(pathlib.Path(path).read_text())
     except OSError as error:
@@ -70,14 +92,14 @@ def read_json(path: str | os.PathLike):
 
 
 def sealed(content: dict) -> dict:
-    """Plain JSON values and, as "sha256", the hash of what they say: of a file that holds hashes, but not its own."""
+    """Add to plain JSON values, as "sha256", a hash of them: for a file that holds hashes, but not its own."""
     content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read
     return content | {"sha256": _json_sha256(content)}
 
 
 def is_sealed(content: dict) -> bool:
-    """False if sealed values were changed. True also where there is no "sha256": files from before it was written."""
-    return "sha256" not in content or content["sha256"] == _json_sha256(content)
+    """Check that sealed values are as they were written."""
+    return content.get("sha256") == _json_sha256(content)
 
 
 def _json_sha256(content: dict) -> str:
@@ -86,7 +108,7 @@ def _json_sha256(content: dict) -> str:
 
 
 def write_npz(path: str | os.PathLike, content: dict[str, np.ndarray]):
-    """Arrays by name, compressed."""
+    """Write arrays by name, compressed."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **content)
     write_bytes(path, buffer.getvalue())

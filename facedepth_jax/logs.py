@@ -1,5 +1,6 @@
-"""What a run says: JSON lines, TensorBoard, the progress bar, and the guard against values that are not finite."""
+"""Log a run: JSON lines, TensorBoard, the progress bar, the pace; find values that are not finite."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -12,25 +13,26 @@ import tqdm
 
 from facedepth_jax import files
 
-MOST_DATA = 0.5  # share of training time that may be waiting for data without a warning
+MOST_DATA = 0.5  # share of the time that may be waiting for data without a warning
 
 
 def first_not_finite(metrics: dict[str, float]) -> str | None:
-    """The first value that is NaN or infinite, in words."""
+    """Return the first value that is NaN or infinite, in words."""
     return next((f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)), None)
 
 
-# Of the thirteen metrics a line shows a few, and of the times none; metrics.jsonl has all.
+# A line shows some of the values; metrics.jsonl has all.
 _NOT_SHOWN = (
     "train/grad",
-    "train/time",
     *(f"validation/{name}" for name in ("l2", "abs", "squared", "rmse_log", "rmse_s", "delta")),
 )
 
 
 def _is_up_to(step, line):
-    """Whether a line of metrics.jsonl is whole, as a kill may not have left it, and of `step` or before; but no
-    validation at `step` itself, which is what a run begins with."""
+    """Return whether a line of metrics.jsonl is whole (a kill may cut it) and stays when a run goes on at `step`.
+
+    A validation at `step` itself does not: the run begins with it.
+    """
     try:
         values = json.loads(line)
         begins = values["step"] == step and any(name.startswith("validation/") for name in values)
@@ -40,9 +42,9 @@ def _is_up_to(step, line):
 
 
 class Logs:
-    """`metrics.jsonl` (one object a line, with "step"), TensorBoard events in `tensorboard/`, a bar on a terminal.
+    """Write `metrics.jsonl` (an object a line, with "step"), TensorBoard events in `tensorboard/`, a bar on a terminal.
 
-    A run that goes on at step k forgets the lines after it, so the file is that of an undisturbed run.
+    A run that goes on at a step forgets the lines after it, so the file is that of an undisturbed run.
     """
 
     def __init__(self, workdir: pathlib.Path, start_step: int, total_steps: int):
@@ -51,28 +53,23 @@ class Logs:
         files.write_bytes(path, b"".join(line for line in lines if _is_up_to(start_step, line)))
         self._file = open(path, "a", buffering=1)
         self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
-        self._bar = tqdm.tqdm(
-            total=total_steps, initial=start_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
-        )
+        self._bar = tqdm.tqdm(total=total_steps, initial=start_step, unit="step", disable=None, dynamic_ncols=True)
 
     def write(self, step: int, values: dict[str, float], prefix: str):
-        """One line: `values`, plain numbers, under `prefix/name`."""
+        """Write one line: `values`, plain numbers, under `prefix/name`."""
         values = {f"{prefix}/{name}": value for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
-            # What TensorBoard allows in a tag, or its writer complains at every line.
+            # TensorBoard's writer complains at every line about other characters in a tag.
             self._events.add_scalar(re.sub(r"[^\w./-]", "_", name), value, step)
         if self._bar.disable:
-            shown = ", ".join(
-                f"{name} {value:.4g}" for name, value in values.items() if not name.startswith(_NOT_SHOWN)
-            )
-            print(f"step {step}: {shown}", flush=True)
+            shown = [f"{name} {value:.4g}" for name, value in values.items() if not name.startswith(_NOT_SHOWN)]
+            print(f"step {step}: {', '.join(shown)}", flush=True)
 
     def advance(self, step: int, shown: dict[str, str]):
-        """Moves the bar."""
-        if not self._bar.disable:
-            self._bar.set_postfix(shown, refresh=False)
-            self._bar.update(step - self._bar.n)
+        """Move the bar."""
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(step - self._bar.n)
 
     def close(self):
         self._bar.close()
@@ -81,65 +78,57 @@ class Logs:
 
 
 class Silence:
-    """What the other processes say: the first speaks for all."""
+    """Log nothing: the first process speaks for all."""
 
-    def write(self, step, values, prefix):
+    def write(self, *args):
         pass
 
-    def advance(self, step, shown):
-        pass
-
-    def close(self):
-        pass
+    advance = close = write
 
 
-class Clock:
-    """Where the time of a run goes: every second since its start is charged to one of PARTS.
+class Pace:
+    """Measure images a second, and the share of the time in which the device waits for data.
 
-    start: preparing, opening, restoring. compile: the first step. data: batches that the device had nothing to do
-    before. step: all else between batches. evaluation: on the validation split. save: starting a save, and waiting for
-    the one before. test: the end of the run.
+    The loop reads a step's metrics when the device has done it, so that the time between two readings is that of the
+    steps between them. Saves and validations, which are `paused`, do not count.
     """
-
-    PARTS = ("start", "compile", "data", "step", "evaluation", "save", "test")
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
-        self._charged_until = time.perf_counter()
-        self._seconds = dict.fromkeys(self.PARTS, 0.0)
-        self._lap = None  # step and seconds at its begin
         self._warned = False
+        self.restart(0)
 
-    def charge(self, part: str):
-        """What has passed since the last call goes to `part`."""
-        now = time.perf_counter()
-        self._seconds[part] += now - self._charged_until
-        self._charged_until = now
+    def restart(self, step: int):
+        """Begin a new interval after `step` steps."""
+        self._step, self._begin, self._waiting_sec = step, time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Leave out the time in this context."""
+        begin = time.perf_counter()
+        yield
+        self._begin += time.perf_counter() - begin
+
+    def watch(self, batches, is_idle):
+        """Yield the batches; the time until one comes counts as waiting if the device is idle by then."""
+        while True:
+            begin = time.perf_counter()
+            batch = next(batches)
+            if is_idle():
+                self._waiting_sec += time.perf_counter() - begin
+            yield batch
 
     def lap(self, step: int) -> dict[str, float]:
-        """Seconds by part since the last call and images a second in those of steps, data and saves.
-
-        At the first call since the start, with no images a second.
-        """
-        self.charge("step")
-        begun, before = self._lap or (step, dict.fromkeys(self.PARTS, 0.0))
-        self._lap = step, dict(self._seconds)
-        passed = {part: self._seconds[part] - before[part] for part in self.PARTS}
-        found = {f"time_{part}_sec": passed[part] for part in self.PARTS if part != "test"}
-        if step > begun:
-            training = passed["step"] + passed["data"] + passed["save"]
-            found["images_per_sec"] = (step - begun) * self._batch_size / training
-            if passed["data"] > MOST_DATA * training and not self._warned:
-                self._warned = True
-                print(
-                    f"warning: from step {begun} to {step} {passed['data'] / training:.0%} of the time was waiting for "
-                    "data: the disk of data.dir, or a core of this machine, is too slow for the device.",
-                    file=sys.stderr,
-                )
-        return found
-
-    def account(self) -> str:
-        """One line: the seconds since the start, and the share of each part."""
-        total = sum(self._seconds.values()) or 1.0
-        parts = [f"{part} {sec:.1f} s ({sec / total:.0%})" for part, sec in self._seconds.items() if sec]
-        return f"Time: {total:.1f} s: {', '.join(parts)}"
+        """Return the figures of the steps since the last call, once `step` is done; warn once of too much waiting."""
+        seconds = time.perf_counter() - self._begin
+        waiting = self._waiting_sec / seconds
+        images = (step - self._step) * self._batch_size
+        self.restart(step)
+        if waiting > MOST_DATA and not self._warned:
+            self._warned = True
+            print(
+                f"warning: up to step {step} {waiting:.0%} of the time was waiting for data: the disk of data.dir, "
+                "or a core of this machine, is too slow for the device.",
+                file=sys.stderr,
+            )
+        return {"images_per_sec": images / seconds, "waiting_share": waiting}

@@ -1,4 +1,4 @@
-"""The losses of the paper, Eqs. 2 to 5, and of its baselines: one value an example, (B,); steps take the mean.
+"""Compute the losses of the paper, Eqs. 2 to 5, and of its baselines: one value an example, (B,); steps take the mean.
 
 Labels are 1 = real, 0 = generated, as in Eqs. 1 and 5 (the text of section 3.1.1 says the opposite).
 """
@@ -8,12 +8,12 @@ import optax
 
 
 def mse(image, target):
-    """Eq. 3 an example, as the mean over the pixels: (B, S, S, 1) twice -> (B,)."""
+    """Average Eq. 3 over the pixels: (B, S, S, 1) twice -> (B,)."""
     return jnp.mean(jnp.square(image - target), axis=(1, 2, 3))
 
 
 def adversarial(logits, label):
-    """Eq. 2 an example, for one label 0.0 or 1.0: logits (B,), or (B, h, w) of patches whose mean counts -> (B,).
+    """Compute Eq. 2 for one label, 0.0 or 1.0: logits (B,), or (B, h, w) of patches whose mean counts -> (B,).
 
     From logits, as the log of a sigmoid would be infinite at 40.
     """
@@ -22,35 +22,35 @@ def adversarial(logits, label):
 
 
 def discriminator(logits_real, logits_generated):
-    """Eq. 2 over the real and the generated maps, summed: logits as in `adversarial`, twice -> (B,)."""
+    """Sum Eq. 2 over the real and the generated maps: logits as in `adversarial`, twice -> (B,)."""
     return adversarial(logits_real, 1.0) + adversarial(logits_generated, 0.0)
 
 
 def generator(image, target, logits, lam):
-    """Eq. 5, lambda * MSE + adversarial loss against "real": (B, S, S, 1) twice, (B,), scalar -> (B,)."""
+    """Compute Eq. 5, lambda * MSE + adversarial loss against "real": (B, S, S, 1) twice, (B,), scalar -> (B,)."""
     return lam * mse(image, target) + adversarial(logits, 1.0)
 
 
 def verification(logits, same):
-    """The verifier's binary cross entropy an example, from logits (B,); same (B,) is 1 for one person, 0 for two."""
+    """Compute the verifier's binary cross entropy from logits (B,); same (B,) is 1 for one person, 0 for two."""
     return optax.sigmoid_binary_cross_entropy(logits, same.astype(logits.dtype))
 
 
 def l1(image, target):
-    """Absolute error an example, as the mean over the pixels: (B, S, S, 1) twice -> (B,)."""
+    """Average the absolute error over the pixels: (B, S, S, 1) twice -> (B,)."""
     return jnp.mean(jnp.abs(image - target), axis=(1, 2, 3))
 
 
 def conditional_discriminator(logits_real, logits_generated):
-    """pix2pix's for its discriminator, Eq. 2 halved (Isola et al., section 3.3): logits (B, h, w) twice -> (B,)."""
+    """Compute pix2pix's loss for its discriminator (Isola et al., section 3.3), Eq. 2 halved: logits twice -> (B,)."""
     return 0.5 * discriminator(logits_real, logits_generated)
 
 
 def conditional_generator(image, target, logits, l1_weight):
-    """pix2pix's for its generator (Isola et al., Eq. 4): (B, S, S, 1) twice, (B, h, w), scalar -> (B,)."""
+    """Compute pix2pix's loss for its generator (Isola et al., Eq. 4): (B, S, S, 1) twice, (B, h, w), scalar -> (B,)."""
     return l1_weight * l1(image, target) + adversarial(logits, 1.0)
 
 
 def identity(logits, subject):
-    """Cross entropy of who it is, an example: logits (B, subjects), int (B,) -> (B,)."""
+    """Compute the cross entropy of the person: logits (B, subjects), int (B,) -> (B,)."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, subject)

@@ -1,14 +1,17 @@
-"""The thirteen pixel-wise metrics of the paper's Table 1, in levels, and errors in millimetres beside them.
+"""Compute the thirteen pixel-wise metrics of the paper's Table 1, in levels, and errors in millimetres.
 
-Two steps, so that neither batch size nor device count nor padding can change a figure: `image_sums` reduces every image
-to a few numbers on the device, `finalize` takes the ratios and roots once over all images of a split, in float64.
+Sums first, ratios and roots last, so that neither batch size nor device count nor padding can change a figure, and
+folds and seeds pool by adding: on the device `image_sums` and `mm_sums` reduce every image to a few numbers,
+`person_sums` adds them up by person, and `figures` turns the sums of any set of people into metrics, in float64, each
+with a standard error over people.
 
 Definitions: Pini et al. (2018), Table 1, after Eigen et al., "Depth map prediction from a single image using a
-multi-scale deep network" (2014). What the paper leaves open follows from its figures: RMSE lin and log take the root
+multi-scale deep network" (2014). The paper's figures decide where its words do not: RMSE lin and log take the root
 last, over the whole split; the L2 norm is an image's own norm, averaged over images (in all eight columns of Table 1
 it is just below 96 times RMSE lin). Before a logarithm or a ratio both depths are raised to one level.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -18,12 +21,19 @@ from facedepth_jax.errors import FaceDepthError
 
 
 class Metric(NamedTuple):
-    """A row of Table 1: key in results.json, label, which direction is better, decimals to print."""
+    """A row of a table.
+
+    Attributes:
+      key: in results.json.
+      label: in tables, with `better`, "lower" or "higher", and so many `decimals`.
+      value: sums (name -> a number or (n,)) over any set of images -> the metric.
+    """
 
     key: str
     label: str
     better: str
     decimals: int
+    value: Callable | None = None
 
 
 DELTAS = {
@@ -36,24 +46,34 @@ DELTAS = {
 }
 
 METRICS = (
-    Metric("l1", "L1 norm", "lower", 3),
-    Metric("l2", "L2 norm", "lower", 1),
-    Metric("abs_diff", "Absolute diff", "lower", 4),
-    Metric("squared_diff", "Squared diff", "lower", 4),
-    Metric("rmse_lin", "RMSE lin", "lower", 3),
-    Metric("rmse_log", "RMSE log", "lower", 4),
-    Metric("rmse_scale_inv", "RMSE scale-inv", "lower", 4),
-    *(Metric(key, key.replace("delta_", "δ < "), "higher", 4) for key in DELTAS),
+    Metric("l1", "L1 norm", "lower", 3, lambda sums: sums["abs"] / sums["count"]),
+    Metric("l2", "L2 norm", "lower", 1, lambda sums: sums["l2"] / sums["images"]),
+    Metric("abs_diff", "Absolute diff", "lower", 4, lambda sums: sums["abs_by_true"] / sums["count"]),
+    Metric("squared_diff", "Squared diff", "lower", 4, lambda sums: sums["squared_by_true"] / sums["count"]),
+    Metric("rmse_lin", "RMSE lin", "lower", 3, lambda sums: np.sqrt(sums["squared"] / sums["count"])),
+    Metric("rmse_log", "RMSE log", "lower", 4, lambda sums: np.sqrt(sums["log_squared"] / sums["count"])),
+    Metric("rmse_scale_inv", "RMSE scale-inv", "lower", 4, lambda sums: np.sqrt(sums["scale_inv"] / sums["images"])),
+    *(
+        Metric(key, key.replace("delta_", "δ < "), "higher", 4, lambda sums, key=key: sums[key] / sums["count"])
+        for key in DELTAS
+    ),
 )
 
 MM_METRICS = (
-    Metric("mae_mm", "Mean absolute error, mm", "lower", 2),
-    Metric("rmse_mm", "RMSE, mm", "lower", 2),
+    Metric("mae_mm", "Mean absolute error, mm", "lower", 2, lambda sums: sums["abs"] / sums["count"]),
+    Metric("rmse_mm", "RMSE, mm", "lower", 2, lambda sums: np.sqrt(sums["squared"] / sums["count"])),
 )
+_PARTS = {"all": METRICS, "valid": METRICS, "mm": MM_METRICS}
+_EMPTY = "No pixel with depth to measure on: the evaluated frames are empty; check the prepared depth."
+_NOTHING = {
+    "all": _EMPTY,
+    "valid": _EMPTY,
+    "mm": "No pixel's true depth lies within what the levels can express: check the depth code (offset_mm, step_mm).",
+}
 
 
 def image_sums(pred_levels, true_levels, mask) -> dict:
-    """Sums over the pixels of each image that `finalize` needs.
+    """Reduce each image to the sums that the thirteen metrics are made of.
 
     Args:
       pred_levels: float32 (B, H, W), predicted depth in levels, not rounded.
@@ -92,47 +112,8 @@ def image_sums(pred_levels, true_levels, mask) -> dict:
     return sums | {key: total((larger < k * smaller).astype(jnp.float32)) for key, k in DELTAS.items()}
 
 
-def finalize(sums: dict[str, np.ndarray]) -> dict[str, float]:
-    """The thirteen metrics over all images of a split.
-
-    Args:
-      sums: name -> float64 (N,), as `image_sums` gives them, padding removed. An image without any pixel (count 0)
-        adds nothing and is left out of the means over images. The L2 norm of an image is then the root of the sum over
-        the pixels that count, without rescaling: it shrinks with the mask.
-
-    Returns:
-      key of METRICS -> value.
-
-    Raises:
-      FaceDepthError: if no image has a pixel that counts.
-    """
-    sums = {name: np.asarray(values, np.float64) for name, values in sums.items()}
-    kept = sums["count"] > 0
-    if not kept.any():
-        raise FaceDepthError(
-            "No pixel with depth to measure on: the evaluated frames are empty; check the prepared depth."
-        )
-    sums = {name: values[kept] for name, values in sums.items()}
-    n_pixels = sums["count"].sum()
-
-    def per_pixel(name):
-        return sums[name].sum() / n_pixels
-
-    values = {
-        "l1": per_pixel("abs"),
-        "l2": np.sqrt(sums["squared"]).mean(),
-        "abs_diff": per_pixel("abs_by_true"),
-        "squared_diff": per_pixel("squared_by_true"),
-        "rmse_lin": np.sqrt(per_pixel("squared")),
-        "rmse_log": np.sqrt(per_pixel("log_squared")),
-        "rmse_scale_inv": np.sqrt((sums["log_centred_squared"] / sums["count"]).mean()),
-    }
-    values |= {key: per_pixel(key) for key in DELTAS}
-    return {key: float(value) for key, value in values.items()}
-
-
 def mm_sums(pred_mm, true_mm, mask) -> dict:
-    """Per-image sums of errors in millimetres: float32 (B, H, W) twice, bool (B, H, W) -> name -> float32 (B,)."""
+    """Sum the errors in millimetres of each image: float32 (B, H, W) twice, bool (B, H, W) -> name -> float32 (B,)."""
     error = jnp.where(mask, pred_mm - true_mm, 0.0)
     pixels = (1, 2)
     return {
@@ -142,18 +123,100 @@ def mm_sums(pred_mm, true_mm, mask) -> dict:
     }
 
 
-def finalize_mm(sums: dict[str, np.ndarray]) -> dict[str, float]:
-    """`mm_sums` of all images, float64 (N,) each -> mae_mm and rmse_mm over all pixels of the split.
+def person_sums(per_image: Mapping[str, Mapping[str, np.ndarray]], subjects: Sequence[str]) -> dict:
+    """Add up the sums of each person's images.
+
+    Args:
+      per_image: {"all", "valid": `image_sums`, "mm": `mm_sums`}, values (N,), padding removed.
+      subjects: (N,), the person in each image.
+
+    Returns:
+      Plain JSON values {subject: {"all": {name: sum}, "valid": ..., "mm": ...}}. An image without a pixel that counts
+      adds nothing. Beside the sums over pixels stand "images", how many have a pixel that counts, and the sums over
+      images of two figures that the paper takes an image at a time: "l2", the image's own norm, and "scale_inv", its
+      variance of log ratios.
+    """
+    names, which = np.unique(subjects, return_inverse=True)
+    people = {str(name): {} for name in names}
+    for part, sums in per_image.items():
+        sums = {name: np.asarray(values, np.float64) for name, values in sums.items()}
+        counted = sums["count"] > 0
+        if "log_centred_squared" in sums:
+            sums["l2"] = np.sqrt(sums["squared"])
+            sums["scale_inv"] = sums.pop("log_centred_squared") / np.maximum(sums["count"], 1)
+        sums["images"] = counted.astype(np.float64)
+        for name, values in sums.items():
+            totals = np.bincount(which, np.where(counted, values, 0), len(names))
+            for person, total in zip(people.values(), totals, strict=True):
+                person.setdefault(part, {})[name] = float(total)
+    return people
+
+
+def figures(people: Mapping[str, Mapping]) -> dict:
+    """Turn the sums of people into metrics.
+
+    Args:
+      people: as `person_sums` gives them, of one evaluation or of several with other people (folds), joined.
+
+    Returns:
+      Plain JSON values: "all" and "valid" {key of METRICS: value}, "mm" {key of MM_METRICS: value};
+      "standard_error": the same three, each over people, None with fewer than two of them;
+      "n_people", "n_frames", "n_frames_without_depth" (left out of "valid"), "n_pixels", "n_pixels_valid",
+      "n_pixels_mm": what they were taken over; "people": the sums.
 
     Raises:
-      FaceDepthError: if no pixel counts.
+      FaceDepthError: no image has a pixel that counts.
     """
-    sums = {name: np.asarray(values, np.float64).sum() for name, values in sums.items()}
-    if sums["count"] == 0:
-        raise FaceDepthError(
-            "No pixel's true depth lies within what the levels can express: check the depth code (offset_mm, step_mm)."
-        )
-    return {
-        "mae_mm": float(sums["abs"] / sums["count"]),
-        "rmse_mm": float(np.sqrt(sums["squared"] / sums["count"])),
+    values, errors, totals = {}, {}, {}
+    for part, metrics in _PARTS.items():
+        if not all(part in sums for sums in people.values()):  # of an older evaluation
+            continue
+        names = set.intersection(*(set(sums[part]) for sums in people.values()))
+        table = {name: np.array([sums[part][name] for sums in people.values()]) for name in names}
+        total = {name: column.sum() for name, column in table.items()}
+        if not total["count"]:
+            raise FaceDepthError(_NOTHING[part])
+        counted = table["count"] > 0  # a person without a pixel that counts has nothing to leave out
+        rest = {name: total[name] - column[counted] for name, column in table.items()}
+        totals[part], values[part], errors[part] = total, {}, {}
+        for metric in metrics:
+            try:
+                values[part][metric.key] = float(metric.value(total))
+            except KeyError:  # an older evaluation lacks its sums
+                continue
+            errors[part][metric.key] = jackknife(metric.value(rest)) if counted.sum() > 1 else None
+    return values | {
+        "standard_error": errors,
+        "n_people": len(people),
+        "n_frames": int(totals["all"]["images"]),
+        "n_frames_without_depth": int(totals["all"]["images"] - totals["valid"]["images"]),
+        "n_pixels": int(totals["all"]["count"]),
+        "n_pixels_valid": int(totals["valid"]["count"]),
+        "n_pixels_mm": int(totals["mm"]["count"]),
+        "people": dict(people),
     }
+
+
+def join_people(evaluations: Sequence[Mapping]) -> dict:
+    """Join the people of several evaluations, as of folds; the sums of a person who is in two are added.
+
+    A sum that one of the two lacks, because it is from an older version, is left out.
+    """
+    people = {}
+    for subject, parts in (item for evaluation in evaluations for item in evaluation.items()):
+        if before := people.get(subject):
+            parts = {
+                part: {name: before[part][name] + sums[name] for name in before[part].keys() & sums.keys()}
+                for part, sums in parts.items()
+            }
+        people[subject] = parts
+    return people
+
+
+def jackknife(without: np.ndarray) -> float | None:
+    """Estimate a figure's standard error from its values without each person, (n,); None with fewer than two.
+
+    Efron and Tibshirani 1993, Eq. 11.5.
+    """
+    n = len(without)
+    return float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())) if n > 1 else None

@@ -1,19 +1,19 @@
-"""Program: gray or colour images in, depth maps out.
+"""Estimate depth maps from gray or colour images: the program.
 
     python -m facedepth_jax.predict --run=DIR --out=DIR IMAGE|FOLDER|VIDEO [...]
         [--box X,Y,W,H | --center X,Y --distance_mm D --focal_px F] [--batch_size N]
 
-The network expects what `prepare` gives it: a crop that is R millimetres wide at the head's distance (Eq. 6). With
-`--center`, `--distance_mm` and `--focal_px` (of the camera) the crop is made just so; `--box` takes your own; without
-either the whole image is the face, filled up with black to a square. A crop that leaves the image is filled with black.
+The net expects crops as `prepare` makes them, R millimetres wide at the head's distance (Eq. 6). With `--center`,
+`--distance_mm` and `--focal_px` (of the camera) the crop is made just so; `--box` takes your own; without either the
+whole image is the face, filled up with black to a square, as is every crop that leaves the image.
 
-For each image NAME, at the network's resolution:
+For each image NAME, at the net's resolution:
   NAME_depth.png        16-bit, millimetres
   NAME_depth.npy        float32, millimetres
   NAME_depth_color.png  preview, near is red, far is blue
-and one line on stdout that says where the map lies in the source. A frame of a video is called NAME_000001 and so on; a
-name that comes twice gets a number. Where the network takes a point for "no depth" or too far, the map holds about
-`none_level` in millimetres: the training data writes that level there, and nothing tells the two apart.
+and one line on stdout with the map's place in the source. A frame of a video is called NAME_000001 and so on; a name
+that comes twice gets a number. Where the net takes a point for "no depth" or too far, the map holds about `none_level`
+in millimetres, the level that the training data has in both cases.
 """
 
 import argparse
@@ -23,43 +23,44 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from facedepth_jax import runtime
+
+runtime.tune()
+
 import cv2
 import numpy as np
 
-from facedepth_jax import files, levels, pictures, runs
-from facedepth_jax.data import geometry
+from facedepth_jax import estimator, files, pictures
+from facedepth_jax.data.crop import Box
 from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.estimator import MAX_PIXELS
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
-MAX_PIXELS = 64 * 1024 * 1024  # of a box or a frame of a video; images have the same limit, see __init__.py
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 
 
 def list_files(inputs: Sequence[Path]) -> list[Path]:
-    """Images and videos as given, folders replaced by the images in them (not deeper), by name.
+    """List images and videos as given, each folder replaced by the images in it (not deeper), by name.
 
-    Raises:
-      FaceDepthError: an input does not exist, a folder has no image.
+    Raises FaceDepthError for an input that does not exist and a folder without an image.
     """
     paths = []
     for path in inputs:
+        if not path.exists():
+            raise FaceDepthError(f"{path} does not exist; give an image, a folder of images or a video.")
+        found = [path]
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not found:
-                raise FaceDepthError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-            paths += found
-        elif path.is_file():
-            paths.append(path)
-        else:
-            raise FaceDepthError(f"{path} does not exist; give an image, a folder of images or a video.")
+        if not found:
+            raise FaceDepthError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        paths += found
     return paths
 
 
 def read_gray(path: Path) -> np.ndarray:
-    """An image file of any size, gray or colour, 8 bits, turned as its EXIF data says -> uint8 (H, W).
+    """Read an image file of any size, gray or colour, 8 bits, turned as its EXIF data says, as uint8 (H, W).
 
-    Raises:
-      FaceDepthError: not readable, truncated, no image, or not 8-bit.
+    Raises FaceDepthError if it cannot be read, is truncated, not an image, or not 8-bit.
     """
     try:
         # From memory: cv2.imread gives half an image for a truncated JPEG without a word, cv2.imdecode gives none.
@@ -70,73 +71,60 @@ def read_gray(path: Path) -> np.ndarray:
     except cv2.error:  # more pixels than OPENCV_IO_MAX_IMAGE_PIXELS
         image = None
     if image is None:
-        raise FaceDepthError(f"{path} cannot be decoded: it is truncated, too large or no image.")
+        raise FaceDepthError(f"{path} cannot be decoded: it is truncated, too large or not an image.")
     if image.dtype != np.uint8:
-        raise FaceDepthError(
-            f"{path} is a {image.dtype} image; the network reads 8-bit gray or colour, convert it first."
-        )
+        raise FaceDepthError(f"{path} is a {image.dtype} image; the net reads 8-bit gray or colour, convert it first.")
     return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
 
 
 def read_frames(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, gray uint8 (H, W)) for an image, or for each frame of a video.
+    """Yield (name, gray uint8 (H, W)) for an image, or for each frame of a video.
 
-    Raises:
-      FaceDepthError: as `read_gray`; a video without a frame that can be decoded, or with frames that are too large.
+    Raises FaceDepthError as `read_gray` does, and for a video without a frame or with frames that are too large.
     """
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         yield path.stem, read_gray(path)
         return
     capture = cv2.VideoCapture(str(path))
-    number = 0
     try:
-        while True:
+        for number in itertools.count(1):
             width, height = (capture.get(side) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-            if width * height > MAX_PIXELS:  # before it is decoded; for the next frame again, as sizes may change
+            if width * height > MAX_PIXELS:  # before it is decoded; sizes may change from frame to frame
                 raise FaceDepthError(f"{path} has frames of {width:.0f} x {height:.0f} pixels, over {MAX_PIXELS}.")
             ok, image = capture.read()
             if not ok:
                 break
-            number += 1
             yield f"{path.stem}_{number:06d}", cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
     finally:
         capture.release()
-    if number == 0:
-        raise FaceDepthError(f"{path} holds no frame that can be decoded; it is truncated or no video.")
+    if number == 1:
+        raise FaceDepthError(f"{path} holds no frame that can be decoded; it is truncated or not a video.")
 
 
-def whole_image(shape: tuple[int, int]) -> geometry.Box:
-    """The smallest square around an image of shape (H, W), in its middle."""
-    height, width = shape
-    side = max(height, width)
-    return geometry.Box(-((side - width) // 2), -((side - height) // 2), side, side)
+def read_crops(net: estimator.FaceDepth, paths: Sequence[Path], where: dict, failures: list[Path]) -> Iterator[tuple]:
+    """Yield (path, name, box, crop uint8 (S, S)) for every frame of every file, names unique whatever their case.
 
-
-def check_box(path: Path, box: geometry.Box, shape: tuple[int, int]) -> None:
-    """Raises FaceDepthError where a box is too large or shows nothing of an image of shape (H, W)."""
-    height, width = shape
-    text = f"{path}: the box of {box.w} x {box.h} pixels at x={box.x}, y={box.y}"
-    if box.x >= width or box.y >= height or box.x + box.w <= 0 or box.y + box.h <= 0:
-        raise FaceDepthError(f"{text} lies outside the image of {width} x {height} pixels.")
-    if box.w * box.h > MAX_PIXELS:
-        raise FaceDepthError(f"{text} is too large (over {MAX_PIXELS} pixels); check the distance and focal length.")
-
-
-def predict_mm(loaded, gray: np.ndarray) -> np.ndarray:
-    """uint8 (B, S, S) -> float32 (B, S, S) in mm.
-
-    Raises:
-      FaceDepthError: an estimate is not finite.
+    A file that cannot be used is reported on stderr and added to `failures`, and the next one follows.
     """
-    image = loaded.predict(gray)[..., 0]
-    depth_mm = np.asarray(levels.mm_from_levels(levels.levels_from_image(image, loaded.code), loaded.code))
-    if not np.isfinite(depth_mm).all():
-        raise FaceDepthError("The network's estimate is not finite: the run's weights are unusable.")
-    return depth_mm
+    taken = set()
+    for path in paths:
+        try:
+            for name, gray in read_frames(path):
+                try:
+                    box = net.box_of(gray.shape, **where)
+                except FaceDepthError as error:
+                    raise FaceDepthError(f"{path}: {error}") from None
+                names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+                name = next(name for name in names if name.casefold() not in taken)
+                taken.add(name.casefold())
+                yield path, name, box, net.crop(gray, box)
+        except FaceDepthError as error:
+            print(f"error: {error}", file=sys.stderr)
+            failures.append(path)
 
 
 def write_depth(out: Path, name: str, depth_mm: np.ndarray) -> None:
-    """The three files of one map, float32 (S, S) in mm."""
+    """Write the three files of one map, float32 (S, S) in mm."""
     npy = io.BytesIO()
     np.save(npy, depth_mm, allow_pickle=False)
     files.write_bytes(out / f"{name}_depth.npy", npy.getvalue())
@@ -145,81 +133,38 @@ def write_depth(out: Path, name: str, depth_mm: np.ndarray) -> None:
     pictures.write_png(out / f"{name}_depth_color.png", color)
 
 
-def describe_net(loaded) -> str:
-    """The scale of every map in two lines."""
-    code = loaded.code
-    low, high = (float(levels.mm_from_levels(levels.levels_from_image(x, code), code)) for x in (-1.0, 1.0))
-    none_mm = float(levels.mm_from_levels(code.none_level, code))
-    return (
-        f"{loaded.size} x {loaded.size} pixels, {loaded.face_mm:g} mm wide at the head in training\n"
-        f"values in mm, {low:.0f}..{high:.0f} possible, {code.step_mm:g} mm a level in training, "
-        f"{none_mm:.0f} where there is no depth"
-    )
-
-
-def describe_map(path: Path, name: str, box: geometry.Box, depth_mm: np.ndarray, mm_per_pixel: float | None) -> str:
-    """Where a map lies in its source and what it holds, one line."""
+def describe_map(path: Path, name: str, box: Box, depth_mm: np.ndarray) -> str:
+    """Describe the place of a map in its source and its values in one line."""
     step_x, step_y = box.w / depth_mm.shape[1], box.h / depth_mm.shape[0]
-    line = (
+    return (
         f"{path} -> {name}_depth.png: {depth_mm.min():.0f}..{depth_mm.max():.0f} mm; map pixel (0, 0) is source "
         f"pixel (x={box.x + step_x / 2 - 0.5:.2f}, y={box.y + step_y / 2 - 0.5:.2f}), "
         f"one map pixel is {step_x:.3f} x {step_y:.3f} source pixels"
     )
-    return line if mm_per_pixel is None else f"{line}, {mm_per_pixel:.2f} mm at the head's distance"
 
 
-def free_name(name: str, taken: set[str]) -> str:
-    """`name`, or `name_2`, `name_3`, ... where it is taken; takes it. Case does not tell two names apart."""
-    free, number = name, 1
-    while free.casefold() in taken:
-        number += 1
-        free = f"{name}_{number}"
-    taken.add(free.casefold())
-    return free
-
-
-def read_crops(paths: Sequence[Path], box_of, size: int, failures: list[Path]) -> Iterator[tuple]:
-    """(path, name, box, crop uint8 (size, size)) for every frame of every file, names unique.
-
-    A file that cannot be used is reported on stderr and added to `failures`, and the next one follows.
-    """
-    taken = set()
-    for path in paths:
-        try:
-            for name, gray in read_frames(path):
-                box = box_of(gray.shape)
-                check_box(path, box, gray.shape)
-                yield path, free_name(name, taken), box, geometry.resize_gray(geometry.crop(gray, box), size)
-        except FaceDepthError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failures.append(path)
-
-
-def predict_files(loaded, paths: Sequence[Path], out: Path, box_of, mm_per_pixel, batch_size: int) -> list[Path]:
-    """Runs the network over files and writes the maps, a batch at a time; goes on after a file that cannot be used.
+def predict_files(net: estimator.FaceDepth, paths: Sequence[Path], out: Path, where: dict, batch_size: int) -> bool:
+    """Write the maps of images and videos into `out`, a batch at a time.
 
     Args:
-      loaded: what `runs.load_generator` gives.
-      paths: images and videos.
-      out: directory to write to.
-      box_of: shape (H, W) of an image -> its geometry.Box.
-      mm_per_pixel: what a map pixel measures at the head's distance, None where unknown.
-      batch_size: images a call of the network.
+      where: the place of the face, as `FaceDepth.box_of` takes it.
 
     Returns:
-      The files that could not be used.
+      Whether every file could be used; the others do not hold it up.
 
     Raises:
       FaceDepthError: an estimate is not finite, a map cannot be written.
     """
     failures = []
-    crops = read_crops(paths, box_of, loaded.size, failures)
+    crops = read_crops(net, paths, where, failures)
+    scale = f", {net.face_mm / net.size:.2f} mm at the head's distance" if "center" in where else ""
     while batch := list(itertools.islice(crops, batch_size)):
-        maps = predict_mm(loaded, np.stack([crop for *_, crop in batch]))
+        distance_mm = np.full(len(batch), where["distance_mm"]) if "center" in where else None
+        maps = net.batch(np.stack([crop for *_, crop in batch]), distance_mm)
         for (path, name, box, _), depth_mm in zip(batch, maps, strict=True):
             write_depth(out, name, depth_mm)
-            print(describe_map(path, name, box, depth_mm, mm_per_pixel))
-    return failures
+            print(describe_map(path, name, box, depth_mm) + scale)
+    return not failures
 
 
 def _numbers(count: int, kind: type):
@@ -233,50 +178,53 @@ def _numbers(count: int, kind: type):
     return parse
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
+    """Parse the flags; return them and the place of the face."""
     parser = argparse.ArgumentParser(
         prog="python -m facedepth_jax.predict", description="Depth maps of faces from gray or colour images."
     )
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE|FOLDER|VIDEO")
-    parser.add_argument("--run", required=True, type=Path, help="directory of a training run")
-    parser.add_argument("--out", required=True, type=Path, help="directory to write to; files there are replaced")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--box", type=_numbers(4, int), metavar="X,Y,W,H", help="the face in pixels; fills the map")
-    where.add_argument("--center", type=_numbers(2, float), metavar="X,Y", help="head centre in pixels, for Eq. 6")
-    parser.add_argument("--distance_mm", type=float, help="from the camera to the head, with --center")
-    parser.add_argument("--focal_px", type=float, help="focal length of the images' camera, with --center")
-    parser.add_argument("--batch_size", type=int, default=16)
+    flag = parser.add_argument
+    flag("inputs", nargs="+", type=Path, metavar="IMAGE|FOLDER|VIDEO")
+    flag("--run", required=True, type=Path, help="directory of a training run")
+    flag("--out", required=True, type=Path, help="directory to write to; files there are replaced")
+    flag("--box", type=_numbers(4, int), metavar="X,Y,W,H", help="the face in pixels; fills the map")
+    flag("--center", type=_numbers(2, float), metavar="X,Y", help="head centre in pixels, for Eq. 6")
+    flag("--distance_mm", type=float, help="from the camera to the head, with --center")
+    flag("--focal_px", type=float, help="focal length of the images' camera, with --center")
+    flag("--batch_size", type=int, default=16)
     args = parser.parse_args(argv)
-    if len({value is None for value in (args.center, args.distance_mm, args.focal_px)}) > 1:
-        parser.error("--center, --distance_mm and --focal_px go together")
-    for flag, least in (("distance_mm", 0.001), ("focal_px", 0.001), ("batch_size", 1)):
-        value = getattr(args, flag)
+    for name, least in (("distance_mm", 0.001), ("focal_px", 0.001), ("batch_size", 1)):
+        value = getattr(args, name)
         if value is not None and not least <= value <= 1e6:
-            parser.error(f"--{flag} must be {least} to 1000000")
+            parser.error(f"--{name} must be {least} to 1000000")
+    where = {name: getattr(args, name) for name in ("box", "center", "distance_mm", "focal_px")}
+    where = {name: value for name, value in where.items() if value is not None}
+    if where.keys() not in (set(), {"box"}, {"center", "distance_mm", "focal_px"}):
+        parser.error("give --box alone, or --center, --distance_mm and --focal_px together")
+    return args, where
 
-    cv2.utils.logging.setLogLevel(
-        cv2.utils.logging.LOG_LEVEL_SILENT
-    )  # what OpenCV says of a broken file is said below, in one sentence
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; see --help."""
+    args, where = _parse(argv)
+    # Otherwise OpenCV describes a broken file in lines of its own.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         paths = list_files(args.inputs)
         if any(args.out.resolve() == path.parent.resolve() for path in paths):
             raise FaceDepthError(f"--out={args.out} holds the inputs; give another directory.")
-        if args.box is not None and min(args.box[2:]) < 1:
-            raise FaceDepthError("The box is empty; give a width and a height of at least 1 pixel.")
-        loaded = runs.load_generator(args.run)
-        box, mm_per_pixel = None, None
-        if args.box is not None:
-            box = geometry.Box(*args.box)
-        elif args.center is not None:
-            box = geometry.crop_box(args.center, args.distance_mm, (args.focal_px,) * 2, loaded.face_mm)
-            mm_per_pixel = loaded.face_mm / loaded.size
-        box_of = whole_image if box is None else lambda shape: box
-        print(describe_net(loaded))
-        failures = predict_files(loaded, paths, args.out, box_of, mm_per_pixel, args.batch_size)
+        net = estimator.load(args.run)
+        low, high = net.code.range_mm
+        none_mm = net.code.from_levels(net.code.none_level)
+        print(
+            f"{net.size} x {net.size} pixels, {net.face_mm:g} mm wide at the head in training\n"
+            f"values in mm, {low:.0f}..{high:.0f} possible, {net.code.step_mm:g} mm a level in training, "
+            f"{none_mm:.0f} where there is no depth"
+        )
+        return 0 if predict_files(net, paths, args.out, where, args.batch_size) else 1
     except FaceDepthError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and the three things done with a net: init, forward, apply gradients."""
+"""Carry the training state from step to step; initialise, apply and update nets."""
 
 import dataclasses
 from typing import Any
@@ -22,10 +22,17 @@ class NetState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """`step` int32 (), the number of updates done; `nets` by name. Arrays only."""
+    """Everything a step changes. Arrays only.
+
+    Attributes:
+      step: int32 (), the number of updates done.
+      nets: by name.
+      average: {"params", "batch_stats"} of the net that is evaluated, averaged over the steps; {} if that is off.
+    """
 
     step: jax.Array
     nets: dict[str, NetState]
+    average: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -47,27 +54,39 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class Net:
-    """What is closed over by a step: a module with `(x, train)` and its optimiser."""
+    """The static part of a net, closed over by a step: a module with `(x, train)` and its optimiser."""
 
     module: nn.Module
     optimizer: optax.GradientTransformation
 
 
-def adam(learning_rate, b1, b2):
-    """The paper's optimiser (section 3.1.2: 2e-4, 0.5, 0.999)."""
-    return optax.adam(learning_rate, b1=b1, b2=b2)
+def adam(learning_rate, b1, b2, *, schedule="constant", warmup_steps=0, steps=0, clip_norm=0.0):
+    """Build the paper's optimiser (section 3.1.2: Adam, 2e-4, 0.5, 0.999), with what others add to it.
+
+    Args:
+      learning_rate: the highest.
+      schedule: "constant", as in the paper, or "cosine", down to a hundredth at the last of `steps`.
+      warmup_steps: steps in which the rate grows linearly from 0.
+      clip_norm: the most that the norm of a net's gradient may be; 0.0 is off.
+    """
+    if schedule == "cosine":
+        learning_rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, steps, learning_rate / 100)
+    elif warmup_steps:
+        learning_rate = optax.warmup_constant_schedule(0.0, learning_rate, warmup_steps)
+    optimizer = optax.adam(learning_rate, b1=b1, b2=b2)
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
 
 
 def init_net(net: Net, key, image_size):
-    """A fresh NetState for inputs (B, image_size, image_size, C); C is 1, or what the module gives as `channels`."""
+    """Make a fresh NetState for inputs (B, image_size, image_size, C); C is the module's `channels`, else 1."""
     x = jnp.zeros((1, image_size, image_size, getattr(net.module, "channels", 1)))
-    variables = jax.jit(lambda key: net.module.init(key, x, train=False))(key)
-    params = variables["params"]
-    return NetState(params, variables.get("batch_stats", {}), net.optimizer.init(params))
+    initial = jax.jit(lambda key: net.module.init(key, x, train=False))(key)
+    params = initial["params"]
+    return NetState(params, initial.get("batch_stats", {}), net.optimizer.init(params))
 
 
 def init_state(nets: dict[str, Net], seed, image_size):
-    """A fresh TrainState; a net's start depends on the seed, its name's place in the alphabet and the device's kind."""
+    """Make a fresh TrainState; a net depends on the seed, its name's place in the alphabet and the kind of device."""
     # XLA's own generator: for threefry a CPU compiles seconds for each shape of weights.
     keys = jax.random.split(jax.random.key(seed, impl="rbg"), len(nets))
     states = {name: init_net(nets[name], key, image_size) for name, key in zip(sorted(nets), keys, strict=True)}
@@ -75,21 +94,26 @@ def init_state(nets: dict[str, Net], seed, image_size):
 
 
 def no_best(net_state: NetState) -> Best:
-    """A place for the best weights, worse than any."""
+    """Make a Best that is worse than any."""
     params, batch_stats = jax.tree.map(jnp.zeros_like, (net_state.params, net_state.batch_stats))
     return Best(jnp.zeros((), jnp.int32), jnp.full((2,), jnp.inf), params, batch_stats)
 
 
 @jax.jit
 def keep_better(best: Best, net_state: NetState, step, rank) -> Best:
-    """The better of the two by rank, `best` where they are equal."""
+    """Take the better of the two by rank, `best` where they are equal."""
     better = (rank[0] < best.rank[0]) | ((rank[0] == best.rank[0]) & (rank[1] < best.rank[1]))
     new = Best(step, rank, net_state.params, net_state.batch_stats)
     return jax.tree.map(lambda new, old: jnp.where(better, new, old), new, best)
 
 
+def variables(net_state: NetState) -> dict[str, Any]:
+    """Return {"params", "batch_stats"}, as flax applies them and files of weights hold them."""
+    return {"params": net_state.params, "batch_stats": net_state.batch_stats}
+
+
 def forward_train(net: Net, params, batch_stats, x, key=None):
-    """Output and new batch statistics, normalised by the batch's own; `key` draws the noise of nets with dropout."""
+    """Apply a net with the batch's own statistics: output and new running ones. `key` draws dropout's noise."""
     rngs = {} if key is None else {"dropout": key}
     output, new = net.module.apply(
         {"params": params, "batch_stats": batch_stats}, x, train=True, mutable=["batch_stats"], rngs=rngs
@@ -98,17 +122,27 @@ def forward_train(net: Net, params, batch_stats, x, key=None):
 
 
 def forward(net_module: nn.Module, net_state: NetState, x):
-    """Output with the running statistics, as in evaluation."""
-    return net_module.apply({"params": net_state.params, "batch_stats": net_state.batch_stats}, x, train=False)
+    """Apply a net with the running statistics, as in evaluation."""
+    return net_module.apply(variables(net_state), x, train=False)
 
 
 def apply_gradients(net: Net, net_state: NetState, gradients, batch_stats):
-    """One update of the optimiser."""
+    """Update a net by its optimiser."""
     with jax.named_scope("optimizer"):  # by which a profile finds it
         updates, opt_state = net.optimizer.update(gradients, net_state.opt_state, net_state.params)
         return NetState(optax.apply_updates(net_state.params, updates), batch_stats, opt_state)
 
 
 def gradient_norm(gradients):
-    """Euclidean norm over all gradients of a net, float32 ()."""
+    """Measure the Euclidean norm over all gradients of a net, float32 ()."""
     return optax.tree.norm(gradients)
+
+
+def average_weights(average, net_state: NetState, step, decay):
+    """Move the averaged weights towards those after step `step`, by 1 - min(decay, (1 + step) / (10 + step)).
+
+    The ramp keeps the random start out of a short run's average (as TensorFlow's ExponentialMovingAverage does). Batch
+    statistics are averaged alike, or they would be those of other weights.
+    """
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), average, variables(net_state))

@@ -1,31 +1,29 @@
-"""One training step of each method, as a pure function `(state, batch) -> (state, metrics)`.
+"""Train each method by one step: pure functions `(state, batch) -> (state, metrics)`.
 
-`METHODS` is the table of them: a baseline is a row, an ablation an override of a number. The batch is what the pipeline
-delivers, stored arrays: gray uint8 (B, S, S), depth_mm uint16 (B, S, S), 0 = none, subject int32 (B,), who of the
-training people. Metrics are float32 scalars. What is random is drawn by `fold_in(key(seed), state.step)`.
+The batch is the pipeline's, stored arrays: gray uint8 (B, S, S), depth_mm uint16 (B, S, S), 0 = none, distance_mm
+float32 (B,), D of Eq. 6, subject int32 (B,), the person's place among the training people. Metrics are float32 scalars.
+Randomness comes from `fold_in(key(seed), state.step)`. methods.py says which step belongs to which method.
 """
-
-import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from facedepth_jax import levels, losses
-from facedepth_jax.models import cgan, cui, pix2pix, siamese
+from facedepth_jax import losses
+from facedepth_jax.depth_code import DepthCode, encode_gray
+from facedepth_jax.models import siamese
 from facedepth_jax.state import Net, TrainState, apply_gradients, forward_train, gradient_norm
 
 
-def encode(batch, code: levels.DepthCode):
-    """Stored arrays -> what the nets see: gray and depth, float32 (B, S, S, 1) in [-1, 1]."""
+def encode(batch, code: DepthCode):
+    """Turn stored arrays into what the nets see: gray and depth, float32 (B, S, S, 1) in [-1, 1]."""
     return {
-        "gray": levels.image_from_gray(batch["gray"])[..., None],
-        "depth": levels.image_from_levels(levels.levels_from_mm(batch["depth_mm"], code), code)[..., None],
+        "gray": encode_gray(batch["gray"]),
+        "depth": code.encode(batch["depth_mm"], batch["distance_mm"]),
     }
 
 
-def adversarial_step(state: TrainState, batch, *, nets: dict[str, Net], code: levels.DepthCode, seed: int, lam: float):
-    """The paper's step (section 3.1.2): D on real and generated maps, then G by Eq. 5 through the D just updated.
+def adversarial_step(state: TrainState, batch, *, nets: dict[str, Net], code: DepthCode, seed: int, lam: float):
+    """Apply the paper's step (section 3.1.2): D on real and generated maps, then G by Eq. 5 through the D just updated.
 
     The generator runs forward once: its vjp waits while D learns on its maps, then takes the gradient of Eq. 5 by the
     generated image back to the weights. D normalises real and generated maps as two batches.
@@ -69,8 +67,8 @@ def adversarial_step(state: TrainState, batch, *, nets: dict[str, Net], code: le
     return TrainState(state.step + 1, {"generator": g, "discriminator": d}), metrics
 
 
-def supervised_step(state: TrainState, batch, *, nets: dict[str, Net], code: levels.DepthCode, seed: int):
-    """The autoencoder's step: the same generator on Eq. 3 alone."""
+def supervised_step(state: TrainState, batch, *, nets: dict[str, Net], code: DepthCode, seed: int):
+    """Apply the autoencoder's step: the same generator on Eq. 3 alone."""
     batch = encode(batch, code)
     g = state.nets["generator"]
 
@@ -85,12 +83,11 @@ def supervised_step(state: TrainState, batch, *, nets: dict[str, Net], code: lev
 
 
 def conditional_adversarial_step(
-    state: TrainState, batch, *, nets: dict[str, Net], code: levels.DepthCode, seed: int, l1_weight: float
+    state: TrainState, batch, *, nets: dict[str, Net], code: DepthCode, seed: int, l1_weight: float
 ):
-    """pix2pix's step (Isola et al., section 3): D sees gray and depth together, its loss is halved; then G by Eq. 4
-    there, through the D just updated.
+    """Apply pix2pix's step (Isola et al., section 3): D with half its loss, then G by Eq. 4 through the D just updated.
 
-    As in `adversarial_step` the generator runs forward once, here with the noise of its dropout.
+    D sees gray and depth together. As in `adversarial_step` the generator runs forward once, with its dropout's noise.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     batch = encode(batch, code)
@@ -138,12 +135,12 @@ def conditional_adversarial_step(
 
 
 def discriminative_step(
-    state: TrainState, batch, *, nets: dict[str, Net], code: levels.DepthCode, seed: int, mse_weight: float
+    state: TrainState, batch, *, nets: dict[str, Net], code: DepthCode, seed: int, mse_weight: float
 ):
-    """Cui et al.'s step: G on the MSE and on the cross entropy of who the identity net sees in its map, whose weights
-    stay fixed for it; then the identity net on the same cross entropy.
+    """Apply Cui et al.'s step: G on the MSE and the cross entropy of the identity net; then that net on the latter.
 
-    Both gradients of the cross entropy, by the map for G and by the identity net's weights, come of one pass.
+    The cross entropy is of the person that the identity net sees in G's map. Its gradients by the map (for G) and by
+    that net's weights come from one pass.
     """
     batch = encode(batch, code) | {"subject": batch["subject"]}
     g, i = state.nets["generator"], state.nets["identity"]
@@ -180,62 +177,13 @@ def discriminative_step(
     return TrainState(state.step + 1, {"generator": g, "identity": i}), metrics
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A row of Table 1.
-
-    Attributes:
-      modules: (width, dtype, subjects) -> modules by name, `subjects` the number of training people; "generator" is the
-        one that is evaluated. What follows `subjects` is named in `net_args`.
-      step: the pure step.
-      loss_args: names of the config's loss values that the step takes.
-      net_args: names of the config's net values that `modules` takes.
-    """
-
-    modules: Callable
-    step: Callable
-    loss_args: tuple[str, ...] = ()
-    net_args: tuple[str, ...] = ()
-
-
-METHODS = {
-    "cgan": Method(
-        lambda width, dtype, subjects: {
-            "generator": cgan.Generator(width, dtype),
-            "discriminator": cgan.Discriminator(width, dtype),
-        },
-        adversarial_step,
-        ("lam",),
-    ),
-    "ae": Method(lambda width, dtype, subjects: {"generator": cgan.Generator(width, dtype)}, supervised_step),
-    # At the paper's width of 128: 64 maps in pix2pix's first layers, 32 and 64 in Cui et al.'s.
-    "pix2pix": Method(
-        lambda width, dtype, subjects, dropout_at_test: {
-            "generator": pix2pix.Generator(width // 2, dropout_at_test, dtype),
-            "discriminator": pix2pix.Discriminator(width // 2, dtype),
-        },
-        conditional_adversarial_step,
-        ("l1_weight",),
-        ("dropout_at_test",),
-    ),
-    "cui": Method(
-        lambda width, dtype, subjects: {
-            "generator": cui.Generator(max(1, width // 4), dtype),
-            "identity": cui.Identity(subjects, max(1, width // 4), dtype),
-        },
-        discriminative_step,
-        ("mse_weight",),
-    ),
-}
-
-
-def pairwise_step(state: TrainState, batch, *, nets: dict[str, Net], code: levels.DepthCode, seed: int):
-    """The verifier's step (section 4.2): binary cross entropy of pairs of real depth maps, augmented.
+def pairwise_step(state: TrainState, batch, *, nets: dict[str, Net], code: DepthCode, seed: int):
+    """Apply the verifier's step (section 4.2): binary cross entropy of pairs of real depth maps, augmented.
 
     The batch is the pairs': depth_mm uint16 (B, 2, S, S), same int32 (B,), 1 = one person.
     """
     size = batch["depth_mm"].shape[-1]
-    maps = levels.levels_from_mm(batch["depth_mm"].reshape(-1, size, size), code)
+    maps = code.quantize(batch["depth_mm"].reshape(-1, size, size))
     maps = siamese.augment(maps, jax.random.fold_in(jax.random.key(seed), state.step))
     pair = siamese.normalize(maps).reshape(-1, 2, size, size).transpose(0, 2, 3, 1)
     same = batch["same"]
@@ -249,7 +197,3 @@ def pairwise_step(state: TrainState, batch, *, nets: dict[str, Net], code: level
     v = apply_gradients(nets["verifier"], v, grads, stats)
     metrics = {"loss": loss, "accuracy": jnp.mean((logits > 0) == (same > 0)), "grad_norm": gradient_norm(grads)}
     return TrainState(state.step + 1, {"verifier": v}), metrics
-
-
-# No row of Table 1: the judge of its last row. Its batches are pairs.
-VERIFIER = Method(lambda width, dtype, subjects: {"verifier": siamese.Siamese(width, dtype)}, pairwise_step)

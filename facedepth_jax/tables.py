@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facedepth_jax.data.splits import ANGLE_SUBSETS, SEQUENCE_SUBSETS
+from facedepth_jax.data.pairs import ANGLE_SUBSETS, SEQUENCE_SUBSETS
 from facedepth_jax.metrics import METRICS, MM_METRICS, Metric
 
 FACE_VERIFICATION = Metric("face_verification", "Face verification", "higher", 4)  # the last row of Table 1
@@ -15,7 +15,7 @@ FACE_VERIFICATION = Metric("face_verification", "Face verification", "higher", 4
 
 @functools.cache
 def paper() -> dict:
-    """The paper's figures.
+    """Load the paper's figures.
 
     Returns:
       {"table1": {data set: {method: {metric key: value}}}, where "face_verification" is the last metric, and
@@ -29,86 +29,99 @@ def markdown_table(
     caption: str,
     baseline: str | None = None,
     beside: Mapping[str, Mapping[str, float]] | None = None,
+    errors: Mapping[str, Mapping[str, float | None]] | None = None,
 ) -> str:
-    """Table 1 as markdown: a row a metric with its arrow, the best column in bold.
+    """Write Table 1 as markdown: a row a metric with its arrow, the best column in bold.
 
     Args:
-      columns: title -> {metric key: value, or one value a seed}. Several values become mean ± standard deviation
-        (n - 1). Rows are the metrics of METRICS, MM_METRICS and FACE_VERIFICATION that a column has; "-"
-        stands where another has none.
+      columns: title -> {metric key: value, or one value a seed}. Rows are the metrics of METRICS, MM_METRICS and
+        FACE_VERIFICATION that a column has; "-" stands where another has none.
       caption: the first header cell; say there what was measured and n.
       baseline: title of the column that the others' relative change is given to, in per cent.
       beside: further columns out of competition, as the paper's own.
+      errors: title -> {metric key: standard error}, see `plus_minus`.
     """
-    beside = beside or {}
-    lines = [
-        "| " + " | ".join([caption, *columns, *beside]) + " |",
-        "|---" + "|---:" * (len(columns) + len(beside)) + "|",
-    ]
+    beside, errors = beside or {}, errors or {}
+    rows = []
     for metric in (*METRICS, *MM_METRICS, FACE_VERIFICATION):
-        values = {title: np.atleast_1d(column[metric.key]) for title, column in columns.items() if metric.key in column}
-        if not values and not any(metric.key in column for column in beside.values()):
-            continue
-        means = {title: value.mean() for title, value in values.items()}
+        key, decimals = metric.key, metric.decimals
+        means = {title: np.mean(column[key]) for title, column in columns.items() if key in column}
         best = (min if metric.better == "lower" else max)(means.values(), default=None)
-        cells = []
-        for title in columns:
-            if title not in values:
-                cells.append("-")
-                continue
-            cell = mean_and_deviation(values[title], metric.decimals)
-            if means[title] == best and len(values) > 1:
+        cells = dict.fromkeys((*columns, *beside), "-")
+        for title, mean in means.items():
+            cell = plus_minus(columns[title][key], decimals, errors.get(title, {}).get(key))
+            if mean == best and len(means) > 1:
                 cell = f"**{cell}**"
             if title != baseline and means.get(baseline, 0) > 0:
-                cell += f" ({means[title] / means[baseline] - 1:+.0%})"
-            cells.append(cell)
-        cells += [
-            f"{column[metric.key]:.{metric.decimals}f}" if metric.key in column else "-" for column in beside.values()
-        ]
-        arrow = "↓" if metric.better == "lower" else "↑"
-        lines.append("| " + " | ".join([f"{metric.label} {arrow}", *cells]) + " |")
-    return "\n".join(lines) + "\n"
+                cell += f" ({mean / means[baseline] - 1:+.0%})"
+            cells[title] = cell
+        cells |= {title: f"{column[key]:.{decimals}f}" for title, column in beside.items() if key in column}
+        if set(cells.values()) != {"-"}:
+            rows.append([f"{metric.label} {'↓' if metric.better == 'lower' else '↑'}", *cells.values()])
+    return _markdown([caption, *columns, *beside], rows)
 
 
-def mean_and_deviation(values: Sequence[float], decimals: int) -> str:
-    """'0.72', or '0.72 ± 0.01' (n - 1) of several values."""
+def figures_tables(columns: Mapping[str, Mapping], baseline: str | None = None) -> str:
+    """Write the figures of evaluations (`metrics.figures`) as three tables: all pixels, those with depth, millimetres.
+
+    Args:
+      columns: title -> figures on the same frames; ± is the standard error over people.
+      baseline: as for `markdown_table`.
+    """
+    n = next(iter(columns.values()))
+    captions = {
+        "all": f"all pixels, n = {n['n_frames']} frames",
+        "valid": f"pixels with depth, n = {n['n_frames'] - n['n_frames_without_depth']} frames",
+        "mm": f"millimetres, n = {n['n_pixels_mm']} pixels",
+    }
+    parts = []
+    for part, caption in captions.items():
+        values = {title: figures[part] for title, figures in columns.items()}
+        errors = {title: figures["standard_error"][part] for title, figures in columns.items()}
+        caption += f" of {n['n_people']} people, ± standard error" * (n["n_people"] > 1)
+        parts.append(markdown_table(values, caption, baseline, errors=errors))
+    return "\n".join(parts)
+
+
+def plus_minus(values: Sequence[float], decimals: int, error: float | None = None) -> str:
+    """Write '0.72', '0.72 ± 0.01' with its standard error, or the mean and standard deviation (n - 1) of several."""
     values = np.asarray(values)
-    text = f"{values.mean():.{decimals}f}"
-    return f"{text} ± {values.std(ddof=1):.{decimals}f}" if values.size > 1 else text
+    error = values.std(ddof=1) if values.size > 1 else error
+    return f"{values.mean():.{decimals}f}" + ("" if error is None else f" ± {error:.{decimals}f}")
 
 
 def verification_table(original: Mapping, generated: Sequence[Mapping], caption: str) -> str:
-    """Table 2 as markdown: face verification by angle and sequence subset, "original / generated (pairs)".
+    """Write Table 2 as markdown: face verification by angle and sequence subset, "original / generated (pairs)".
 
     Args:
       original, generated: cells as `verification.verify` gives them, {angles: {sequences: {"accuracy", "n"}}}; one
         mapping for each seed of the generated, or none at all. "-" stands where a cell has no pair.
       caption: the first header cell.
     """
-    lines = ["| " + " | ".join([caption, *SEQUENCE_SUBSETS]) + " |", "|---" + "|---:" * len(SEQUENCE_SUBSETS) + "|"]
-    for angles in ANGLE_SUBSETS:
-        cells = []
-        for sequences in SEQUENCE_SUBSETS:
-            n = original[angles][sequences]["n"]
-            if not n:
-                cells.append("-")
-                continue
-            texts = [f"{original[angles][sequences]['accuracy']:.4f}"]
-            if generated:
-                texts.append(mean_and_deviation([found[angles][sequences]["accuracy"] for found in generated], 4))
-            cells.append(f"{' / '.join(texts)} ({n})")
-        lines.append("| " + " | ".join([angles, *cells]) + " |")
-    return "\n".join(lines) + "\n"
+
+    def cell(angles, sequences):
+        true = original[angles][sequences]
+        if not true["n"]:
+            return "-"
+        text = f"{true['accuracy']:.4f}"
+        if generated:
+            text += " / " + plus_minus([cells[angles][sequences]["accuracy"] for cells in generated], 4)
+        return f"{text} ({true['n']})"
+
+    return _table_2(cell, caption)
 
 
 def paper_verification_table() -> str:
-    """The paper's Table 2 in the same form."""
+    """Write the paper's Table 2 in the same form."""
     table = paper()["table2"]
-    lines = [
-        "| paper, Pandora | " + " | ".join(SEQUENCE_SUBSETS) + " |",
-        "|---" + "|---:" * len(SEQUENCE_SUBSETS) + "|",
-    ]
-    for angles in ANGLE_SUBSETS:
-        cells = ["{:.4f} / {:.4f}".format(*table[angles][sequences]) for sequences in SEQUENCE_SUBSETS]
-        lines.append("| " + " | ".join([angles, *cells]) + " |")
-    return "\n".join(lines) + "\n"
+    return _table_2(lambda angles, sequences: "{:.4f} / {:.4f}".format(*table[angles][sequences]), "paper, Pandora")
+
+
+def _table_2(cell, caption):
+    rows = [[angles, *(cell(angles, sequences) for sequences in SEQUENCE_SUBSETS)] for angles in ANGLE_SUBSETS]
+    return _markdown([caption, *SEQUENCE_SUBSETS], rows)
+
+
+def _markdown(header, rows):
+    lines = ["| " + " | ".join(line) + " |" for line in (header, *rows)]
+    return "\n".join([lines[0], "|---" + "|---:" * (len(header) - 1) + "|", *lines[1:]]) + "\n"

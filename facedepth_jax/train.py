@@ -1,14 +1,13 @@
-"""The loop, the same for every method: prepare, restore, [save, evaluate, next, step, log], test.
+"""Train any method: set up, then [save, validate, next, step, log], then test.
 
 The order is a law: a state is saved before the step that consumes (donates) it, and the step's number alone decides
-which examples it sees and whether it is evaluated, so 20 steps are 10 steps and 10 resumed, to the bit. A save comes
-before the evaluation of the same step, so whatever ends the one, the run that goes on does it again.
+which examples it sees and whether it is validated, so 20 steps are 10 steps and 10 resumed, to the bit. A save comes
+before the validation of the same step, so a run that died in the latter does it again. Dying anywhere is harmless.
 """
 
+import dataclasses
 import faulthandler
-import functools
 import glob
-import itertools
 import pathlib
 import sys
 
@@ -17,182 +16,179 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from facedepth_jax import files, mesh
-from facedepth_jax.checkpoint import Checkpoints
+from facedepth_jax import config as configs
+from facedepth_jax import devices, files, runtime
+from facedepth_jax.checkpoint import Checkpoints, load_weights
 from facedepth_jax.data import arrays as arrays_on_disk
 from facedepth_jax.data.frames import SPLITS
 from facedepth_jax.data.prepare import prepare
-from facedepth_jax.data.sources import make_source
+from facedepth_jax.data.readers import make_source
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.logs import Clock, Logs, Silence, first_not_finite
-from facedepth_jax.runs import build, check_values, code_of
-from facedepth_jax.state import init_state, keep_better, no_best
-from facedepth_jax.stopping import Stopped, stop_event
+from facedepth_jax.logs import Logs, Pace, Silence, first_not_finite
+from facedepth_jax.methods import METHODS, build, make_step
+from facedepth_jax.state import init_state, keep_better, no_best, variables
 from facedepth_jax.tasks import make_task
 
 GPUS = "/dev/nvidia[0-9]*"
-ASK_EVERY = 10  # steps or batches: when several processes ask each other for a signal, which takes the devices' time
+ASK_EVERY = 10  # steps after which several processes ask each other for a signal, which takes the devices' time
 
 
-def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, insist: bool = False):
-    """Trains `config` in `workdir`, or goes on with it, and evaluates the test split; the README says what it leaves.
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, allow_mismatch: bool = False):
+    """Train `config` in `workdir`, or go on with it, and evaluate the test split; the README lists the files.
 
-    SIGTERM and SIGINT, to any of the processes, save and end it with a line that says how to go on.
+    SIGTERM or SIGINT to any of the processes ends it between two steps, with a checkpoint.
 
     Args:
-      insist: go on from checkpoints of another config or other data, as far as their nets fit.
+      allow_mismatch: go on from checkpoints of another config or other data, as far as their nets fit.
 
-    Raises FaceDepthError for a config, data or a workdir that cannot be used, for values that are not finite, and at
-    the next step after a save that failed.
+    Raises:
+      FaceDepthError: the config, the data or `workdir` cannot be used, a value is not finite, or a save has failed.
     """
-    check_values(config)
-    clock = Clock(config.train.batch_size)
+    training = _Training(config, workdir, allow_mismatch)
     try:
-        _run(config, pathlib.Path(workdir), clock, insist)
-        last = clock.account()
-    except Stopped as stopped:
-        last = f"{clock.account()}\n{stopped}"
+        if training.loop():
+            training.task.finish(training.best, training.state, training.workdir)
     finally:
         faulthandler.cancel_dump_traceback_later()
-    if jax.process_index() == 0:
-        print(last)
+        training.logs.close()
 
 
-def _run(config, workdir, clock, insist):
-    stop = stop_event()
-    files.check_local(workdir)
-    build(config, subjects=1)  # what no run can be made with is found before the data are made
-    devices = mesh.make_mesh()
-    mesh.check_batch_size(devices, config.train.batch_size, "train.batch_size")
-    _warn_of_unused_gpus()
+class _Training:
+    """A run: set up, the loop, and the loop's verbs."""
 
-    calls = itertools.count()
+    def __init__(self, config, workdir, allow_mismatch):
+        configs.check(config)
+        files.check_local(workdir)
+        self.config, self.workdir = configs.with_absolute_paths(config), pathlib.Path(workdir).absolute()
+        config, self.method = self.config, METHODS[config.method]
+        # Sizes that the nets cannot take are found before the data are made.
+        jax.eval_shape(lambda: init_state(build(config, subjects=1), config.seed, config.data.size))
+        # A run that goes on has its weights in a checkpoint, and needs the other run no more.
+        begins = not any(self.workdir.glob("checkpoints/" + 8 * "[0-9]"))
+        if config.init_from and begins:
+            there, here = configs.depth_code(configs.read_run(config.init_from)), configs.depth_code(config)
+            if there != here:
+                raise FaceDepthError(
+                    f"The run in init_from, {config.init_from}, has {there}, this one {here}: give the same depth_code."
+                )
+        mesh = devices.make_mesh()
+        devices.check_batch_size(mesh, config.train.batch_size, "train.batch_size")
+        _warn_of_unused_gpus()
+        data = _open_data(config.data)
+        configs.check_crops(config, data)  # `predict` crops by the run's own
+        self.train_rows, _, _ = (data.rows(split) for split in SPLITS)  # an empty one is found now
+        nets = build(config, subjects=len(np.unique(data.frames["subject"][self.train_rows])))
+        self.task = make_task(config, nets, data, mesh)
 
-    def alive():
-        """Between the steps and between an evaluation's batches: puts off the watchdog, looks for a signal."""
-        faulthandler.dump_traceback_later(config.every.stuck_sec, file=sys.__stderr__)
-        asks = jax.process_count() == 1 or next(calls) % ASK_EVERY == 0
-        if asks and mesh.any_process(stop.is_set()):
-            raise Stopped("Stopped before a step: the same command continues.")
+        state = init_state(nets, config.seed, config.data.size)
+        if config.init_from and begins:
+            state = _start_from(config.init_from, state, self.method.net)
+        net = state.nets[self.method.net]
+        if config.train.average_decay:
+            state = dataclasses.replace(state, average=variables(net))
+        saved = devices.put_everywhere(mesh, {"state": state, "best": no_best(net)})
+        self.checkpoints = Checkpoints(self.workdir / "checkpoints", _identity(config, data), allow_mismatch)
+        saved = self.checkpoints.restore(saved) or saved
+        self.state, self.best = saved["state"], saved["best"]
+        if self.checkpoints.mismatched:  # the rank is of other values, or other data
+            self.best = no_best(self.state.nets[self.method.net])
+        self.start = self.saved_step = int(self.state.step)
+        if self.start > config.train.steps:
+            raise FaceDepthError(
+                f"{workdir} has done {self.start} steps, train.steps is {config.train.steps}: "
+                f"give at least {self.start}, or another --workdir."
+            )
+        if jax.process_index() == 0:  # only now is the run known to be this one
+            files.remove_partial(self.workdir)
+            # For later readers. The checkpoint's identity, not this file, decides whether a run may resume.
+            files.write_json(self.workdir / "config.json", config.to_dict())
+        self.step_fn = jax.jit(make_step(config, nets, configs.depth_code(config)), donate_argnums=0)
+        self.drawn = {"batch_size": config.train.batch_size, "seed": config.seed}
+        self.logs = Silence() if jax.process_index() else Logs(self.workdir, self.start, config.train.steps)
+        self.pace = Pace(config.train.batch_size)
+        # Step and metrics of the step before: they are read one step late, so that the device never waits for the host.
+        self.pending = None
 
-    _prepare(config.data, stop)
-    data = _open_data(config.data)
-    alive()
-    train_rows, _, _ = (data.rows(split) for split in SPLITS)  # an empty one is found now
-    method, nets = build(config, subjects=len(np.unique(data.frames["subject"][train_rows])))
-    task = make_task(config, nets, data, devices, alive)
+    def loop(self) -> bool:
+        """Train up to the last step; False if a signal came first."""
+        every, steps = self.config.every, self.config.train.steps
+        ask_every = 1 if jax.process_count() == 1 else ASK_EVERY
+        part = {"process": jax.process_index(), "processes": jax.process_count()}
+        batches = self.task.batches(self.train_rows, start_step=self.start, **part, **self.drawn)
+        batches = self.pace.watch(batches, self._device_is_idle)
+        with runtime.StopSignal() as stop:
+            for step in range(self.start, steps + 1):
+                faulthandler.dump_traceback_later(self.config.watchdog_sec, file=sys.__stderr__)
+                self.checkpoints.check()
+                stopping = step % ask_every == 0 and runtime.any_process(stop.seen)
+                due = step == steps or step > 0 and step % every.save == 0
+                if step > self.saved_step and (due or stopping):
+                    self.save(step)
+                if stopping:
+                    return self.stop(step)
+                if due:
+                    self.validate(step)
+                if step < steps:
+                    batch = next(batches)
+                    with jax.transfer_guard("disallow"):
+                        self.state, metrics = self.step_fn(self.state, batch)
+                    self.log()
+                    self.pending = step + 1, metrics
+                if step == self.start:
+                    self.pace.restart(step)  # the compilation does not count
+            if runtime.any_process(stop.seen):  # it came in the last validation
+                return self.stop(steps)
+        self.checkpoints.finish()
+        return True
 
-    state = init_state(nets, config.seed, config.data.size)
-    saved = mesh.put_everywhere(devices, {"state": state, "best": no_best(state.nets[task.net])})
-    checkpoints = Checkpoints(workdir / "checkpoints", _identity(config, data), insist=insist)
-    saved = checkpoints.restore(saved) or saved
-    state, best = saved.pop("state"), saved.pop("best")
-    if checkpoints.insisted:  # its rank is of other values, or other data
-        best = no_best(state.nets[task.net])
-    start = saved_step = int(state.step)
-    if start > config.train.steps:
-        raise FaceDepthError(
-            f"{workdir} has done {start} steps, train.steps is {config.train.steps}: "
-            f"give at least {start}, or another --workdir."
-        )
-    _write_config(config, workdir)  # now that the run is known to be this one
-    step_fn = jax.jit(
-        functools.partial(
-            method.step,
-            nets=nets,
-            code=code_of(config),
-            seed=config.seed,
-            **{name: config.loss[name] for name in method.loss_args},
-        ),
-        donate_argnums=0,
-    )
-    drawn = {"batch_size": config.train.batch_size, "seed": config.seed}
-    batches = task.batches(
-        train_rows, start_step=start, process=jax.process_index(), processes=jax.process_count(), **drawn
-    )
-    logs = Silence() if jax.process_index() else Logs(workdir, start, config.train.steps)
-    pending = None  # the metrics of the step before: read one step late, so that the device never waits for the host
+    def stop(self, step: int) -> bool:
+        """Wait until the state is on the disk, and say so; False."""
+        self.checkpoints.finish()
+        if jax.process_index() == 0:
+            at = f"at step {step}, which is saved" if step else "before a step"
+            print(f"Stopped {at}: the same command continues.", flush=True)
+        return False
 
-    def not_finite(step, what):
-        checkpoints.finish()  # what is on its way to the disk is good
+    def save(self, step: int):
+        """Start to save the state, which must be finite."""
+        self.log()
+        with self.pace.paused():
+            if not bool(_all_finite(self.state)):
+                raise self._not_finite(step, "a parameter is not finite")
+            self.checkpoints.save(step, {"state": self.state, "best": self.best}, int(self.best.step))
+        self.saved_step = step
+
+    def validate(self, step: int):
+        """Measure the net on the validation split and keep its weights if they are the best."""
+        self.log()
+        net = dataclasses.replace(self.state.nets[self.method.net], **self.state.average)
+        with self.pace.paused():
+            figures, rank = self.task.validate(net, step, self.workdir)
+            self.logs.write(step, figures, "validation")
+            self.best = keep_better(self.best, net, np.int32(step), rank)
+
+    def log(self):
+        """Read the metrics of the step before, which must be finite, and write them when it is their turn."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if what := first_not_finite(metrics):
+            raise self._not_finite(step, what)
+        self.logs.advance(step, {name: f"{metrics[name]:.3g}" for name in sorted(metrics) if name.startswith("loss")})
+        if step % self.config.every.log == 0 or step == self.config.train.steps:
+            self.logs.write(step, metrics | self.pace.lap(step), "train")
+
+    def _device_is_idle(self):
+        return self.pending is None or all(value.is_ready() for value in self.pending[1].values())
+
+    def _not_finite(self, step, what):
+        self.checkpoints.finish()  # the save on its way to the disk is good
+        names = ", ".join(self.task.frames_of(step, self.train_rows, **self.drawn))
         return FaceDepthError(
             f"Step {step}: {what}. The run stops, the last good checkpoint is kept; try a lower learning rate, "
-            f"or look at the frames of this step: {', '.join(task.frames_of(step, train_rows, **drawn))}."
+            f"or look at the frames of this step: {names}."
         )
-
-    def settle():
-        nonlocal pending
-        if pending is not None:
-            step, metrics = pending
-            pending = None
-            metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            if what := first_not_finite(metrics):
-                raise not_finite(step, what)
-            logs.advance(step, {name: f"{metrics[name]:.3g}" for name in sorted(metrics) if name.startswith("loss")})
-            if step % config.every.log == 0 or step == config.train.steps:
-                logs.write(step, metrics | clock.lap(step), "train")
-
-    def save(step):
-        nonlocal saved_step
-        settle()
-        if not bool(_all_finite(state)):
-            raise not_finite(step, "a parameter is not finite")
-        clock.charge("step")
-        checkpoints.save(step, {"state": state, "best": best}, int(best.step))
-        saved_step = step
-        clock.charge("save")
-
-    def validate(step):
-        settle()
-        clock.charge("step")
-        try:
-            figures, rank = task.validate(state.nets[task.net], step, workdir)
-            logs.write(step, figures, "validation")
-        finally:
-            clock.charge("evaluation")
-        return keep_better(best, state.nets[task.net], np.int32(step), rank)
-
-    clock.charge("start")
-    step = start
-    try:
-        for step in range(start, config.train.steps + 1):
-            alive()
-            checkpoints.check()
-            last = step == config.train.steps
-            if step > saved_step and (last or step % config.every.save == 0):
-                save(step)
-            if last or step and step % config.every.evaluate == 0:
-                best = validate(step)
-            if last:
-                break
-            clock.charge("step")
-            batch = next(batches)
-            idle = pending is None or all(value.is_ready() for value in pending[1].values())
-            clock.charge("data" if idle else "step")
-            with jax.transfer_guard("disallow"):
-                state, metrics = step_fn(state, batch)
-            if step == start:
-                clock.charge("compile")
-            settle()
-            pending = step + 1, metrics
-    except Stopped:
-        if step > saved_step:
-            save(step)
-        checkpoints.finish()
-        clock.charge("save")
-        if step:
-            raise Stopped(f"Stopped at step {step}, which is saved: the same command continues.") from None
-        raise
-    finally:
-        logs.close()
-    checkpoints.finish()
-    clock.charge("save")
-    try:
-        task.finish(best, workdir)
-    except Stopped:
-        raise Stopped(f"Stopped in the last evaluation, step {step} is saved: the same command continues.") from None
-    finally:
-        clock.charge("test")
 
 
 def _warn_of_unused_gpus():
@@ -203,52 +199,43 @@ def _warn_of_unused_gpus():
         )
 
 
-def _prepare(data, stop):
-    """Makes the arrays if the config says from what: one process does, the others wait."""
-    stopped = Stopped("Stopped before a step: the same command continues.")
-    if data.dataset and jax.process_index() == 0:
-        source = make_source(data.dataset, data.raw_dir, data.options.to_dict())
-        try:
-            prepare(
-                source,
-                data.dir,
-                face_mm=data.face_mm,
-                size=data.size,
-                seed=data.seed,
-                pair_lists={"validation": data.pairs_validation, "test": data.pairs_test},
-                workers=data.workers,
-                stopped=stop.is_set,
-            )
-        except Stopped as raised:
-            stopped = raised
-    if mesh.any_process(stop.is_set()):
-        raise stopped
-
-
 def _open_data(data):
-    opened = arrays_on_disk.open(data.dir)
-    if opened.gray.shape[1] != data.size:
-        raise FaceDepthError(f"{data.dir} holds images of {opened.gray.shape[1]} px, data.size is {data.size}.")
-    face_mm = opened.meta["crop"]["face_mm"]
-    if face_mm != data.face_mm:  # `predict` crops by the run's own
-        raise FaceDepthError(f"{data.dir} holds crops of {face_mm:g} mm, data.face_mm is {data.face_mm:g}.")
-    return opened
+    """Open the arrays. If the config says from what, the first process makes them, while the others wait."""
+    opened = None
+    if data.dataset and jax.process_index() == 0:
+        opened = prepare(
+            make_source(data.dataset, data.raw_dir, data.options.to_dict()),
+            data.dir,
+            face_mm=data.face_mm,
+            size=data.size,
+            seed=data.seed,
+            pair_lists={"validation": data.pairs_validation, "test": data.pairs_test},
+            workers=data.workers,
+        )
+    runtime.any_process(False)
+    return opened or arrays_on_disk.open(data.dir)
+
+
+def _start_from(run: str, state, evaluated: str):
+    """Take the weights of every net that another run has exported, at least of the evaluated one."""
+    nets = {}
+    for name, net in state.nets.items():
+        path = pathlib.Path(run) / f"{name}.safetensors"
+        if path.is_file() or name == evaluated:
+            net = dataclasses.replace(net, **load_weights(path, variables(net)))
+        nets[name] = net
+    return dataclasses.replace(state, nets=nets)
 
 
 def _identity(config, data):
-    """What must not change while a run goes on: all that decides its numbers but how long it goes."""
+    """Collect what must not change while a run goes on: all that decides its numbers, except how long it goes."""
     identity = config.to_dict()
-    for name in ("every", "data"):
+    for name in ("watchdog_sec", "init_from"):  # the weights of the latter are in the checkpoint
         del identity[name]
-    del identity["train"]["steps"]
-    return identity | {"data": data.fingerprint, "every.evaluate": config.every.evaluate}  # it decides what is kept
-
-
-def _write_config(config, workdir):
-    """The resolved config into the run, for who reads it later. What may not change is in the checkpoints."""
-    if jax.process_index() == 0:
-        files.remove_partial(workdir)
-        files.write_json(workdir / "config.json", config.to_dict())
+    if config.train.schedule == "constant":  # the cosine's length decides its rates
+        del identity["train"]["steps"]
+    # `every.save` decides which weights are kept.
+    return identity | {"data": data.fingerprint, "every": {"save": config.every.save}}
 
 
 @jax.jit

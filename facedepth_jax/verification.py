@@ -1,4 +1,4 @@
-"""Face verification (section 4.2): fixed pairs of depth maps through the Siamese net, whole and by cell of Table 2.
+"""Verify faces (section 4.2): fixed pairs of depth maps through the Siamese net, whole and by cell of Table 2.
 
 The net joins two features by concatenation, so the order of a pair matters to it; a pair's score is the mean of the
 probabilities of both orders. A frame goes through the branch once, however many pairs it is in. A pair counts as one
@@ -11,120 +11,100 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from facedepth_jax import levels, mesh
+from facedepth_jax import config as configs
+from facedepth_jax import devices, metrics
 from facedepth_jax.data import pairs
 from facedepth_jax.data.arrays import Arrays
-from facedepth_jax.data.splits import ANGLE_SUBSETS, SEQUENCE_SUBSETS, in_subset
+from facedepth_jax.data.pairs import ANGLE_SUBSETS, SEQUENCE_SUBSETS, in_subset
+from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.levels import DepthCode
+from facedepth_jax.estimator import load_net
+from facedepth_jax.evaluation import Estimate
 from facedepth_jax.models import siamese
-from facedepth_jax.state import NetState
+from facedepth_jax.state import NetState, variables
 
 BATCH = 64  # frames or pairs a call; the last one is padded, so that no figure depends on how many there are
 THRESHOLD = 0.5
 
-# int64 rows (n,) -> depth levels (n, S, S), whole numbers 0..255: the depth maps that are verified.
-DepthLevels = Callable[[np.ndarray], Any]
+# int64 rows (n,) -> depth (n, S, S), millimetres, 0 = none: the depth maps that are verified.
+DepthMaps = Callable[[np.ndarray], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Verifier:
-    """A trained net.
+    """A trained verifier.
 
     Attributes:
-      module: siamese.Siamese.
-      net_state: its NetState.
+      module, net_state: the net.
       code: the levels that it was trained on.
-      both_orders: whether a score is the mean of both orders of a pair; else the list's order alone.
     """
 
     module: siamese.Siamese
     net_state: NetState
     code: DepthCode
-    both_orders: bool = True
 
 
-def true_depth(data: Arrays, code: DepthCode) -> DepthLevels:
-    """The sensor's depth: "original" in Table 2."""
-    return lambda rows: levels.levels_from_mm(data.depth_mm[rows], code)
+def load_verifier(run) -> Verifier:
+    """Load the verifier of a run from its `config.json` and `verifier.safetensors`. Raises FaceDepthError."""
+    config, module, net_state = load_net(run, "verifier")
+    return Verifier(module, net_state, configs.depth_code(config))
 
 
-def generated_depth(predict: Callable, data: Arrays, code: DepthCode) -> DepthLevels:
-    """What a generator makes of the gray images: "generated" in Table 2.
-
-    Args:
-      predict: gray uint8 (B, S, S) -> depth image (B, S, S, 1) in [-1, 1]; rounded to whole levels here.
-    """
-    return lambda rows: whole_levels(predict(data.gray[rows]), code)
+def true_depth(data: Arrays) -> DepthMaps:
+    """Take the sensor's depth: "original" in Table 2."""
+    return lambda rows: data.depth_mm[rows]
 
 
-@functools.partial(jax.jit, static_argnames="code")
-def whole_levels(image, code: DepthCode):
-    """Depth image (B, S, S, 1) in [-1, 1] -> levels (B, S, S) as an 8-bit file has them: rounded, 0..255, float32."""
-    return jnp.clip(jnp.round(levels.levels_from_image(image[..., 0], code)), 0, 255)
+def generated_depth(estimate: Estimate, data: Arrays) -> DepthMaps:
+    """Estimate depth from the gray images: "generated" in Table 2."""
+    return lambda rows: estimate(data.gray[rows], data.frames["distance_mm"][rows].astype(np.float32))
 
 
-@functools.partial(jax.jit, static_argnames="module")
-def _features(module, variables, maps):
-    return module.apply(variables, siamese.normalize(maps), method="features")
+@functools.partial(jax.jit, static_argnames=("module", "code"))
+def _features(module, code, weights, depth_mm):
+    return module.apply(weights, siamese.normalize(code.quantize(depth_mm)), method="features")
 
 
 @functools.partial(jax.jit, static_argnames="module")
-def _compare(module, variables, a, b):
-    return module.apply(variables, a, b, method="compare")
+def _compare(module, weights, a, b):
+    return module.apply(weights, a, b, method="compare")
 
 
-def _in_batches(function, between, *arrays):
-    """`function` over equally long arrays (n, ...), BATCH at a time, padded with the last one."""
+def _in_batches(function, *arrays):
+    """Apply `function` to equally long arrays (n, ...), BATCH at a time, padded with the last one."""
     results = []
     for start in range(0, len(arrays[0]), BATCH):
-        between()
         parts = [array[start : start + BATCH] for array in arrays]
         fill = BATCH - len(parts[0])
-        padded = [np.pad(part, [(0, fill)] + [(0, 0)] * (part.ndim - 1), mode="edge") for part in parts]
+        padded = [np.concatenate([part, part[-1:].repeat(fill, axis=0)]) for part in parts]
         results.append(np.asarray(function(*padded))[: len(parts[0])])
     return np.concatenate(results)
 
 
-def scores(
-    verifier: Verifier,
-    depth_levels: DepthLevels,
-    rows_a: np.ndarray,
-    rows_b: np.ndarray,
-    between: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """Logits of the pairs (rows_a[i], rows_b[i]), float64 (orders, n): in the given order and, for a verifier of both
-    orders, in the other one. `between` is called before each batch."""
+def scores(verifier: Verifier, depth_maps: DepthMaps, rows_a: np.ndarray, rows_b: np.ndarray) -> np.ndarray:
+    """Compute the logits of the pairs (rows_a[i], rows_b[i]), float64 (2, n): in this order and in the other one."""
     # Every process does all of it, on one device: there are few pairs.
-    variables = mesh.local({"params": verifier.net_state.params, "batch_stats": verifier.net_state.batch_stats})
+    weights = devices.local(variables(verifier.net_state))
     rows, places = np.unique(np.concatenate([rows_a, rows_b]), return_inverse=True)
-    features = _in_batches(lambda rows: _features(verifier.module, variables, depth_levels(rows)), between, rows)
+    features = _in_batches(lambda rows: _features(verifier.module, verifier.code, weights, depth_maps(rows)), rows)
     a, b = features[places[: len(rows_a)]], features[places[len(rows_a) :]]
-    orders = [(a, b), (b, a)] if verifier.both_orders else [(a, b)]
-    compare = functools.partial(_compare, verifier.module, variables)
-    return np.stack([_in_batches(compare, between, *order) for order in orders]).astype(np.float64)
+    compare = functools.partial(_compare, verifier.module, weights)
+    return np.stack([_in_batches(compare, *order) for order in [(a, b), (b, a)]]).astype(np.float64)
 
 
-def verify(
-    verifier: Verifier,
-    depth_levels: DepthLevels,
-    data: Arrays,
-    split: str,
-    between: Callable[[], None] = lambda: None,
-) -> dict:
-    """Accuracy on the fixed pairs of a split.
+def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) -> dict:
+    """Measure the accuracy on the fixed pairs of a split.
 
     Args:
-      depth_levels: the depth maps: `true_depth`, `generated_depth`, or any map by row.
+      depth_maps: `true_depth`, `generated_depth`, or any map by row.
       split: "validation" or "test".
-      between: called before each batch; what it raises ends the verification.
 
     Returns:
       Plain JSON values:
-        "accuracy": share of the pairs that are told rightly; "n": pairs, "n_same": of one person, "n_frames": frames;
+        "accuracy": share of the pairs that are judged rightly; "standard_error": of it, over people;
+        "n": pairs, "n_same": of one person, "n_frames": frames;
         "auc": area under the ROC curve, which needs no threshold; None where all pairs are of one kind;
         "loss": mean binary cross entropy, over the orders too;
         "cells": {angle subset: {sequence subset: {"accuracy", "n"}}} of Table 2; a pair is in a cell when both of its
@@ -134,7 +114,7 @@ def verify(
       FaceDepthError: no pairs, or one of a frame that the data do not have; an output that is not finite.
     """
     rows_a, rows_b, same = pair_rows(data, split)
-    logits = scores(verifier, depth_levels, rows_a, rows_b, between)
+    logits = scores(verifier, depth_maps, rows_a, rows_b)
     bad = ~np.isfinite(logits).all(axis=0)
     if bad.any():
         a, b = (data.frames["frame"][rows[bad][0]] for rows in (rows_a, rows_b))
@@ -144,25 +124,34 @@ def verify(
         )
     probability = (1 / (1 + np.exp(-np.clip(logits, -500, 500)))).mean(0)
     right = (probability > THRESHOLD) == same
-    cells = {angles: {} for angles in ANGLE_SUBSETS}
-    for angles in ANGLE_SUBSETS:
-        for sequences in SEQUENCE_SUBSETS:
-            frames = in_subset(data.frames, angles, sequences)
-            chosen = right[frames[rows_a] & frames[rows_b]]
-            cells[angles][sequences] = {"accuracy": float(chosen.mean()) if chosen.size else None, "n": chosen.size}
+
+    def cell(angles, sequences):
+        frames = in_subset(data.frames, angles, sequences)
+        chosen = right[frames[rows_a] & frames[rows_b]]
+        return {"accuracy": float(chosen.mean()) if chosen.size else None, "n": chosen.size}
+
     return {
         "accuracy": float(right.mean()),
+        "standard_error": _jackknife(right, data.frames["subject"][rows_a], data.frames["subject"][rows_b]),
         "n": right.size,
         "n_same": int(same.sum()),
         "n_frames": np.unique(np.concatenate([rows_a, rows_b])).size,
         "auc": _auc(probability, same),
         "loss": float(np.logaddexp(0, np.where(same, -logits, logits)).mean()),
-        "cells": cells,
+        "cells": {
+            angles: {sequences: cell(angles, sequences) for sequences in SEQUENCE_SUBSETS} for angles in ANGLE_SUBSETS
+        },
     }
 
 
+def _jackknife(right, people_a, people_b) -> float | None:
+    """Estimate the standard error of the accuracy: a person is left out with all the pairs that show them."""
+    shown = [(people_a == person) | (people_b == person) for person in np.union1d(people_a, people_b)]
+    return metrics.jackknife(np.array([right[~pairs].mean() for pairs in shown if not pairs.all()]))
+
+
 def pair_rows(data: Arrays, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The fixed pairs of a split: rows of both frames, int64 (n,), and whether they show one person, bool (n,).
+    """Look up the fixed pairs of a split: rows of both frames, int64 (n,), and whether they show one person, bool (n,).
 
     Raises:
       FaceDepthError: no pairs, or one of a frame that the data do not have.
@@ -172,15 +161,15 @@ def pair_rows(data: Arrays, split: str) -> tuple[np.ndarray, np.ndarray, np.ndar
     if not found:
         raise FaceDepthError(f"{path} has no pairs: face verification needs two people in the split '{split}'.")
     rows = {frame: row for row, frame in enumerate(data.frames["frame"])}
-    unknown = next((frame for pair in found for frame in pair[:2] if frame not in rows), None)
-    if unknown is not None:
-        raise FaceDepthError(f"{path} names the frame {unknown}, which is not in the data.")
-    a, b, same = zip(*found, strict=True)
-    return np.array([rows[frame] for frame in a]), np.array([rows[frame] for frame in b]), np.array(same) == 1
+    try:
+        a, b, same = np.array([(rows[a], rows[b], same) for a, b, same in found]).T
+    except KeyError as error:
+        raise FaceDepthError(f"{path} names the frame {error.args[0]}, which is not in the data.") from None
+    return a, b, same == 1
 
 
 def _auc(score, same):
-    """Chance that a pair of one person scores above a pair of two; half of one where they tie."""
+    """Compute the chance that a pair of one person scores above a pair of two; a tie counts half."""
     if same.all() or not same.any():
         return None
     different = np.sort(score[~same])

@@ -18,7 +18,7 @@ if [[ ${DRY_RUN:-} ]]; then
   exit
 fi
 
-# main exits with 0 when it has finished and when it was stopped. Only a run that comes to its end writes results.json,
+# main exits with 0 when it has finished and when it was stopped between two steps. Only a run that comes to its end writes results.json,
 # under another name and then renamed: another file than before is the mark. The file itself is none, for a finished run
 # that is given more steps has it from the start. Of several processes the first writes it, before any of them exits.
 results_stamp() {
@@ -27,8 +27,8 @@ results_stamp() {
 }
 before=$(results_stamp)
 
-# Some schedulers signal every process, some only this one. main saves at the first SIGTERM or the first SIGINT and ends
-# at once at the second of a kind; so what came as SIGTERM goes on as SIGINT, and main may get both.
+# Some schedulers signal every process, some only this one. While it trains, main saves at the first SIGTERM or SIGINT
+# and ends at once at the second of a kind; so SIGTERM is passed on as SIGINT, and main may get both.
 signals=0 child=
 trap 'signals=$((signals + 1)); [[ -z $child ]] || kill -INT "$child" 2>/dev/null || true' TERM INT HUP
 

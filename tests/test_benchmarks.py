@@ -1,4 +1,5 @@
-"""benchmarks/: each at a tiny size; what train_step.py proves before, and that it stops where two sides differ."""
+"""benchmarks/: what train_step.py proves before, and that it stops where two sides differ; the quick ones as they are
+run. The others: slow/test_benchmarks.py."""
 
 import importlib.util
 import os
@@ -10,6 +11,8 @@ import types
 
 import numpy as np
 import pytest
+
+from facedepth_jax import evaluation
 
 if sys.platform != "linux":
     pytest.skip("the benchmarks read /proc and bind cores", allow_module_level=True)
@@ -24,7 +27,6 @@ def run(name, *args):
     return subprocess.run(
         [sys.executable, f"benchmarks/{name}.py", *args],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},  # compiles in half the time
         stdout=subprocess.PIPE,
         check=True,
         text=True,
@@ -39,12 +41,6 @@ def cells(out):
 
 
 @pytest.fixture(scope="module")
-def out():
-    """Of train_step.py."""
-    return run("train_step", "--widths=4", "--batches=2", "--turns=2", "--seconds=0")
-
-
-@pytest.fixture(scope="module")
 def program():
     """A program as a module, by name."""
 
@@ -55,31 +51,6 @@ def program():
         return module
 
     return load
-
-
-def test_one_table_of_all_sides(out):
-    sides = ["this", *(["PyTorch"] if HAS_TORCH else []), "plain flax"]
-    lines = cells(out)
-    works = [("training", "4", "2"), ("inference", "4", "1"), ("inference", "4", "32")]
-    assert [(line[""], line["width"], line["batch"]) for line in lines] == works
-    for line in lines:
-        for name in sides:
-            assert float(line[f"images/s: {name}"]) > 0 and int(line[f"of the peak: {name}"][:-1]) < 100
-        for name in sides[1:]:
-            ratio, least, most = map(float, re.findall(r"[\d.]+", line[f"this / {name}"]))
-            assert 0 < least <= ratio <= most
-    assert all(float(lines[0][f"memory, MiB: {name}"]) > 0 and lines[0][f"compiling, s: {name}"] for name in sides)
-
-
-@pytest.mark.parametrize(
-    "side",
-    ["plain flax", pytest.param("PyTorch", marks=pytest.mark.skipif(not HAS_TORCH, reason="the extra bench"))],
-)
-def test_the_same_step_in_float64(out, side):
-    (line,) = [line for line in out.splitlines() if line.startswith("Float64") and f" {side} agrees" in line]
-    found = {kind: float(value) for kind, value in re.findall(r"(\w[\w ]*) (\d+e[+-]\d+)", line.split(": ", 2)[2])}
-    assert set(found) == {"inference", "losses", "gradients", "running means"}
-    assert max(found.values()) < 1e-10
 
 
 @pytest.mark.parametrize("dtype, apart", [("float64", 1e-11), ("float32", 1e-3)])
@@ -160,49 +131,17 @@ def test_what_the_table_says_of_times(program):
     assert {value for name, value in training.items() if "plain flax" in name} == {""}
 
 
-def test_pipeline():
-    found = cells(
-        run(
-            "pipeline",
-            *("--width=2", "--batch=4", "--frames=64", "--reads=2", "--steps=2", "--turns=1", "--processes=1"),
-        )
-    )
-    found = {line.pop("batches by"): line for line in found}
-    assert found.pop("the same batch again")["waits for its batch"] == ""
-    assert found["NumPy"]["of NumPy's"] == "1.00"
-    assert set(found) == {
-        "NumPy",
-        *(f"the pipeline, {how}" for how in ("in the loop itself", "one thread", "two threads")),
-        "row numbers by one thread, gathered on the device",
-        "grain's processes: 1",
-    }
-    for line in found.values():
-        assert float(line["alone, images/s"]) > 0 and float(line["training, images/s"]) > 0
-        assert 0 <= float(line["waits for its batch"][:-1]) < 100
-
-
 def test_evaluate(program, monkeypatch, capsys):
     evaluate = program("evaluate")
     monkeypatch.setattr("sys.argv", ["evaluate.py", "--widths=2", "--frames=40", "--turns=1"])
-    monkeypatch.setattr(evaluate, "EVALUATION_BATCH", 4)
+    for module in (evaluate, evaluation):
+        monkeypatch.setattr(module, "BATCH", 4)
     evaluate.main()
     (line,) = cells(capsys.readouterr().out)
     alone, both = (float(line[name]) for name in ("forward pass alone, images/s", "with the metrics, images/s"))
     cost = float(re.fullmatch(r"(.*)% of the forward pass", line["the metrics cost"])[1])
     assert line["frames"] == "40" and alone > 0
     assert cost == pytest.approx(100 * (alone / both - 1), abs=2 + 0.02 * cost)  # of rounded figures
-
-
-def test_growth(tmp_path):
-    sizes = ("--widths=2", "--batches=8", "--sizes=32", "--devices=2,1", "--turns=1", "--seconds=0")
-    found = cells(run("growth", *sizes, f"--out={tmp_path}"))
-    assert [line["what grows"] for line in found] == ["width", "batch", "image, px", "devices", "devices"]
-    assert {tuple(line.values())[1:] for line in found[:3]} == {tuple(found[0].values())[1:]}  # the first point
-    assert all(float(line["images/s"]) > 0 for line in found)
-    two, one = found[3:]
-    for what in ("GFLOP a device", "MiB a device"):  # the work is divided, the state is not
-        assert 0.45 < float(two[what]) / float(one[what]) < 0.75
-    assert (tmp_path / "growth.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_costs():
@@ -284,41 +223,6 @@ def test_render():
     out = run("render", "--size=96", "--turns=1")
     assert [line[""] for line in cells(out)] == ["this rasteriser", "embree, tree built anew", "embree, rays only"]
     assert float(re.search(r"([\d.]+)% of pixels alike", out)[1]) > 99
-
-
-def test_synthetic():
-    whole, *stages = cells(run("synthetic", "48"))
-    assert whole[""] == "whole frame" and float(whole["frames a second"]) > 0
-    assert sum(float(line["ms a frame"]) for line in stages) == pytest.approx(float(whole["ms a frame"]), abs=0.05)
-
-
-def test_prepare(tmp_path):
-    trees = [
-        sys.executable,
-        "tools/raw_trees.py",
-        "--dataset=biwi",
-        "--numbers=1",
-        "--frames=2",
-        f"--out={tmp_path}/raw",
-    ]
-    subprocess.run(trees, cwd=ROOT, check=True, stdout=subprocess.PIPE)
-    out = run("prepare", f"--biwi={tmp_path}/raw", "--workers=0", "--turns=1")
-    preparing, decoding = out.split("Biwi's depth.bin")
-    (line,) = cells(preparing)
-    assert (line["data set"], line["frames"], line["workers"]) == ("biwi", "2", "0")
-    assert float(line["peak memory, resident"].removesuffix(" MiB")) > 0
-    assert [line[""] for line in cells(decoding)][0] == "read and decoded"
-
-
-def test_gpu():
-    """On whatever is here."""
-    out = run("gpu", "--width=2", "--batches=2", "--dtypes=float32", "--turns=1", "--seconds=0", "--steps=2")
-    speed, costs = out.split("The state is donated, and the step moves nothing between host and device")
-    (line,) = cells(speed)
-    assert line[""] == "float32, training" and float(line["images/s: this"]) > 0
-    shares = [float(line["share"][:-1]) for line in cells(costs)]
-    assert len(shares) == 3 and 100 > shares[0] >= shares[1] >= shares[2] > 0
-    assert re.search(r"\| `.*(Generator|Discriminator).*` \|", costs)
 
 
 def test_costs_of_a_profile(program):

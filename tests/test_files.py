@@ -44,24 +44,60 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path, monkeypatch, call):
     assert (tmp_path / "a").read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
 
 
-def test_what_a_killed_write_left_is_removed(tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    def killed(*_):
-        raise Killed
-
-    files.write_bytes(tmp_path / "new" / "a", b"old")
-    (tmp_path / ".data.partial").mkdir()  # of prepared arrays, and somebody else's
+def test_what_a_killed_write_left_is_removed(tmp_path):
+    with files.atomically(tmp_path / "a") as file, files.atomically(tmp_path / "b") as folder:
+        file.write_text("whole")
+        folder.mkdir()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    file.write_text("half")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / folder.name).mkdir()
+    (tmp_path / "new" / folder.name / "half").write_text("half")
     (tmp_path / ".partial").write_text("somebody's")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
-        with pytest.raises(Killed):
-            files.write_bytes(tmp_path / "new" / "a", b"new")
-    assert len(os.listdir(tmp_path / "new")) == 2 and (tmp_path / "new" / "a").read_bytes() == b"old"
     files.remove_partial(tmp_path)
-    assert os.listdir(tmp_path / "new") == ["a"]
-    assert sorted(os.listdir(tmp_path)) == [".data.partial", ".partial", "new"]
+    assert sorted(os.listdir(tmp_path)) == [".partial", "a", "b", "new"] and not os.listdir(tmp_path / "new")
+    assert (tmp_path / "a").read_text() == "whole"
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_all_or_nothing(tmp_path, kind):
+    """Nobody sees a half, an error leaves nothing, and a directory replaces none with something in it."""
+
+    def write(path, fails=False):
+        with files.atomically(path) as partial:
+            if kind == "directory":
+                partial.mkdir()
+            (partial / "content" if kind == "directory" else partial).write_text("new")
+            assert not path.exists()
+            if fails:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "a", fails=True)
+    assert not os.listdir(tmp_path)
+    write(tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"]
+    if kind == "directory":
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "theirs").write_text("")
+        with pytest.raises(OSError), files.atomically(tmp_path / "b") as partial:
+            partial.mkdir()
+        assert sorted(os.listdir(tmp_path)) == ["a", "b"] and os.listdir(tmp_path / "b") == ["theirs"]
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3:/bucket"])
+def test_a_buckets_address_is_no_directory(address):
+    with pytest.raises(FaceDepthError, match="is an address .*, no directory"):
+        files.check_local(address)
+    with pytest.raises(FaceDepthError, match="is an address .*, no directory"):
+        files.write_bytes(address, b"")
+    files.check_local("/a/b:/c")
+
+
+def test_seals():
+    content = files.sealed({"a": [1, 0.1], "b": {"c": "é"}})
+    assert files.is_sealed(content) and files.is_sealed(json.loads(json.dumps(content)))
+    assert not files.is_sealed(content | {"a": [1, 0.2]}) and not files.is_sealed({"a": 1})
 
 
 def test_nan_is_no_json(tmp_path):

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from facedepth_jax.data.folder import REQUIRED, FolderSource
 from facedepth_jax.data.frames import Frame, Reject
+from facedepth_jax.data.readers.folder import REQUIRED, FolderSource
 from facedepth_jax.errors import FaceDepthError
 
 HEIGHT, WIDTH = 24, 20
@@ -300,7 +300,7 @@ def test_what_is_no_image_at_all_is_a_reject(tmp_path):
     reasons = [getattr(item, "reason", None) for item in load(path)]
     assert reasons == [
         "depth image is missing",
-        "gray image cannot be read",
+        "gray image is missing",
         "gray image is not a PNG or JPEG",
         "gray image cannot be decoded",
         None,

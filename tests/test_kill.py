@@ -11,8 +11,6 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tools"))
 import soak
 
-KILLS = 20
-
 
 class Program:
     """`python -m facedepth_jax.main`, from where it has imported everything: a fork of a process that did only that.
@@ -44,14 +42,12 @@ def _main(flags, log, cache):
     os.dup2(handle, 1), os.dup2(handle, 2)
     os.chdir(soak.ROOT)
     import jax
-    from absl import app
 
     from facedepth_jax import main
 
     jax.config.update("jax_compilation_cache_dir", cache)  # the same nets are compiled again and again
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    sys.argv = ["main", *flags]
-    app.run(main.main, flags_parser=main.parse)
+    main.main(flags)
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +72,10 @@ def finish(place, cache, **options):
     assert code == 0, (place.folder / "log").read_text()
 
 
-def test_killed_anywhere(cache, tmp_path, request):
-    """Runs that are killed in every phase, the first compilation included, at its beginning or at a random moment."""
+def kill(cache, tmp_path, kills):
+    """Kill runs in every phase, at its beginning or later; let each go on to its end. Return runs and phases."""
     rng, hits, places = random.Random(1), [], []
-    while len(hits) < KILLS or set(hits) != set(soak.PHASES):
+    while len(hits) < kills or set(hits) != set(soak.PHASES):
         assert len(places) < 8, hits
         place = soak.Place(tmp_path / f"{len(places)}", "synthetic.py:ae")
         place.folder.mkdir()
@@ -93,6 +89,12 @@ def test_killed_anywhere(cache, tmp_path, request):
         if end.phase:
             finish(place, cache)
         places.append(place)
+    return places, hits
+
+
+def test_killed_anywhere(cache, tmp_path, request):
+    """A run that is killed in every phase, the first compilation included."""
+    places, hits = kill(cache, tmp_path, len(soak.PHASES))
     whole = request.getfixturevalue("whole")  # now, or nothing above would have had to be compiled
     for place in places:
         assert soak.difference(place, whole) == "", hits

@@ -1,29 +1,34 @@
 """launch/: the sweep's commands; the study from its plan to its tables, stopped on the way."""
 
-import os
+import importlib
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
-import tempfile
 
 import imageio.v3 as iio
 import pytest
 
+from facedepth_jax.errors import FaceDepthError
+
 ROOT = pathlib.Path(__file__).parent.parent
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # how ml_collections reads a file
 
 
-def test_sweep_prints_one_command_for_each_combination():
-    out = subprocess.run(
-        [
-            *(sys.executable, "launch/sweep.py", "--config=configs/synthetic.py:cgan", "--runs=runs/x"),
-            *("loss.lam=1.0,10.0", "seed=0,1,2"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
+def module(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"launch/{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+sweep, study = module("sweep"), module("study")
+
+
+def test_sweep_prints_one_command_for_each_combination(capsys):
+    sweep.main(["--config=configs/synthetic.py:cgan", "--runs=runs/x", "loss.lam=1.0,10.0", "seed=0,1,2"])
+    out = capsys.readouterr().out.splitlines()
     assert len(out) == len(set(out)) == 6
     assert out[1] == (
         "python -m facedepth_jax.main --config=configs/synthetic.py:cgan --workdir=runs/x/lam_1.0-seed_1 "
@@ -31,7 +36,6 @@ def test_sweep_prints_one_command_for_each_combination():
     )
 
 
-CACHE = tempfile.TemporaryDirectory()
 TINY = [
     "--config=configs/synthetic.py",
     "--seeds=3",
@@ -48,42 +52,46 @@ TINY = [
 ]
 
 
-def study(runs, *flags, **kwargs):
-    command = [sys.executable, "launch/study.py", *TINY, f"--config.data.dir={runs}/data", f"--runs={runs}", *flags]
-    cache = {"JAX_COMPILATION_CACHE_DIR": CACHE.name, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=os.environ | cache, **pipes)
+@pytest.fixture(name="plan")
+def _plan(monkeypatch, capsys):
+    """Flags -> what a plan prints: the rows of its costs by method, and the words of its commands."""
+    monkeypatch.setattr(study, "peak_flops_per_sec", lambda: 1e11)
+    monkeypatch.chdir(ROOT)
+
+    def plan(*flags):
+        assert study.main([*flags, "--plan"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        rows = {cells[1].strip(): cells for line in lines if len(cells := line.split("|")) == 7}
+        commands = [shlex.split(line) for line in lines if line.startswith(sys.executable)]
+        assert all(command[1] == "-m" for command in commands)
+        return rows, [command[2:] for command in commands]
+
+    return plan
 
 
-def test_a_plan_of_folds_has_a_verifier_for_each(tmp_path):
-    flags = ["--config=configs/folder.py", "--folds=0,3", "--methods=ae", "--seeds=3", "--runs=r", "--plan"]
-    command = [sys.executable, "launch/study.py", *flags, "--config.width=4", "--verifier.width=4"]
-    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    *runs, report = [line.split() for line in out.splitlines() if line.startswith("python ")]
-    assert [run[4] for run in runs] == [
+def test_a_plan_of_folds_has_a_verifier_for_each(plan):
+    flags = ["--config=folder", "--folds=0,3", "--methods=ae", "--seeds=3", "--runs=r"]
+    _, (*runs, report) = plan(*flags, "--config.width=4", "--verifier.width=4")
+    assert [run[1] for run in runs] == ["--config=verifier:folder", "--config=folder:ae"] * 2
+    assert [run[2] for run in runs] == [
         f"--workdir=r/fold-{fold}/{method}-3" for fold in (0, 3) for method in ("verifier", "ae")
     ]
     for run, fold in zip(runs, (0, 0, 3, 3), strict=True):
         assert {f"--config.data.options.fold={fold}", f"--config.data.dir=data/folder-fold-{fold}"} <= set(run)
-    assert report[5:] == [*(f"--verifier=r/fold-{k}/verifier-3" for k in (0, 3)), *(f"r/fold-{k}/ae-3" for k in (0, 3))]
+    assert report[3:] == [*(f"--verifier=r/fold-{k}/verifier-3" for k in (0, 3)), *(f"r/fold-{k}/ae-3" for k in (0, 3))]
 
 
-def test_a_plan_says_what_it_costs_and_runs_nothing(tmp_path):
-    process = study(tmp_path / "runs", "--plan", "--seeds=3,4", "--methods=ae,cui")
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
-    assert not (tmp_path / "runs").exists()
-    *runs, report = [line.split() for line in out.splitlines() if line.startswith("python ")]
-    assert [run[3] for run in runs] == ["--config=configs/verifier.py:synthetic"] + [
+def test_a_plan_says_what_it_costs_and_runs_nothing(tmp_path, plan):
+    runs, data = tmp_path / "runs", f"--config.data.dir={tmp_path}/data"
+    rows, (*commands, report) = plan(*TINY, data, f"--runs={runs}", "--seeds=3,4", "--methods=ae,cui")
+    assert not runs.exists()
+    assert [words[1] for words in commands] == ["--config=configs/verifier.py:synthetic"] + [
         f"--config=configs/synthetic.py:{method}" for method in ("ae", "ae", "cui", "cui")
     ]
-    assert [run[5] for run in runs] == [f"--config.seed={seed}" for seed in (3, 3, 4, 3, 4)]
-    assert "--config.width=4" in runs[1] and "--config.train.steps=4" in runs[0]
-    assert runs[1][6:] == [flag for flag in TINY[2:] if "verifier" not in flag] + [
-        f"--config.data.dir={tmp_path}/runs/data"
-    ]
+    assert [words[3] for words in commands] == [f"--config.seed={seed}" for seed in (3, 3, 4, 3, 4)]
+    assert "--config.width=4" in commands[1] and "--config.train.steps=4" in commands[0]
+    assert commands[1][4:] == [flag for flag in TINY[2:] if "verifier" not in flag] + [data]
     assert [path.rsplit("/", 1)[1] for path in report[-4:]] == ["ae-3", "ae-4", "cui-3", "cui-4"]
-    rows = {cells[1].strip(): cells for line in out.splitlines() if len(cells := line.split("|")) == 7}
     assert rows["ae"][2].strip() == "2" and rows["ae"][3].strip() == "4"
     # A step of the autoencoder by hand: multiply-adds of its convolutions, forward and two backward, twice each.
     sides, features = [48, 24, 12, 6, 12, 24, 48, 96, 96], [4, 8, 16, 32, 16, 8, 4, 2, 1]
@@ -94,43 +102,63 @@ def test_a_plan_says_what_it_costs_and_runs_nothing(tmp_path):
     assert 0.5 * by_hand < float(rows["ae"][5]) * 1e15 < 2 * by_hand
 
 
+def test_a_loss_value_goes_to_the_methods_that_have_it(plan):
+    given = "--config.loss.lam=10.0"
+    _, (verifier, cgan, ae, _) = plan(*TINY, "--runs=r", "--methods=cgan,ae", given)
+    assert given in cgan and given not in ae and given not in verifier
+
+
 def test_a_study_that_is_stopped_goes_on_to_both_tables(tmp_path):
-    process = study(tmp_path)
+    flags = [*TINY, f"--config.data.dir={tmp_path}/data", f"--runs={tmp_path}", "--methods=ae"]
+    command = [sys.executable, "launch/study.py", *flags]
+    pipes = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, **pipes)
     for line in process.stdout:
-        if line.startswith("[2/6"):
+        if line.startswith("[2/3"):
             process.send_signal(signal.SIGTERM)
             break
     out, _ = process.communicate(timeout=600)
     assert process.returncode == 0 and "the same command continues" in out, out
     assert not (tmp_path / "report").exists()
 
-    process = study(tmp_path)
-    out, _ = process.communicate(timeout=1200)
-    assert process.returncode == 0, out
-    assert "verifier-3 is done already" in out
+    done = subprocess.run(command, timeout=1200, **pipes)
+    assert done.returncode == 0, done.stdout
+    assert "verifier-3 is done already" in done.stdout
     markdown = (tmp_path / "report" / "report.md").read_text()
     (header,) = [line for line in markdown.splitlines() if line.startswith("| all pixels")]
-    assert header.split("|")[2:-1] == [" cgan ", " ae ", " pix2pix ", " cui ", " mean training map "]
-    assert "| Face verification ↑ |" in markdown and markdown.count("| A1+A2 |") == 4
+    assert header.split("|")[2:-1] == [" ae ", " mean training map "]
+    assert "| Face verification ↑ |" in markdown and markdown.count("| A1+A2 |") == 1
     (name,) = [path.name for path in (tmp_path / "report").glob("faces-*.png")]
-    assert iio.imread(tmp_path / "report" / name).shape[0] == (2 + 4 + 4) * 98 + 40  # four estimates, each with errors
+    assert iio.imread(tmp_path / "report" / name).shape[0] == 4 * 98 + 40  # the estimate with its error
 
 
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        (["--config.data.size=40"], "error: verifier: data.size is 40"),
-        (["--config.nonsense=1"], "has no nonsense that can be '1'"),
-        (["--config.train.steps=many"], "has no train.steps that can be 'many'"),
-        (["--methods=gan"], "There is no method 'gan'"),
-        (["--nonsense"], "--nonsense is no --config.KEY=VALUE"),
-        (["--config=configs/nowhere.py"], "there is no config file configs/nowhere.py"),
-        # What only the run itself finds out: the study ends with it.
-        (["--config.data.options.sensor=eye", "--config.data.dir=nowhere"], "no sensor 'eye'"),
+        (["--config.data.size=40"], "verifier: data.size is 40"),
+        (["--config.nonsense=1"], "nonsense"),
+        (["--config.train.steps=many"], "many"),
+        (["--methods=gan"], "there is no method 'gan'"),
+        (["--methods=ae,cui", "--config.loss.lam=1.0"], "--config.loss.lam=1.0: none of ae, cui has this loss value"),
+        (["--config.loss.nonsense=1.0"], "nonsense"),
+        (["--nonsense"], "--nonsense is neither --config.KEY=VALUE nor --verifier.KEY=VALUE"),
+        (["--config=configs/nowhere.py"], "There is no config file"),
     ],
 )
-def test_a_study_that_cannot_be_is_one_sentence(tmp_path, flags, sentence):
-    process = study(tmp_path, *flags)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode not in (0, None) and sentence in out and "Traceback" not in out, out
-    assert not (tmp_path / "report").exists()
+def test_a_study_that_cannot_be_is_one_sentence(tmp_path, monkeypatch, capsys, flags, sentence):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises((SystemExit, FaceDepthError)) as error:
+        study.main([*TINY, f"--runs={tmp_path}/runs", *flags])
+    text = str(error.value) if error.type is FaceDepthError else capsys.readouterr().err.splitlines()[-1]
+    assert sentence in text and "\n" not in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_ends_with_a_run_that_fails(tmp_path):
+    jobs = {tmp_path / str(i): ([sys.executable, "-c", f"raise SystemExit({i})"], 4) for i in (0, 3, 5)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert study.run_all(jobs) == 3
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.logs import Clock, Logs, first_not_finite
+from facedepth_jax.logs import Logs, Pace, first_not_finite
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -64,50 +64,53 @@ def test_a_run_begins_with_the_validation_of_its_step(tmp_path):
     assert lines == [["step", "train/loss_g"], ["step", "validation/l1"], ["step", "train/loss_g"]]
 
 
-def test_every_second_is_charged_once(monkeypatch, capsys):
+@pytest.fixture
+def passes(monkeypatch):
+    """Let so many seconds pass."""
     now = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock = Clock(batch_size=8)
 
-    def charge(**parts):
-        for part, sec in parts.items():
-            now[0] += sec
-            clock.charge(part)
+    def passes(sec):
+        now[0] += sec
 
-    charge(start=50, compile=7)
-    now[0] += 1
-    first = clock.lap(5)
-    assert first == {f"time_{part}_sec": sec for part, sec in zip(LAP_PARTS, (50, 7, 0, 1, 0, 0), strict=True)}
-    charge(step=3, evaluation=1000, data=1, save=2)
-    now[0] += 4
-    assert clock.lap(15) == {
-        **{f"time_{part}_sec": sec for part, sec in zip(LAP_PARTS, (0, 0, 1, 7, 1000, 2), strict=True)},
-        "images_per_sec": 10 * 8 / (1 + 7 + 2),
-    }
-    assert capsys.readouterr().err == ""
-    charge(test=32)
-    assert clock.account() == (
-        "Time: 1100.0 s: start 50.0 s (5%), compile 7.0 s (1%), data 1.0 s (0%), step 8.0 s (1%), "
-        "evaluation 1000.0 s (91%), save 2.0 s (0%), test 32.0 s (3%)"
-    )
+    return passes
 
 
-LAP_PARTS = ("start", "compile", "data", "step", "evaluation", "save")
+def steps(pace, passes, count, data_sec, step_sec, idle=True):
+    """Train `count` steps whose batches take some time to come."""
+
+    def batches():
+        while True:
+            passes(data_sec)
+            yield "batch"
+
+    for _, batch in zip(range(count), pace.watch(batches(), lambda: idle), strict=False):
+        assert batch == "batch"
+        passes(step_sec)
 
 
-def test_data_as_the_bottleneck_is_said_once(monkeypatch, capsys):
-    now = [100.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock = Clock(batch_size=8)
+def test_pace_counts_what_training_takes_and_nothing_else(passes):
+    """Not the first step's compilation, nor a save or a validation between two steps."""
+    pace = Pace(batch_size=8)
+    steps(pace, passes, 1, 3, 90)
+    pace.restart(1)
+    steps(pace, passes, 6, 0.5, 1.5)
+    with pace.paused():
+        passes(1000)
+    steps(pace, passes, 4, 0.5, 1.5)
+    assert pace.lap(11) == {"images_per_sec": pytest.approx(10 * 8 / 20), "waiting_share": pytest.approx(5 / 20)}
+    steps(pace, passes, 2, 0.5, 2.0, idle=False)  # the device was busy meanwhile
+    assert pace.lap(13) == {"images_per_sec": pytest.approx(2 * 8 / 5), "waiting_share": 0}
+
+
+def test_data_as_the_bottleneck_is_said_once(passes, capsys):
+    pace = Pace(batch_size=8)
 
     def lap(step, data_sec, step_sec):
-        now[0] += data_sec
-        clock.charge("data")
-        now[0] += step_sec
-        clock.lap(step)
+        steps(pace, passes, 2, data_sec, step_sec)
+        pace.lap(step)
         return capsys.readouterr().err
 
-    assert lap(10, 9, 1) == ""  # its time begins before the loop
-    assert lap(20, 5, 5) == ""
-    assert "warning: from step 20 to 30 60% of the time was waiting for data" in lap(30, 6, 4)
-    assert lap(40, 6, 4) == ""
+    assert lap(20, 1, 5) == ""
+    assert "warning: up to step 30 67% of the time was waiting for data" in lap(30, 10, 5)
+    assert lap(40, 10, 5) == ""

@@ -1,5 +1,8 @@
 """The metrics against a plain computation in float64, by hand, and against the paper's own table."""
 
+import json
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -34,9 +37,18 @@ def reference(pred, true, mask):
     }
 
 
+def sums_by_person(pred, true, mask, subjects=None):
+    """As an evaluation makes them, "all" and "valid" alike; 8 mm a level for "mm"."""
+    pred, true = np.float32(pred), np.float32(true)
+    sums = jax.device_get(jax.jit(metrics.image_sums)(pred, true, mask))
+    mm = jax.device_get(jax.jit(metrics.mm_sums)(8 * pred, 8 * true, mask))
+    return metrics.person_sums(
+        {"all": sums, "valid": sums, "mm": mm}, ["a"] * len(pred) if subjects is None else subjects
+    )
+
+
 def measure(pred, true, mask):
-    sums = jax.jit(metrics.image_sums)(np.float32(pred), np.float32(true), mask)
-    return metrics.finalize({name: np.asarray(value, np.float64) for name, value in sums.items()})
+    return metrics.figures(sums_by_person(pred, true, mask))["all"]
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -120,18 +132,19 @@ def test_images_without_pixels_are_left_out_of_means_over_images():
 
 
 def test_no_pixel_at_all_is_an_error():
-    zeros = np.zeros((2, 2, 2))
-    with pytest.raises(FaceDepthError, match="No pixel with depth"):
-        measure(zeros, zeros, zeros > 0)
-    sums = metrics.mm_sums(np.float32(zeros), np.float32(zeros), zeros > 0)
-    with pytest.raises(FaceDepthError, match="depth code"):
-        metrics.finalize_mm(sums)
+    some, none = (sums_by_person(*np.ones((2, 2, 2, 2)), np.full((2, 2, 2), mask))["a"] for mask in (True, False))
+    for parts, sentence in (
+        ({"all": some["all"], "valid": none["valid"], "mm": none["mm"]}, "No pixel with depth"),
+        ({"all": some["all"], "valid": some["valid"], "mm": none["mm"]}, "depth code"),
+    ):
+        with pytest.raises(FaceDepthError, match=sentence):
+            metrics.figures({"a": parts})
 
 
 def test_mm_errors():
-    true = np.array([[[800, 900], [1000, 0]]], np.float32)
-    pred = np.array([[[810, 880], [1000, 555]]], np.float32)
-    got = metrics.finalize_mm(metrics.mm_sums(pred, true, true > 0))
+    true = np.array([[[800, 900], [1000, 0]]], np.float32) / 8
+    pred = np.array([[[810, 880], [1000, 555]]], np.float32) / 8
+    got = metrics.figures(sums_by_person(pred, true, true > 0))["mm"]
     assert got == {"mae_mm": pytest.approx(10), "rmse_mm": pytest.approx(np.sqrt(500 / 3))}
 
 
@@ -156,3 +169,104 @@ def test_definitions_of_l2_and_rmse_fit_the_papers_columns():
     got = measure(pred, true, np.ones(true.shape, bool))
     for l2, rmse in [(got["l2"], got["rmse_lin"]), *PAPER_L2_RMSE]:
         assert 0.8 * 96 * rmse < l2 < 96 * rmse
+
+
+# --- sums by person --------------------------------------------------------------------------------------------------
+
+PARTS = ("all", "valid", "mm")
+
+
+@pytest.fixture(scope="module", name="people")
+def _people():
+    """Seven people with other numbers of images and of holes; one image has no pixel, and "g" has none at all."""
+    rng = np.random.default_rng(4)
+    subjects = np.array(list("abacbcaadebffffacbg"))
+    true = rng.integers(1, 256, (len(subjects), 8, 8)).astype(np.float32)
+    pred = true * rng.uniform(0.5, 1.5, (len(subjects), 1, 1)) + rng.normal(0, 5, true.shape)
+    mask = rng.random(true.shape) < rng.random((len(subjects), 1, 1))
+    mask[[2, -1]] = False
+    full = jax.device_get(metrics.image_sums(np.float32(pred), true, np.ones_like(mask)))
+    holes = jax.device_get(metrics.image_sums(np.float32(pred), true, mask))
+    per_image = {"all": full, "valid": holes, "mm": jax.device_get(metrics.mm_sums(np.float32(pred), true, mask))}
+    return per_image, subjects, (np.float32(pred), true, mask)
+
+
+def chosen(per_image, subjects, rows):
+    kept = {part: {name: values[rows] for name, values in sums.items()} for part, sums in per_image.items()}
+    return metrics.person_sums(kept, subjects[rows])
+
+
+def test_figures_count_what_they_were_taken_over(people):
+    per_image, subjects, (pred, true, mask) = people
+    got = metrics.figures(metrics.person_sums(per_image, subjects))
+    assert got["n_people"] == 7 and got["n_frames"] == len(subjects)
+    assert got["n_frames_without_depth"] == (~mask.any((1, 2))).sum() >= 2
+    assert got["n_pixels"] == true.size and got["n_pixels_valid"] == got["n_pixels_mm"] == mask.sum()
+    assert json.loads(json.dumps(got)) == got
+    want = reference(pred, true, mask)
+    assert got["valid"] == {key: pytest.approx(value, rel=2e-6) for key, value in want.items()}
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_folds_pooled_are_one_evaluation(people, apart):
+    """Folds of other people, as in a cross-validation, and parts that share people."""
+    per_image, subjects, _ = people
+    order = np.random.default_rng(5).permutation(len(subjects))
+    folds = [np.isin(subjects, list(names)) for names in ("ab", "cdg", "ef")] if apart else np.array_split(order, 3)
+    pooled = metrics.figures(metrics.join_people([chosen(per_image, subjects, rows) for rows in folds]))
+    together = metrics.figures(metrics.person_sums(per_image, subjects))
+    assert pooled.keys() == together.keys()
+    for part in PARTS:
+        assert pooled[part] == pytest.approx(together[part], rel=1e-12)
+        assert pooled["standard_error"][part] == pytest.approx(together["standard_error"][part], rel=1e-9)
+    for name in (name for name in together if name.startswith("n_")):
+        assert pooled[name] == together[name]
+    assert pooled["people"].keys() == together["people"].keys()
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_metric_whose_sums_one_fold_lacks_is_left_out(people, apart):
+    per_image, subjects, _ = people
+    folds = [chosen(per_image, subjects, np.isin(subjects, list(names))) for names in ("abc", "defg" if apart else "c")]
+    want = metrics.figures(metrics.join_people(folds))
+    for parts in folds[1].values():
+        del parts["all"]["log_squared"]
+    for order in (folds, folds[::-1]):
+        got = metrics.figures(metrics.join_people(order))
+        assert want["all"].keys() - got["all"].keys() == {"rmse_log"}
+        assert want["standard_error"]["all"].keys() - got["standard_error"]["all"].keys() == {"rmse_log"}
+        assert got["all"]["l1"] == pytest.approx(want["all"]["l1"]) and got["valid"] == pytest.approx(want["valid"])
+
+
+def test_standard_errors_are_an_independent_jackknife(people):
+    """Each person left out in turn, their images out of the arrays, everything measured again by the slow reference."""
+    per_image, subjects, (pred, true, mask) = people
+    got = metrics.figures(metrics.person_sums(per_image, subjects))["standard_error"]
+    for part, counted in (("all", np.ones_like(mask)), ("valid", mask)):
+        with_pixels = [name for name in "abcdefg" if counted[subjects == name].any()]
+        left_out = [reference(*(x[subjects != name] for x in (pred, true, counted))) for name in with_pixels]
+        n = len(with_pixels)
+        assert n == (7 if part == "all" else 6)
+        for key in left_out[0]:
+            values = [figures[key] for figures in left_out]
+            mean = sum(values) / n
+            want = math.sqrt((n - 1) / n * sum((value - mean) ** 2 for value in values))
+            assert got[part][key] == pytest.approx(want, rel=1e-4), (part, key)
+
+
+def test_with_as_many_pixels_of_everybody_the_l1_has_the_error_of_a_mean():
+    rng = np.random.default_rng(6)
+    true = rng.uniform(50, 200, (12, 4, 4)).astype(np.float32)
+    pred = true + rng.normal(0, 9, true.shape).astype(np.float32)
+    subjects = [f"person {i // 3}" for i in range(12)]
+    got = metrics.figures(sums_by_person(pred, true, np.ones(true.shape, bool), subjects))
+    means = np.abs(pred.astype(np.float64) - true).reshape(4, -1).mean(1)
+    want = means.std(ddof=1) / np.sqrt(4)
+    assert got["standard_error"]["all"]["l1"] == pytest.approx(want, rel=1e-5)
+    assert got["standard_error"]["mm"]["mae_mm"] == pytest.approx(8 * want, rel=1e-5)
+
+
+def test_one_person_has_no_standard_error():
+    errors = metrics.figures(sums_by_person(*np.ones((2, 3, 2, 2)), np.ones((3, 2, 2), bool)))["standard_error"]
+    assert errors["all"] == dict.fromkeys((metric.key for metric in metrics.METRICS), None)
+    assert errors["mm"] == dict.fromkeys((metric.key for metric in metrics.MM_METRICS), None)

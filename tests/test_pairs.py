@@ -1,6 +1,7 @@
 """pairs.py: the properties of the lists, for any data set."""
 
 import collections
+import itertools
 import math
 import tracemalloc
 
@@ -207,3 +208,37 @@ def test_an_external_list_that_does_not_fit_is_said(tmp_path, line, message):
     (tmp_path / "p.tsv").write_text("")
     with pytest.raises(FaceDepthError, match="is empty"):
         pairs.read_external(tmp_path / "p.tsv", "test", INDEX)
+
+
+# --- Table 2's cells, against the definitions written out ---
+
+ANGLES = st.one_of(st.floats(-90, 90), st.sampled_from([10.0, -10.0, 10.000001, -10.1, 0.0, math.nan]))
+ROWS = st.lists(st.tuples(ANGLES, ANGLES, ANGLES, st.integers(0, 7)), max_size=20)
+
+
+def columns_of(rows):
+    values = np.array(rows, float).reshape(-1, 4).T
+    return dict(zip(("yaw", "pitch", "roll", "sequence"), values, strict=True))
+
+
+def in_cell(yaw, pitch, roll, sequence, angles, sequences):
+    """Section 4.1.1: A1 within 10 degrees, A2 the others; one frame, plain Python."""
+    known = not any(math.isnan(angle) for angle in (yaw, pitch, roll))
+    frontal = max(abs(yaw), abs(pitch), abs(roll)) <= 10 if known else None
+    by_angle = {"A1": frontal is True, "A2": frontal is False, "A1+A2": True}
+    by_sequence = {"S1-S3": sequence in (1, 2, 3), "S4-S5": sequence in (4, 5), "S1-S5": True}
+    return by_angle[angles] and by_sequence[sequences]
+
+
+@given(ROWS)
+def test_cells_are_what_the_definitions_say(rows):
+    for angles, sequences in itertools.product(pairs.ANGLE_SUBSETS, pairs.SEQUENCE_SUBSETS):
+        found = pairs.in_subset(columns_of(rows), angles, sequences)
+        assert found.dtype == bool and found.tolist() == [in_cell(*row, angles, sequences) for row in rows]
+
+
+def test_ten_degrees_are_frontal_and_a_little_more_is_not():
+    rows = [(10.0, -10.0, 10.0, 1), (10.01, 0, 0, 1), (0, -10.01, 0, 1), (0, 0, 11, 1), (math.nan, 0, 0, 1)]
+    assert pairs.in_subset(columns_of(rows), "A1", "S1-S3").tolist() == [True, False, False, False, False]
+    assert pairs.in_subset(columns_of(rows), "A2", "S1-S3").tolist() == [False, True, True, True, False]
+    assert pairs.in_subset(columns_of(rows), "A1+A2", "S1-S3").all()

@@ -14,73 +14,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from writers import (
+    BODY_MM,
+    COLOUR_CAMERA,
+    DEPTH_CAMERA,
+    HEAD_MM,
+    entry,
+    make_cropped,
+    make_pandora,
+    project,
+    sequence_folder,
+)
 
 from facedepth_jax.data import images
+from facedepth_jax.data.chunks import prepare_frame
 from facedepth_jax.data.frames import Frame, Reject
-from facedepth_jax.data.pandora import PandoraSource
-from facedepth_jax.data.prepare import prepare_frame
+from facedepth_jax.data.readers.pandora import EXCLUDED, SPLITS, PandoraSource
 from facedepth_jax.errors import FaceDepthError
-
-NAMES = ("base_1", "base_2", "free_1", "free_2", "free_3")
-# Two pinhole cameras side by side: focal length and principal point in pixels, place on the x axis in mm.
-DEPTH_CAMERA = (365.0, 256.0, 212.0, 0.0)
-COLOUR_CAMERA = (1081.37, 959.5, 539.5, 52.0)
-HEAD_MM = np.array([30.0, -60.0, 900.0])
-# Spine, neck, head, arms, hands: from the head, mm, x right and y down.
-BODY_MM = np.array([
-    [0, 300], [0, 250], [0, 150], [0, 0], [-150, 180], [-180, 250], [-190, 290], [-195, 310], [150, 180],
-    [180, 250], [190, 290], [195, 310], [0, 190], [-200, 330], [-170, 320], [200, 330], [170, 320],
-])  # fmt: skip
-
-
-def project(points_mm, camera):
-    focal, x, y, place = camera
-    points_mm = np.asarray(points_mm, float)
-    return np.stack(
-        [
-            (points_mm[..., 0] - place) / points_mm[..., 2] * focal + x,
-            points_mm[..., 1] / points_mm[..., 2] * focal + y,
-        ],
-        -1,
-    )
-
-
-def entry(frame, joints_mm=None, euler=None):
-    """A frame's annotation."""
-    if joints_mm is None:
-        joints_mm = HEAD_MM + np.concatenate([BODY_MM, np.zeros((17, 1))], 1)
-    return {
-        "ts": 1478000000000 + frame,
-        "frame_num": frame,
-        "orientation": {
-            "euler": euler or {"roll": -1.5, "pitch": 20.25, "yaw": 3.0 + frame},
-            "quaternion": [0, 0, 0, 1],
-        },
-        "joints": project(joints_mm, DEPTH_CAMERA).tolist(),
-        "joints3D": (joints_mm * [1e-3, -1e-3, 1e-3]).tolist(),
-        "jointsRGB": project(joints_mm, COLOUR_CAMERA).tolist(),
-        "jointsState": [2] * 17,
-    }
-
-
-def sequence_folder(root, subject, sequence):
-    return Path(root) / f"{subject:02d}" / f"{NAMES[sequence - 1]}_ID{subject:02d}"
-
-
-def make(root, subject=1, sequence=1, count=4, entries=None, keyed=False, folder=None):
-    """A sequence whose images are empty files, unless they are written later."""
-    folder = folder or sequence_folder(root, subject, sequence)
-    for kind in ("RGB", "DEPTH"):
-        (folder / kind).mkdir(parents=True)
-        for frame in range(count):
-            (folder / kind / f"{frame:06d}_{kind}.png").touch()
-    if entries is None:
-        entries = [entry(frame) for frame in range(count)]
-        entries[0]["ts"] += 1000 * subject + sequence  # no two recordings have the same bytes
-    if keyed:
-        entries = {f"{e['frame_num']:06d}": json.dumps(e) for e in entries}
-    (folder / "data.json").write_text(json.dumps(entries, indent=2))
-    return folder
 
 
 def write_images(folder, frame, gray, depth_mm, channels=3):
@@ -131,7 +81,7 @@ def rejected(root, **options):
 def plate_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("plate")
     for sequence, channels in ((1, 3), (2, 4)):
-        folder = make(root, 1, sequence, count=1, keyed=channels == 4)
+        folder = make_pandora(root, 1, sequence, count=1, keyed=channels == 4)
         write_images(folder, 0, *plate_images(), channels=channels)
     return root
 
@@ -185,7 +135,7 @@ def shift_px(root, **options):
 def test_a_joint_inside_the_head_costs_the_parallax_that_the_docs_state(tmp_path):
     behind = HEAD_MM * 1000 / 900  # on the same ray of the depth camera, 100 mm behind the plate
     joints_mm = behind + np.concatenate([BODY_MM, np.zeros((17, 1))], 1)
-    write_images(make(tmp_path, entries=[entry(0, joints_mm)], count=1), 0, *plate_images())
+    write_images(make_pandora(tmp_path, entries=[entry(0, joints_mm)], count=1), 0, *plate_images())
     expected = 52 * (900 / 1000 - 1) * 96 / 320  # to the left, for the colour camera stands to the right
     assert shift_px(tmp_path) == pytest.approx(expected, abs=0.6)
     assert expected == pytest.approx(-1.56)
@@ -199,7 +149,7 @@ def test_the_map_of_the_joints_stands_some_bad_ones(tmp_path):
     bad["jointsRGB"][13] = [0, 0]
     bad["jointsRGB"][3] = [700.0, 300.0]  # the head's own is not needed
     root = tmp_path / "bad"
-    write_images(make(root, entries=[bad], count=1), 0, *plate_images())
+    write_images(make_pandora(root, entries=[bad], count=1), 0, *plate_images())
     frame = load(root, register="joints")[0]
     np.testing.assert_allclose(frame.gray_head_xy, project(HEAD_MM, COLOUR_CAMERA), atol=1e-6)
     np.testing.assert_allclose(frame.gray_focal_px, [1081.37] * 2, rtol=1e-9)
@@ -212,7 +162,7 @@ def test_the_map_of_the_joints_stands_some_bad_ones(tmp_path):
     for joint in (8, 9, 10, 16):
         wide["joints"][joint] = [0, 0]
     root = tmp_path / "wide"
-    write_images(make(root, entries=[wide], count=1), 0, *plate_images())
+    write_images(make_pandora(root, entries=[wide], count=1), 0, *plate_images())
     frame = load(root, register="joints")[0]
     np.testing.assert_allclose(frame.gray_focal_px, [1.1 * 1081.37, 0.95 * 1081.37], rtol=1e-9)
     np.testing.assert_allclose(frame.gray_head_xy, project(HEAD_MM, COLOUR_CAMERA) * [1.1, 0.95], atol=1e-6)
@@ -222,7 +172,7 @@ def test_the_map_of_the_joints_stands_some_bad_ones(tmp_path):
     shaken = entry(0, joints_mm)
     shaken["jointsRGB"] = (np.array(shaken["jointsRGB"]) + rng.normal(0, 2, (17, 2))).tolist()
     root = tmp_path / "shaken"
-    write_images(make(root, entries=[shaken], count=1), 0, *plate_images())
+    write_images(make_pandora(root, entries=[shaken], count=1), 0, *plate_images())
     frame = load(root, register="joints")[0]
     for axis in (0, 1):
         a, b = (np.array(shaken[name])[:, axis] for name in ("joints", "jointsRGB"))
@@ -236,7 +186,7 @@ def test_joints_out_of_view_count(tmp_path):
     close = entry(0, joints_mm)
     assert (np.array(close["joints"])[:, 1] > 424).sum() == 12
     close["joints"][5] = [1e7, 1e7]
-    write_images(make(tmp_path, entries=[close], count=1), 0, *plate_images())
+    write_images(make_pandora(tmp_path, entries=[close], count=1), 0, *plate_images())
     frame = load(tmp_path, register="joints")[0]
     np.testing.assert_allclose(frame.gray_head_xy, project(HEAD_MM, COLOUR_CAMERA), atol=1e-6)
 
@@ -250,7 +200,7 @@ def test_joints_that_give_no_map(tmp_path):
         scale["jointsRGB"][joint][1] = 200 + scale["joints"][joint][1]
         flipped["jointsRGB"][joint][0] = 1919 - flipped["jointsRGB"][joint][0]
         flat["jointsRGB"][joint] = [900.0, 500.0]
-    make(tmp_path, entries=[few, line, scale, flipped, flat], count=5)
+    make_pandora(tmp_path, entries=[few, line, scale, flipped, flat], count=5)
     assert rejected(tmp_path, register="joints") == {
         "001_000000": "too few joints for a map",
         "001_000001": "too few joints for a map",
@@ -263,7 +213,7 @@ def test_joints_that_give_no_map(tmp_path):
 
 def test_splits_and_subsets_are_by_person(tmp_path):
     for subject in range(1, 23):
-        make(tmp_path, subject, 1 + subject % 5, count=1, keyed=subject % 2 == 0)
+        make_pandora(tmp_path, subject, 1 + subject % 5, count=1, keyed=subject % 2 == 0)
     index = PandoraSource(str(tmp_path)).index()
     split_of = {int(info.subject): info.split for info in index}
     assert [s for s in split_of if split_of[s] == "test"] == [10, 14, 16, 20]
@@ -275,7 +225,7 @@ def test_splits_and_subsets_are_by_person(tmp_path):
 
 
 def test_frames_missing_in_the_json_or_on_disk(tmp_path):
-    folder = make(tmp_path, entries=[entry(frame) for frame in (0, 1, 2, 3, 7)], count=5)
+    folder = make_pandora(tmp_path, entries=[entry(frame) for frame in (0, 1, 2, 3, 7)], count=5)
     (folder / "RGB" / "000001_RGB.png").unlink()
     (folder / "DEPTH" / "000002_DEPTH.png").unlink()
     (folder / "RGB" / "Thumbs.db").touch()
@@ -288,10 +238,7 @@ def test_frames_missing_in_the_json_or_on_disk(tmp_path):
     source = PandoraSource(str(tmp_path))
     assert [info.frame[-1] for info in source.index()] == ["0", "1", "2", "3", "4", "7"]
     notes = "\n".join(source.notes())
-    assert "1 sequences are here, 108 are expected" in notes and "no sequence of the subjects 02, 03" in notes
-    assert "subject 01 has no base_2, free_1, free_2, free_3" in notes
-    assert "1 frames of 1 sequences: frame is not annotated" in notes
-    assert "2 frames of 1 sequences: gray image is missing" in notes
+    assert "1 sequences are here, 108 are expected; missing: 01 (base_2 free_1 free_2 free_3), 02, 03, 04" in notes
 
 
 @pytest.mark.parametrize(
@@ -309,8 +256,8 @@ def test_frames_missing_in_the_json_or_on_disk(tmp_path):
 )
 @pytest.mark.parametrize("keyed", [False, True])
 def test_a_sequence_without_a_part_is_rejected_and_named(tmp_path, spoil, reason, keyed):
-    make(tmp_path, 1, 1, keyed=keyed)
-    make(tmp_path, 1, 2, keyed=keyed)
+    make_pandora(tmp_path, 1, 1, keyed=keyed)
+    make_pandora(tmp_path, 1, 2, keyed=keyed)
     spoil(sequence_folder(tmp_path, 1, 2))
     assert rejected(tmp_path) == {f"002_{frame:06d}": reason for frame in range(4)}
     assert any(note.startswith(f"01/base_2_ID01, 4 frames: {reason}") for note in PandoraSource(str(tmp_path)).notes())
@@ -336,15 +283,15 @@ def joint(name, value, index=3):
 @pytest.mark.parametrize(
     "change, reason",
     [
-        (without("orientation"), "angles are missing or no numbers"),
-        (lambda e: e["orientation"]["euler"].pop("roll"), "angles are missing or no numbers"),
-        (lambda e: e.update(orientation=[1, 2, 3]), "angles are missing or no numbers"),
-        (lambda e: e["orientation"].update(euler=7), "angles are missing or no numbers"),
-        (euler(yaw="3"), "angles are missing or no numbers"),
-        (euler(yaw=True), "angles are missing or no numbers"),
-        (euler(pitch=math.nan), "angles are missing or no numbers"),
-        (euler(roll=None), "angles are missing or no numbers"),
-        (euler(roll=10**400), "angles are missing or no numbers"),
+        (without("orientation"), "angles are missing or not numbers"),
+        (lambda e: e["orientation"]["euler"].pop("roll"), "angles are missing or not numbers"),
+        (lambda e: e.update(orientation=[1, 2, 3]), "angles are missing or not numbers"),
+        (lambda e: e["orientation"].update(euler=7), "angles are missing or not numbers"),
+        (euler(yaw="3"), "angles are missing or not numbers"),
+        (euler(yaw=True), "angles are missing or not numbers"),
+        (euler(pitch=math.nan), "angles are missing or not numbers"),
+        (euler(roll=None), "angles are missing or not numbers"),
+        (euler(roll=10**400), "angles are missing or not numbers"),
         (without("joints"), "joints are missing"),
         (without("jointsRGB"), "joints are missing"),
         (lambda e: e["joints"].pop(), "joints are missing"),
@@ -373,23 +320,23 @@ def joint(name, value, index=3):
 def test_an_annotation_that_cannot_be_used_is_counted(tmp_path, change, reason, keyed):
     entries = [entry(0), entry(1)]
     change(entries[1])
-    make(tmp_path, entries=entries, count=2, keyed=keyed)
+    make_pandora(tmp_path, entries=entries, count=2, keyed=keyed)
     assert rejected(tmp_path) == ({"001_000001": reason} if reason else {})
 
 
 def test_extreme_poses_are_an_option(tmp_path):
     entries = [entry(f, euler={"yaw": yaw, "pitch": 0, "roll": 0}) for f, yaw in enumerate((-50.5, 50, 179, -30))]
-    make(tmp_path, entries=entries)
+    make_pandora(tmp_path, entries=entries)
     assert list(rejected(tmp_path, max_angle=50)) == ["001_000000", "001_000002"]
     assert rejected(tmp_path, max_angle=180) == {}
 
 
 def test_annotations_without_or_with_another_number(tmp_path):
-    folder = make(
+    folder = make_pandora(
         tmp_path, 1, 1, entries=[entry(0), entry(1), entry(2), entry(2), {"a": 1}, 7, entry(3) | {"frame_num": "3"}]
     )
     assert rejected(tmp_path) == {"001_000002": "frame is annotated twice", "001_000003": "frame is not annotated"}
-    assert "01/base_1_ID01: 3 annotations without a frame's number" in PandoraSource(str(tmp_path)).notes()
+    assert "01/base_1_ID01, 4 frames: 3 annotations without a frame's number" in PandoraSource(str(tmp_path)).notes()
     texts = [f'"{key}": {json.dumps(value)}' for key, value in (
         ("000000", json.dumps(entry(0))), ("000001", json.dumps(entry(2))), ("000002", json.dumps(entry(2))),
         ("000002", json.dumps(entry(2))), ("3", json.dumps(entry(3))), ("000003", json.dumps(entry(3))[:-9]),
@@ -402,7 +349,7 @@ def test_annotations_without_or_with_another_number(tmp_path):
     }
     (folder / "data.json").write_text(json.dumps({"000000": entry(0), "000001": "[1]", "000002": "[" * 100_000}))
     assert rejected(tmp_path) == {
-        "001_000001": "annotation is no object",
+        "001_000001": "annotation is not an object",
         "001_000002": "annotation is damaged",
         "001_000003": "frame is not annotated",
     }
@@ -413,18 +360,18 @@ def test_the_groups_list_at_its_ends(tmp_path):
     entries[2]["orientation"] = None  # on the list it counts as such, whatever else is wrong with it
     for subject, sequence in ((10, 3), (9, 3)):  # folder 48 of the group's count, and another
         root = tmp_path / str(subject)
-        folder = make(root, subject, sequence, entries=entries, count=0)
+        folder = make_pandora(root, subject, sequence, entries=entries, count=0)
         for e in entries:
             for kind in ("RGB", "DEPTH"):
                 (folder / kind / f"{e['frame_num']:06d}_{kind}.png").touch()
     gone = {f"048_{frame:06d}": "excluded by the group's list" for frame in (140, 319, 764, 809)}
     assert rejected(tmp_path / "10") == gone
-    assert rejected(tmp_path / "9") == {"043_000319": "angles are missing or no numbers"}
+    assert rejected(tmp_path / "9") == {"043_000319": "angles are missing or not numbers"}
 
 
 def test_images_of_another_size_or_kind(tmp_path):
     gray, depth_mm = np.zeros((1080, 1920), np.uint8), np.zeros((424, 512), np.uint16)
-    folder = make(tmp_path, count=5)
+    folder = make_pandora(tmp_path, count=5)
     write_images(folder, 0, gray[:-1], depth_mm)
     write_images(folder, 1, gray, depth_mm[:, 1:])
     write_images(folder, 2, gray, depth_mm.astype(np.uint8))
@@ -442,30 +389,23 @@ def test_images_of_another_size_or_kind(tmp_path):
 
 
 def test_two_folders_of_one_sequence(tmp_path):
-    make(tmp_path, 1, 1, count=2)
-    make(tmp_path, 1, 1, count=2, folder=tmp_path / "01" / "BASE_1_ID01")
-    make(tmp_path, 1, 1, count=1, folder=tmp_path / "02" / "base_1_ID01")
-    make(tmp_path, 3, 1, count=1, folder=tmp_path / "02" / "base_1_ID03")
-    make(tmp_path, 4, 2, count=1, folder=tmp_path / "04" / "Base_2_id04")  # alone: a matter of spelling
+    make_pandora(tmp_path, 1, 1, count=2)
+    make_pandora(tmp_path, 1, 1, count=2, folder=tmp_path / "01" / "BASE_1_ID01")
+    make_pandora(tmp_path, 1, 1, count=1, folder=tmp_path / "02" / "base_1_ID01")
+    make_pandora(tmp_path, 3, 1, count=1, folder=tmp_path / "02" / "base_1_ID03")
+    make_pandora(tmp_path, 4, 2, count=1, folder=tmp_path / "04" / "Base_2_id04")  # alone: a matter of spelling
     (tmp_path / "23").mkdir()
     (tmp_path / "04" / "base_3_ID04").mkdir()
-    assert rejected(tmp_path) == {
-        "001_000000.copy1": "copy of another sequence",
-        "001_000001.copy1": "copy of another sequence",
-        "001_000000.copy2": "copy of another sequence",
-        "011_000000.copy1": "sequence lies under another subject",
-    }
+    assert rejected(tmp_path) == {}
     source = PandoraSource(str(tmp_path))
-    assert [i.frame for i in source.index() if "copy" not in i.frame] == ["001_000000", "001_000001", "017_000000"]
-    assert len({info.frame for info in source.index()}) == len(source.index()) == 7
-    details = [reject.detail for reject in source.known_rejects()]
-    assert details[1:3] == ["01/BASE_1_ID01 beside 01/base_1_ID01", "02/base_1_ID01 beside 01/base_1_ID01"]
-    assert "unknown folders, not read: 23, 04/base_3_ID04" in source.notes()
+    assert [info.frame for info in source.index()] == ["001_000000", "001_000001", "017_000000"]
+    others = "02/base_1_ID01, 02/base_1_ID03, 04/base_3_ID04, 23"
+    assert f"folders that are not read, unknown or there twice: 01/base_1_ID01, {others}" in source.notes()
 
 
 def test_two_sequences_with_the_same_annotation(tmp_path):
     for number, (subject, sequence) in enumerate(((1, 1), (1, 4), (2, 1), (10, 1))):
-        make(tmp_path, subject, sequence, count=1 + number // 2 * 2)
+        make_pandora(tmp_path, subject, sequence, count=1 + number // 2 * 2)
     # Of one person, the first stays.
     copy = sequence_folder(tmp_path, 1, 4) / "data.json"
     copy.write_bytes((sequence_folder(tmp_path, 1, 1) / "data.json").read_bytes())
@@ -483,8 +423,8 @@ def test_two_sequences_with_the_same_annotation(tmp_path):
 
 
 def test_a_subject_that_cannot_be_listed_is_no_missing_subject(tmp_path, monkeypatch):
-    make(tmp_path, 1)
-    make(tmp_path, 2)
+    make_pandora(tmp_path, 1)
+    make_pandora(tmp_path, 2)
     scandir = os.scandir
 
     def refuse(path):
@@ -523,13 +463,13 @@ def test_a_directory_that_is_no_pandora(tmp_path):
     ],
 )
 def test_options_out_of_range(tmp_path, options, message):
-    make(tmp_path)
+    make_pandora(tmp_path)
     with pytest.raises(FaceDepthError, match=message):
         PandoraSource(str(tmp_path), **options)
 
 
 def test_settings_say_what_decides_the_frames(tmp_path):
-    folder = make(tmp_path)
+    folder = make_pandora(tmp_path)
     before = PandoraSource(str(tmp_path)).settings
     assert json.loads(json.dumps(before)) == before == PandoraSource(str(tmp_path)).settings
     for option in ({"register": "joints"}, {"focal": 365.456}, {"gray_focal": 1080.0}, {"max_angle": 60.0}):
@@ -549,22 +489,6 @@ def test_settings_say_what_decides_the_frames(tmp_path):
 
 
 # --- the cropped release ---------------------------------------------------------------------------------------------
-
-
-def make_cropped(root, number=47, count=3, lines=None, size=100):
-    """Crops of the group's: levels of 8 bits as 16, (mm - 500) / 8 cut and wrapped as C does."""
-    folder = root / f"{number:03d}"
-    folder.mkdir(parents=True)
-    y, x = np.mgrid[:size, :size]
-    mm = np.where((x - 50) ** 2 + (y - 50) ** 2 < 30**2, 900 + x - y, 0)
-    levels = (((mm - 500) / 8.0).astype(np.int32) % 256).astype(np.uint16)
-    gray = (100 + x).astype(np.uint8)
-    for frame in range(count):
-        cv2.imwrite(str(folder / f"frame_{frame:06d}_face_depth.png"), levels)
-        cv2.imwrite(str(folder / f"frame_{frame:06d}_face_rgb.png"), np.dstack([gray] * 3))
-    lines = lines or [f"{frame}\t{1.5}\t{-2.5}\t{number + frame / 8}" for frame in range(count)]
-    (folder / "angles.txt").write_text("".join(f"{line}\n" for line in lines))
-    return mm, gray, folder
 
 
 def test_the_cropped_release(tmp_path):
@@ -606,9 +530,9 @@ def test_irregularities_of_the_cropped_release(tmp_path):
     make_cropped(tmp_path, 54, 1, ["0\t0\t0\t0"])
     make_cropped(tmp_path, 111, 1)
     assert {item.info.frame: item.reason for item in load(tmp_path) if isinstance(item, Reject)} == {
-        "048_000000": "depth is no level of 8 bits",
-        "048_000001": "angles are missing or no numbers",
-        "048_000002": "angles are missing or no numbers",
+        "048_000000": "depth is not a level of 8 bits",
+        "048_000001": "angles are missing or not numbers",
+        "048_000002": "angles are missing or not numbers",
         "048_000003": "frame is annotated twice",
         "048_000004": "extreme pose",
         "048_000005": "frame is not annotated",
@@ -620,8 +544,9 @@ def test_irregularities_of_the_cropped_release(tmp_path):
         "053_000000": "text of the angles is damaged",
     }
     notes = PandoraSource(str(tmp_path)).notes()
-    assert "048: 1 annotations without a frame's number" in notes and "unknown folders, not read: 111" in notes
-    assert "subject 10 has no 046, 047" in notes and "051 holds no frame" in notes
+    assert "048, 8 frames: 1 annotations without a frame's number" in notes
+    assert "folders that are not read, unknown or there twice: 111" in notes
+    assert ", 10 (046 047), " in notes[0] and "051, 0 frames: text of the angles is missing" in notes
 
 
 # --- arbitrary input -------------------------------------------------------------------------------------------------
@@ -643,7 +568,7 @@ def read_json(content, **options):
         tempfile.TemporaryDirectory() as root,
         mock.patch.multiple(images, **{name: mock.Mock(return_value=image) for name, image in black.items()}),
     ):
-        (make(root, entries=[], count=3) / "data.json").write_bytes(content)
+        (make_pandora(root, entries=[], count=3) / "data.json").write_bytes(content)
         source = PandoraSource(root, **options)
         items = list(source.load(0, len(source.index())))
         source.notes()
@@ -702,3 +627,11 @@ def test_any_text_of_angles_ends_in_angles_or_rejects(content):
         source = PandoraSource(root)
         for item in source.load(0, len(source.index())):
             assert isinstance(item, Reject)
+
+
+def test_the_frames_that_the_group_leaves_out_are_of_test_people_and_in_order():
+    for folder, ranges in EXCLUDED.items():
+        assert (folder - 1) // 5 + 1 in SPLITS["test"]
+        ends = [end for limits in ranges for end in limits]
+        assert ends == sorted(ends) and len(set(ends)) == len(ends)
+    assert sum(len(ranges) for ranges in EXCLUDED.values()) == 36

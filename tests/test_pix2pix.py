@@ -1,7 +1,5 @@
 """pix2pix.py: sizes as published, a small U-Net against its own computation, dropout, the PatchGAN's field of view."""
 
-import functools
-
 import cv2
 import jax
 import jax.numpy as jnp
@@ -13,8 +11,6 @@ from PIL import Image
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.models import pix2pix
 from facedepth_jax.state import Net, NetState, adam, forward, forward_train, init_net
-
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
 
 
 def count(module, size):
@@ -75,7 +71,7 @@ def test_shapes_of_the_layers():
 def test_starts_as_there():
     module = pix2pix.Discriminator(16)
     key = jax.random.key(0, impl="rbg")  # compiles faster
-    params = jit(lambda key: module.init(key, jnp.zeros((1, 32, 32, 2)), train=False))(key)["params"]
+    params = jax.jit(lambda key: module.init(key, jnp.zeros((1, 32, 32, 2)), train=False))(key)["params"]
     scale = params["norm4"]["norm"]["scale"]
     assert np.std(params["conv3"]["kernel"]) == pytest.approx(0.02, rel=0.05)
     assert np.std(scale) == pytest.approx(0.02, rel=0.3) and np.mean(scale) == pytest.approx(1, abs=0.01)
@@ -102,7 +98,8 @@ def conv(x, w, s, pad):
 def norm(x, variables, name, train):
     params, stats = variables["params"][name]["norm"], variables["batch_stats"][name]["norm"]
     mean, var = (x.mean((0, 1, 2)), x.var((0, 1, 2))) if train else (stats["mean"], stats["var"])
-    return (x - mean) / jnp.sqrt(var + 1e-5) * params["scale"] + params["bias"]
+    mean, var, scale, bias = (v.reshape(1, 1, 1, -1) for v in (mean, var, params["scale"], params["bias"]))
+    return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
 
 
 def nested(x, variables, train, level, levels):
@@ -115,17 +112,21 @@ def nested(x, variables, train, level, levels):
     y = lax.conv_transpose(
         jnp.maximum(y, 0), params[f"up{level}"]["kernel"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    return norm(y, variables, f"up_norm{level}", train) if level > 1 else jnp.tanh(y + params["up1"]["bias"])
+    return (
+        norm(y, variables, f"up_norm{level}", train)
+        if level > 1
+        else jnp.tanh(y + params["up1"]["bias"].reshape(1, 1, 1, -1))
+    )
 
 
 def patches(x, variables, train):
     params = variables["params"]
-    x = conv(x, params["conv1"]["kernel"], 2, (1, 1)) + params["conv1"]["bias"]
+    x = conv(x, params["conv1"]["kernel"], 2, (1, 1)) + params["conv1"]["bias"].reshape(1, 1, 1, -1)
     for i, stride in ((2, 2), (3, 2), (4, 1)):
         x = jnp.where(x > 0, x, 0.2 * x)
         x = norm(conv(x, params[f"conv{i}"]["kernel"], stride, (1, 1)), variables, f"norm{i}", train)
     x = jnp.where(x > 0, x, 0.2 * x)
-    return (conv(x, params["out"]["kernel"], 1, (1, 1)) + params["out"]["bias"])[..., 0]
+    return (conv(x, params["out"]["kernel"], 1, (1, 1)) + params["out"]["bias"].reshape(1, 1, 1, -1))[..., 0]
 
 
 def random_variables(net, size):
@@ -151,7 +152,7 @@ def test_nets_are_the_plain_ones(kind, dtype):
     variables = random_variables(net, size)
     x = np.random.default_rng(0).uniform(-1, 1, (3, size, size, getattr(module, "channels", 1))).astype(np.float32)
 
-    @jit
+    @jax.jit
     def run(v, x):
         state = NetState(v["params"], v["batch_stats"], None)
         got = forward_train(net, v["params"], v["batch_stats"], x)[0], forward(net.module, state, x)
@@ -179,7 +180,7 @@ def dropped():
 
 def test_training_draws_noise_for_each_image_from_the_key(dropped):
     net, v, x = dropped
-    run = jit(lambda key: forward_train(net, v["params"], v["batch_stats"], x, key)[0])
+    run = jax.jit(lambda key: forward_train(net, v["params"], v["batch_stats"], x, key)[0])
     first, again, other = (run(jax.random.key(k)) for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3 and np.abs(first[0] - first[1]).max() > 1e-3
@@ -188,12 +189,12 @@ def test_training_draws_noise_for_each_image_from_the_key(dropped):
 def test_evaluation_draws_once_for_all_images(dropped):
     net, v, x = dropped
     state = NetState(v["params"], v["batch_stats"], None)
-    whole = jit(lambda x: forward(net.module, state, x))(x)
+    whole = jax.jit(lambda x: forward(net.module, state, x))(x)
     np.testing.assert_allclose(whole[0], whole[1], atol=1e-6)
-    alone = jit(lambda x: forward(net.module, state, x))(x[2:])
+    alone = jax.jit(lambda x: forward(net.module, state, x))(x[2:])
     np.testing.assert_allclose(whole[2:], alone, atol=1e-5)
-    off = jit(lambda x: forward(pix2pix.Generator(2, dropout_at_test=False), state, x))(x)
-    np.testing.assert_allclose(off, jit(lambda x: nested(x, v, False, 1, 5))(x), rtol=1e-3, atol=1e-4)
+    off = jax.jit(lambda x: forward(pix2pix.Generator(2, dropout_at_test=False), state, x))(x)
+    np.testing.assert_allclose(off, jax.jit(lambda x: nested(x, v, False, 1, 5))(x), rtol=1e-3, atol=1e-4)
     assert np.abs(whole - off).max() > 1e-3
 
 
@@ -205,7 +206,7 @@ def test_dropout_keeps_half_and_doubles_it(dropped):
         rngs, collections = {"dropout": jax.random.key(0)}, ["batch_stats", "intermediates"]
         return module.apply(variables, x, train, mutable=collections, capture_intermediates=True, rngs=rngs)[1]
 
-    for train, out in zip((True, False), jit(lambda: (run(True), run(False)))(), strict=True):
+    for train, out in zip((True, False), jax.jit(lambda: (run(True), run(False)))(), strict=True):
         before, after = (np.asarray(out["intermediates"][name]["__call__"][0]) for name in ("up_norm5", "Dropout_0"))
         kept = after != 0
         assert after.shape == (3, 2, 2, 128)
@@ -221,7 +222,7 @@ def test_a_logit_sees_70_pixels_of_gray_and_depth():
     module = pix2pix.Discriminator(1)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 128, 128, 2)), train=False))
     ones = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), shapes)  # nothing cancels
-    gradient = jit(jax.grad(lambda x: module.apply(ones, x, train=False)[0, 7, 7]))(jnp.ones((1, 128, 128, 2)))[0]
+    gradient = jax.jit(jax.grad(lambda x: module.apply(ones, x, train=False)[0, 7, 7]))(jnp.ones((1, 128, 128, 2)))[0]
     for channel in range(2):
         rows, columns = np.nonzero(gradient[..., channel])
         assert len(rows) == 70 * 70 and np.ptp(rows) == np.ptp(columns) == 69

@@ -1,32 +1,23 @@
-"""The predict program, with a network whose estimate is known: level = gray."""
+"""The predict program, with a net whose estimate is known: level = gray."""
 
-import types
+import dataclasses
 
 import cv2
 import imageio.v3 as iio
 import numpy as np
 import pytest
+from small import gray_net
 
-from facedepth_jax import predict
+from facedepth_jax import estimator, predict
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.levels import DepthCode
 
 SIZE = 24
 
 
 @pytest.fixture(autouse=True)
 def net(monkeypatch):
-    """Level = gray value, so a map shows in mm which gray pixels the network was given."""
-    batches = []
-
-    def estimate(gray):
-        assert gray.dtype == np.uint8 and gray.shape[1:] == (SIZE, SIZE)
-        batches.append(len(gray))
-        return (np.float32(gray) / 127.5 - 1)[..., None]
-
-    loaded = types.SimpleNamespace(predict=estimate, size=SIZE, code=DepthCode(), face_mm=320.0)
-    loaded.batches = batches
-    monkeypatch.setattr(predict.runs, "load_generator", lambda run: loaded)
+    loaded = gray_net(SIZE)
+    monkeypatch.setattr(estimator, "load", lambda run: loaded)
     return loaded
 
 
@@ -135,14 +126,16 @@ def test_center_and_distance_give_the_crop_of_eq_6(tmp_path, out, capsys):
     assert "13.33 mm at the head's distance" in said  # 320 mm / 24
 
 
-def test_a_folder_in_batches(tmp_path, out, net):
+def test_a_folder_in_batches(tmp_path, out, monkeypatch):
+    sizes, batch = [], estimator.FaceDepth.batch
+    monkeypatch.setattr(estimator.FaceDepth, "batch", lambda net, gray, _: sizes.append(len(gray)) or batch(net, gray))
     folder = tmp_path / "faces"
     folder.mkdir()
     for i in range(5):
         iio.imwrite(folder / f"f{i}.png", picture(seed=i))
     (folder / "notes.txt").write_text("no image")
     assert run("--run=r", f"--out={out}", "--batch_size=2", folder) == 0
-    assert net.batches == [2, 2, 1]
+    assert sizes == [2, 2, 1]
     for i in range(5):
         np.testing.assert_allclose(read_map(out, f"f{i}"), to_mm(picture(seed=i)), rtol=1e-6)
 
@@ -206,7 +199,7 @@ def bad_inputs(tmp_path):
         (["text.jpg"], "text.jpg cannot be decoded"),
         (["text.mp4"], "text.mp4 holds no frame"),
         (["deep.png"], "deep.png is a uint16 image"),
-        (["good.png", "--box=0,0,0,5"], "box is empty"),
+        (["good.png", "--box=0,0,0,5"], "at x=0, y=0 is empty"),
         (["good.png", "--box=30,0,5,5"], "lies outside the image of 24 x 24"),
         (["good.png", "--box=-5,0,5,5"], "lies outside the image of 24 x 24"),
         (["good.png", "--box=-5,0,1000000,1000000"], "too large"),
@@ -231,21 +224,22 @@ def test_one_bad_file_does_not_hold_up_the_others(tmp_path, out, capsys):
     assert len(names(out)) == 3
 
 
-def test_a_run_without_checkpoint(tmp_path, out, capsys, monkeypatch):
+def test_a_directory_without_a_run(tmp_path, out, capsys, monkeypatch):
     good = bad_inputs(tmp_path)
 
-    def no_checkpoint(run_dir):
-        raise FaceDepthError(f"{run_dir} holds no checkpoint.")
+    def no_run(run):
+        raise FaceDepthError(f"There is no run in {run}.")
 
-    monkeypatch.setattr(predict.runs, "load_generator", no_checkpoint)
+    monkeypatch.setattr(estimator, "load", no_run)
     assert run("--run=nowhere", f"--out={out}", good) == 1
-    assert capsys.readouterr().err == "error: nowhere holds no checkpoint.\n"
+    assert capsys.readouterr().err == "error: There is no run in nowhere.\n"
     assert not out.exists()
 
 
-def test_weights_that_are_not_finite(tmp_path, out, capsys, net):
+def test_weights_that_are_not_finite(tmp_path, out, capsys, net, monkeypatch):
     good = bad_inputs(tmp_path)
-    net.predict = lambda gray: np.full((*gray.shape, 1), np.nan, np.float32)
+    code = dataclasses.replace(net.code, step_mm=np.nan)
+    monkeypatch.setattr(estimator, "load", lambda run: dataclasses.replace(net, code=code))
     assert run("--run=r", f"--out={out}", good) == 1
     assert "not finite" in capsys.readouterr().err
     assert not out.exists()

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -14,9 +15,10 @@ import cv2
 import numpy as np
 import pytest
 
-from facedepth_jax.data import geometry, pairs, prepare
-from facedepth_jax.data.folder import REQUIRED, FolderSource
+from facedepth_jax import prepare as program
+from facedepth_jax.data import chunks, crop, pairs, prepare
 from facedepth_jax.data.frames import Frame, FrameInfo, Reject
+from facedepth_jax.data.readers.folder import REQUIRED, FolderSource
 from facedepth_jax.errors import FaceDepthError
 
 COUNT = 200  # four chunks, the last one short
@@ -74,7 +76,7 @@ def finish(process):
 
 
 def contents(path):
-    return {file.name: file.read_bytes() for file in Path(path).iterdir() if file.name != ".verified.json"}
+    return {file.name: file.read_bytes() for file in Path(path).iterdir()}
 
 
 def test_arrays_are_crops_of_the_frames(raw, tmp_path):
@@ -98,7 +100,7 @@ def test_arrays_are_crops_of_the_frames(raw, tmp_path):
         patch = np.pad(gray, 100)[y : y + side, x : x + side]
         np.testing.assert_array_equal(made.gray[i], cv2.resize(patch, (24, 24), interpolation=cv2.INTER_AREA))
         patch = np.pad(depth_mm, 100)[y : y + side, x : x + side]
-        np.testing.assert_array_equal(made.depth_mm[i], geometry.resize_depth(patch, 24))
+        np.testing.assert_array_equal(made.depth_mm[i], crop.resize_depth(patch, 24))
         assert columns["fx"] == columns["fy"] == 100 and np.isnan(columns["yaw"])
     assert made.meta["rejects"]["reasons"] == {"depth image is not 16-bit": 2}
     assert [x["frame"] for x in made.meta["rejects"]["frames"]] == ["f003", "f070"]
@@ -152,7 +154,7 @@ def test_a_run_without_shard_completes_a_shard(raw, tmp_path, whole):
 SLOW = """
 import time
 from facedepth_jax import prepare
-from facedepth_jax.data import folder
+from facedepth_jax.data.readers import folder
 load = folder.FolderSource.load
 folder.FolderSource.load = lambda self, start, stop: (time.sleep(1.5 * (start > 0)), load(self, start, stop))[1]
 if __name__ == "__main__":
@@ -162,7 +164,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     "how, workers",
-    [(signal.SIGKILL, 0), (signal.SIGKILL, 2), (signal.SIGTERM, 2), (signal.SIGINT, 0), ("SIGTERM to all", 2)],
+    [(signal.SIGKILL, 2), (signal.SIGINT, 0), ("SIGTERM to all", 2)],
 )
 def test_killed_and_run_again(raw, tmp_path, whole, how, workers):
     (tmp_path / "slow.py").write_text(SLOW)  # the program with a second and a half more for each later chunk
@@ -177,14 +179,12 @@ def test_killed_and_run_again(raw, tmp_path, whole, how, workers):
     code, stdout, stderr = finish(process)  # waits for the workers too: they hold the pipes
     made = list((tmp_path / "out.parts").glob("*.npz"))
     assert 0 < len(made) < (4 if workers == 0 else 5) and not (tmp_path / "out").exists()
-    if how == signal.SIGKILL:
-        assert code == -signal.SIGKILL
-    else:
-        assert code == 0 and "the same command continues" in stdout.splitlines()[-1] and stderr == ""
+    assert code == -(signal.SIGTERM if how == "SIGTERM to all" else how) and stderr == ""
     code, stdout, stderr = finish(start("-m", "facedepth_jax.prepare", *flags))
     assert code == 0, stderr
     assert (
-        "198 frames of 20 subjects" in stdout and "2 x depth image is not 16-bit (f003: 3d.png is uint8, f070" in stdout
+        "198 frames of 20 subjects in 20 sequences, 24 px" in stdout
+        and "2 x depth image is not 16-bit (f003: 3d.png is uint8, f070" in stdout
     )
     assert contents(tmp_path / "out") == whole and not (tmp_path / "out.parts").exists()
 
@@ -219,10 +219,11 @@ def test_what_cannot_be_written_leaves_nothing_half_written(raw, tmp_path, whole
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError(13, "Permission denied")])
 def test_a_full_disk_is_one_sentence(raw, tmp_path, monkeypatch, error):
-    def refuse(self, content):
+    def refuse(path):
         raise error
 
-    monkeypatch.setattr(prepare.Path, "write_bytes", refuse)
+    monkeypatch.setattr(prepare.files, "write_json", lambda path, content: path.write_text(json.dumps(content)))
+    monkeypatch.setattr(chunks.files, "atomically", refuse)
     with pytest.raises(
         FaceDepthError, match=rf"000000.npz cannot be written \({error.strerror}\); what is finished is kept"
     ):
@@ -233,14 +234,6 @@ def flip_a_byte(parts):
     content = bytearray((parts / "000002.npz").read_bytes())
     content[5000] ^= 1
     (parts / "000002.npz").write_bytes(content)
-
-
-def flip_a_pixel(parts):
-    """With check sums of the zip that are right."""
-    with np.load(parts / "000002.npz", allow_pickle=False) as chunk:
-        content = dict(chunk)
-    content["depth_mm"][5, 3, 7] += 1
-    np.savez(parts / "000002.npz", **content)
 
 
 def truncate(parts):
@@ -258,11 +251,22 @@ def rename_one(parts):
     shutil.copy(parts / "000000.npz", parts / "000002.npz")
 
 
+def of_other_frames(parts):
+    """As from a machine whose raw directory lacked some."""
+    with np.load(parts / "000002.npz") as chunk:
+        content = dict(chunk)
+    listing = json.loads(content["listing"].tobytes())
+    listing["frames"].pop()
+    content = {name: array[:-1] for name, array in content.items()}
+    content["listing"] = np.frombuffer(json.dumps(listing).encode(), np.uint8)
+    np.savez(parts / "000002.npz", **content)
+
+
 @pytest.mark.parametrize(
     "damage, why",
     [
+        (of_other_frames, "000002.npz is made again: it holds other frames than the data set"),
         (flip_a_byte, "000002.npz is made again: it cannot be read: Bad CRC"),
-        (flip_a_pixel, "000002.npz is made again: its SHA-256 is another"),
         (truncate, "000002.npz is made again: it cannot be read"),
         (swap, "000000.npz is made again: it is chunk 2"),
         (rename_one, "000002.npz is made again: it is chunk 0"),
@@ -303,7 +307,7 @@ def test_external_lists_lose_the_pairs_of_rejected_frames(tmp_path, capsys):
     assert pairs.read(made.path / "pairs_test.tsv") == kept
     found = made.meta["pairs_found"]["test"]
     assert (found["pairs"], found["left_out"], found["rejected_frames"]) == (3, 2, ["f005"])
-    assert "2 pairs of the list left out for 1 rejected frames: f005\n" in capsys.readouterr().out
+    assert "2 pairs of the list left out for rejected frames: f005\n" in capsys.readouterr().out
     assert run(raw, tmp_path / "out", pair_lists={"test": str(file)}) is not None
     file.write_text(file.read_text() + "f004\tf010\t1\n")
     with pytest.raises(FaceDepthError, match="made with other settings .pairs.test.external_sha256 is"):
@@ -358,14 +362,15 @@ def test_parts_of_other_settings_are_refused(raw, tmp_path):
     with pytest.raises(FaceDepthError, match=r"unfinished run with other settings \(size_px is 24 there, 32 here\)"):
         run(raw, tmp_path / "out", size=32, shard=(1, 2))
     (tmp_path / "out.parts" / "settings.json").write_text("")
-    with pytest.raises(FaceDepthError, match=r"settings.json is damaged"):
+    with pytest.raises(FaceDepthError, match=r"settings.json is not JSON"):
         run(raw, tmp_path / "out")
 
 
 def test_more_than_half_rejected_stops(tmp_path, capsys):
     raw = write_folder(tmp_path / "raw", count=20, bad=range(11), subjects=5)
     with pytest.raises(
-        FaceDepthError, match=r"more than half of the frames \(11 of 20\).* 11 x depth image is not 16-bit \(f000"
+        FaceDepthError,
+        match=r"half of the frames \(11 of 20\) cannot be used \(rejected: 11 x depth image",
     ):
         run(raw, tmp_path / "out")
     assert [file.name for file in tmp_path.iterdir()] == ["raw"]
@@ -388,9 +393,7 @@ def test_a_split_that_lost_all_its_frames_is_said(tmp_path):
     index = raw / "index.csv"
     lines = index.read_text().splitlines()
     index.write_text("\n".join([lines[0] + ",split", *(line + ",train" for line in lines[1:-1]), lines[-1] + ",test"]))
-    with pytest.raises(
-        FaceDepthError, match="every frame of the split 'test' was rejected: 1 x depth image is not 16-bit"
-    ):
+    with pytest.raises(FaceDepthError, match="every frame of the split 'test' is rejected .rejected: 1 x depth image"):
         run(raw, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -405,21 +408,21 @@ def frame(depth_mm, head_xy=(10.0, 10.0), focal=50.0):
 def test_reasons_of_prepare_frame():
     depth_mm = np.zeros((20, 20), np.uint16)
     for place in [(20.0, 5.0), (-1.0, 5.0), (5.0, float("nan"))]:
-        reject = prepare.prepare_frame(frame(depth_mm, place), 320.0, 16)
+        reject = chunks.prepare_frame(frame(depth_mm, place), 320.0, 16)
         assert isinstance(reject, Reject) and reject.reason == "head centre outside the depth image"
-    assert prepare.prepare_frame(frame(depth_mm), 320.0, 16).reason == "no depth at the head centre"
+    assert chunks.prepare_frame(frame(depth_mm), 320.0, 16).reason == "no depth at the head centre"
     depth_mm[10, 10] = 800
-    reject = prepare.prepare_frame(frame(depth_mm), 320.0, 16)
+    reject = chunks.prepare_frame(frame(depth_mm), 320.0, 16)
     assert reject.reason == "almost no depth in the crop" and reject.detail == "0.2% of 20x20 px"
     # Depth in metres, stored as whole numbers: the box would have 10^8 pixels.
     assert (
-        prepare.prepare_frame(frame(np.ones((20, 20), np.uint16), focal=365), 320.0, 16).reason
+        chunks.prepare_frame(frame(np.ones((20, 20), np.uint16), focal=365), 320.0, 16).reason
         == "almost no depth in the crop"
     )
 
 
 def test_a_crop_that_leaves_the_image_is_padded():
-    gray, depth_mm, row = prepare.prepare_frame(frame(np.full((20, 20), 800, np.uint16), (0.0, 19.0)), 320.0, 20)
+    gray, depth_mm, row = chunks.prepare_frame(frame(np.full((20, 20), 800, np.uint16), (0.0, 19.0)), 320.0, 20)
     assert (row["box_x"], row["box_y"], row["box_w"], row["box_h"]) == (-9, 10, 20, 20) or row["box_w"] == 20
     inside = np.zeros((20, 20), bool)
     inside[: 20 - row["box_y"], -row["box_x"] :] = True
@@ -458,8 +461,8 @@ def test_settings_that_make_no_sense(raw, tmp_path, settings):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_command_line_bad_input(raw, tmp_path):
-    """One sentence, exit code 1 (2 for the flags themselves), nothing written. One process, for starting is slow."""
+def test_command_line_bad_input(raw, tmp_path, capsys):
+    """One sentence, exit code 1 (2 for the flags themselves), nothing written."""
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
@@ -472,35 +475,23 @@ def test_command_line_bad_input(raw, tmp_path):
         ([*FLAGS, f"--raw={tmp_path / 'none'}", out], 1, "does not exist"),
         ([*FLAGS, f"--raw={other}", out], 1, "index.csv does not exist"),
         ([*FLAGS, f"--raw={tmp_path / 'twice'}", out], 1, "is on line 2 already"),
-        ([*here, f"--out={other}"], 1, "is no prepared data set; give another --out"),
-        ([*here, f"--out={other / 'thesis.txt'}"], 1, "is no prepared data set; give another --out"),
+        ([*here, f"--out={other}"], 1, "is not a prepared data set; give another --out"),
+        ([*here, f"--out={other / 'thesis.txt'}"], 1, "is not a prepared data set; give another --out"),
         ([*here, f"--out={other / 'thesis.txt' / 'out'}"], 1, "cannot be written"),
         ([*here, out, "--shard=2/2"], 1, "there is no shard 2/2"),
         ([*here, out, "--size=2"], 1, "size"),
         ([*here, out, "--focal=-1"], 1, "focal length"),
         ([*here, out, "--shard=half"], 2, "invalid"),
-        ([*here, out, "--subjects=3"], 2, "--subjects is not for --dataset=folder"),
+        ([*here, out, "--subjects=3"], 2, "unrecognized arguments: --subjects=3"),
         ([*FLAGS, out], 1, "needs its raw directory"),
         (["--dataset=kitti", out], 2, "invalid choice"),
         ([*here, out, "--nonsense=1"], 2, "unrecognized arguments"),
     ]
-    code = f"""
-import contextlib, io, sys
-from facedepth_jax import prepare
-for flags, want, text in {cases!r}:
-    sys.argv[1:] = flags
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr):
-            prepare.main()
-        code = 0
-    except SystemExit as error:
-        code, said = (1, error.code) if isinstance(error.code, str) else (error.code, stderr.getvalue())
-    assert code == want and text in said and "Traceback" not in said, (flags, code, said)
-    assert want == 2 or said.startswith("error: ") and "\\n" not in said, said
-print("all said")
-"""
-    assert finish(start("-c", code)) == (0, "all said\n", "")
+    for flags, want, text in cases:
+        with pytest.raises(SystemExit) as ended:
+            program.main([*map(str, flags)])
+        said = ended.value.code if want == 1 else capsys.readouterr().err
+        assert text in said and (want == ended.value.code or said.startswith("error: ") and "\n" not in said), said
     assert sorted(tmp_path.rglob("*")) == before
     code, stdout, stderr = finish(start("-m", "facedepth_jax.prepare", *cases[0][0]))
     assert (code, stdout) == (1, "") and stderr == f"error: the raw directory {tmp_path / 'none'} does not exist\n"

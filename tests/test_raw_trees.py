@@ -1,5 +1,5 @@
-"""The generated raw directories: formats read by a few slow lines here, known points at their places; then the readers,
-the crop and training on them.
+"""The generated raw directories: formats read by a few slow lines here, known points at their places; then the readers
+and the crop. Training on them: slow/test_raw_trees_training.py.
 
 Two kinds of trees: faces, some of them black on a white wall so that their outline is the same thing in gray and in
 depth; and discs, cast here in NumPy, of which every pixel is known.
@@ -9,7 +9,6 @@ import functools
 import json
 import pathlib
 import struct
-import subprocess
 import sys
 
 import jax
@@ -18,7 +17,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from facedepth_jax import prepare as prepare_program
+from facedepth_jax import prepare
 from facedepth_jax.data import arrays
 from facedepth_jax.data.synthetic.accessories import topology
 from facedepth_jax.data.synthetic.scene import camera_vertices, frame_scene
@@ -31,6 +30,13 @@ RIGS = {"biwi": raw_trees.BIWI, "pandora": raw_trees.PANDORA}
 # Radius, centre from the head's, both in mm, and gray of each disc; the second is before the first.
 DISCS = {"far": (90.0, (0, 0, 0), 150), "near": (15.0, (30, -40, -100), 250)}
 DARK, WALL_MM = 40, 1600
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ranks():
+    """The pictures' code broadcasts as NumPy does, which the tests of training forbid."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def black(scene):
@@ -69,24 +75,24 @@ def disc_shot(rig, scene):
     return raw_trees.Shot(images[1][1], images[0][0], scene)
 
 
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory):
+def write_faces(place, **numbers):
     """{data set: (directory, shots)}; those of the test split are black."""
 
     def scene(seed, subject, sequence, frame, frames):
         drawn = frame_scene(seed, subject, sequence, frame, frames)
         return black(drawn) if subject in (1, 10) else drawn
 
-    place = tmp_path_factory.mktemp("faces")
+    biwi, pandora = place / "biwi", place / "pandora"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(raw_trees, "frame_scene", scene)
-        return {
-            "biwi": (place / "biwi", raw_trees.write_biwi(place / "biwi", [1, 3, 12, 15], frames=1, repeat=4)),
-            "pandora": (
-                place / "pandora",
-                raw_trees.write_pandora(place / "pandora", [1, 9, 10], frames=1, repeat=6, sequences=["base_2"]),
-            ),
-        }
+        shots = raw_trees.write_biwi(biwi, numbers["biwi"], frames=1, repeat=4)
+        more = raw_trees.write_pandora(pandora, numbers["pandora"], frames=1, repeat=6, sequences=["base_2"])
+    return {"biwi": (biwi, shots), "pandora": (pandora, more)}
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    return write_faces(tmp_path_factory.mktemp("faces"), biwi=[1], pandora=[10])
 
 
 @pytest.fixture(scope="module")
@@ -227,13 +233,6 @@ def test_both_cameras_see_the_figure_as_embree_does(faces, dataset):
             assert ((z > 0) != (aside < 128)).mean() > 3 * wrong  # a pixel aside is noticed
 
 
-def run(program, *args):
-    """A program's main in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [program.__name__, *map(str, args)])
-        program.main()
-
-
 @pytest.fixture(scope="module")
 def prepared(request, tmp_path_factory):
     """(trees' kind, data set, *flags) -> arrays, by the program."""
@@ -243,7 +242,7 @@ def prepared(request, tmp_path_factory):
     def make(kind, dataset, *flags):
         path = out / "_".join([kind, dataset, *flags])
         raw, _ = request.getfixturevalue(kind)[dataset]
-        run(prepare_program, f"--dataset={dataset}", f"--raw={raw}", f"--out={path}", "--workers=0", *flags)
+        prepare.main([f"--dataset={dataset}", f"--raw={raw}", f"--out={path}", "--workers=0", *flags])
         return arrays.open(path)
 
     return make
@@ -338,19 +337,3 @@ def test_outlines_agree_on_faces(prepared, dataset):
     }  # fmt: skip
     best = min(wrong, key=wrong.get)
     assert np.abs(best).max() <= 1 and wrong[0, 0] < min(0.08, wrong[best] + 0.003)
-
-
-def test_the_configs_train_on_them(prepared, faces, tmp_path):
-    """The command of the configs, on the arrays that `prepare` left; where these differ, it would refuse."""
-    runs = {}
-    for dataset, (raw, _) in faces.items():
-        made = prepared("faces", dataset).path
-        command = [sys.executable, "-m", "facedepth_jax.main", f"--config=configs/{dataset}.py", "--config.width=4",
-                   "--config.train.steps=2", "--config.train.batch_size=4", f"--config.data.raw_dir={raw}",
-                   f"--config.data.dir={made}", f"--workdir={tmp_path / dataset}"]  # fmt: skip
-        runs[dataset] = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for dataset, process in runs.items():
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, out
-        assert "complete already" in out
-        assert (tmp_path / dataset / "results.json").exists()

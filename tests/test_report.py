@@ -2,48 +2,54 @@
 
 import hashlib
 import json
+import pathlib
 import re
-import signal
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import imageio.v3 as iio
+import jax
 import numpy as np
 import pytest
 
-from facedepth_jax import finished, pictures, report
+from facedepth_jax import config as configs
+from facedepth_jax import estimator, metrics, pictures
+from facedepth_jax.checkpoint import save_weights
+from facedepth_jax.data import arrays
 from facedepth_jax.metrics import METRICS
+from facedepth_jax.models import siamese
+from facedepth_jax.report import __main__ as report
+from facedepth_jax.report import figures as report_figures
+from facedepth_jax.report import runs as report_runs
+from facedepth_jax.verification import load_verifier, true_depth, verify
 
 BETTER = {metric.key: metric.better for metric in METRICS}
+OLD_RUN = pathlib.Path(__file__).parent / "old_run"
 
 
 def figures(quality):
-    """Metrics that are all better for a higher quality in 0..1, as evaluate gives them."""
+    """Metrics that are all better for a higher quality in 0..1, as evaluate gives them; errors are a tenth of them."""
     values = {key: quality if better == "higher" else 10 * (1 - quality) for key, better in BETTER.items()}
-    return {
+    result = {
         "all": values,
         "valid": {key: value / 2 for key, value in values.items()},
         "mm": {"mae_mm": 100 * (1 - quality), "rmse_mm": 200 * (1 - quality)},
-        "n_frames": 1234,
-        "n_frames_without_depth": 4,
-        "n_pixels": 1234 * 9216,
-        "n_pixels_valid": 1230 * 5000,
-        "n_pixels_mm": 1230 * 4000,
     }
+    errors = {part: {key: value / 10 for key, value in row.items()} for part, row in result.items()}
+    counts = {"n_people": 12, "n_frames": 1234, "n_frames_without_depth": 4}
+    return result | counts | {"standard_error": errors}
 
 
-def make_run(path, method="cgan", seed=0, lam=100.0, quality=0.5, samples=("a", "b"), fingerprint="f" * 64, **config):
-    path.mkdir(parents=True)
-    code = {"offset_mm": 500.0, "step_mm": 8.0, "half_range": 127.5, "none_level": 194}
-    config = {
-        "method": method,
-        "seed": seed,
-        "loss": {"lam": lam},
-        "code": code,
-        "width": 16,
-        "data": {"dir": "d"},
-    } | config
+def make_run(path, method="cgan", seed=0, quality=0.5, samples=("a", "b"), fingerprint="f" * 64, fold=None, **values):
+    config = configs.base(method)
+    config.update({"seed": seed, "width": 16, "data": {"dir": "d"}})
+    if "lam" in values:
+        config.loss.lam = values.pop("lam")
+    if fold is not None:
+        config.data.options.fold = fold
+    config.update(values)
     results = {
         "method": method,
         "seed": seed,
@@ -51,12 +57,12 @@ def make_run(path, method="cgan", seed=0, lam=100.0, quality=0.5, samples=("a", 
         "fingerprint": fingerprint,
         "step": 700 + seed,
         "steps": 800,
-        "n_frames": 1234,
         "test": figures(quality),
         "validation": figures(quality),
         "baseline_mean_map": figures(0.25),
     }
-    (path / "config.json").write_text(json.dumps(config))
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps(config.to_dict()))
     (path / "results.json").write_text(json.dumps(results))
     if samples:
         (path / "samples").mkdir()
@@ -97,8 +103,10 @@ def test_table_1_over_seeds(tmp_path, capsys):
     rows = table(markdown, "all pixels")
     assert rows["all pixels, n = 1234"] == ["cgan", "ae", "mean training map"]
     assert len(rows) == 2 + 13
-    assert rows["L1 norm ↓"] == ["**2.000 ± 1.000** (-73%)", "4.000 (-47%)", "7.500"]
-    assert rows["δ < 1.25 ↑"] == ["**0.8000 ± 0.1000** (+220%)", "0.6000 (+140%)", "0.2500"]
+    assert rows["L1 norm ↓"] == ["**2.000 ± 1.000** (-73%)", "4.000 ± 0.400 (-47%)", "7.500 ± 0.750"]
+    assert rows["δ < 1.25 ↑"] == ["**0.8000 ± 0.1000** (+220%)", "0.6000 ± 0.0600 (+140%)", "0.2500 ± 0.0250"]
+    both = "± is the standard deviation over seeds or the standard error over 12 people where there is one seed, per"
+    assert both in markdown
     rows = table(markdown, "pixels with true depth")
     assert rows["L1 norm ↓"][0].startswith("**1.000 ± 0.500**")
     assert rows["Mean absolute error, mm ↓"][0].startswith("**20.00 ± 10.00**")
@@ -109,6 +117,35 @@ def test_table_1_over_seeds(tmp_path, capsys):
     assert section["columns"]["cgan"]["seeds"] == [0, 1, 2]
     np.testing.assert_allclose(section["columns"]["cgan"]["all"]["l1"], [3, 2, 1])
     np.testing.assert_allclose(section["columns"]["ae"]["valid"]["mae_mm"], [40])
+    np.testing.assert_allclose(section["columns"]["ae"]["standard_error_valid"]["mae_mm"], 4)
+    assert section["columns"]["cgan"]["standard_error_all"] == {}
+
+
+def test_one_seed_has_the_standard_error_over_people(tmp_path):
+    assert run(tmp_path / "out", make_run(tmp_path / "cgan", quality=0.7)) == 0
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert table(markdown, "all pixels")["L1 norm ↓"] == ["**3.000 ± 0.300** (-60%)", "7.500 ± 0.750"]
+    assert "in levels of depth, ± is the standard error over 12 people, per cent" in markdown
+
+
+def test_a_run_of_before_stands_beside_one_of_today(tmp_path):
+    """No standard errors, no sums, other names in config.json; and whatever metric it lacks is an empty cell."""
+    shutil.copytree(OLD_RUN, tmp_path / "old")
+    old = json.loads((OLD_RUN / "results.json").read_text())
+    today = make_run(tmp_path / "ae", "ae", fingerprint=old["fingerprint"], samples=())
+    for path, lacks in ((tmp_path / "old", "l2"), (today, "rmse_lin")):
+        rewrite(path, "results.json", lambda r, key=lacks: r["test"]["all"].pop(key))
+    assert run(tmp_path / "out", tmp_path / "old", today) == 0
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    rows = table(markdown, "all pixels")
+    assert rows["all pixels, n = 10"] == ["cgan", "ae", "mean training map"]
+    assert [cell.split(" (")[0] for cell in rows["L1 norm ↓"]] == ["73.236", "**5.000 ± 0.500**", "27.939"]
+    assert rows["L2 norm ↓"][0] == "-" and rows["RMSE lin ↓"][1] == "-" and rows["RMSE lin ↓"][2] == "**43.894**"
+    assert "| cgan | 1821 | 20 of 20 | old |" in markdown
+
+    assert run(tmp_path / "alone", OLD_RUN) == 0
+    assert "±" not in (tmp_path / "alone" / "report.md").read_text()
+    assert any(name.startswith("faces") for name in names(tmp_path / "alone"))
 
 
 def test_the_grid_shows_truth_and_every_column(tmp_path):
@@ -136,9 +173,9 @@ def test_the_curve_over_lambda(tmp_path, monkeypatch):
         for lam in (1.0, 10.0, 100.0)
         for seed in (0, 1)
     ]
-    runs.append(make_run(tmp_path / "ae", "ae", lam=3.0, samples=()))
+    runs.append(make_run(tmp_path / "ae", "ae", samples=()))
     drawn = {}
-    axes_plot = report.Figure.savefig
+    axes_plot = report_figures.Figure.savefig
 
     def savefig(figure, *args, **kwargs):
         for axes in figure.axes:
@@ -146,7 +183,7 @@ def test_the_curve_over_lambda(tmp_path, monkeypatch):
             assert axes.get_xscale() == "log"
         axes_plot(figure, *args, **kwargs)
 
-    monkeypatch.setattr(report.Figure, "savefig", savefig)
+    monkeypatch.setattr(report_figures.Figure, "savefig", savefig)
     assert run(tmp_path / "out", *runs) == 0
     np.testing.assert_allclose(drawn["L1 norm"]["cGAN"], [(1, 4.94), (10, 4.85), (100, 3.95)])
     np.testing.assert_allclose(drawn["L1 norm"]["AE"][:, 1], 5)
@@ -171,7 +208,7 @@ def test_lambda_is_judged_on_the_validation_split(tmp_path):
         rewrite(path, "results.json", lambda r, l1=l1: r["validation"]["all"].update(l1=l1))
     assert run(tmp_path / "out", *runs) == 0
     tables, judged = (tmp_path / "out/report.md").read_text().split("### Weight")
-    assert "777.000" in judged and "**555.000**" in judged
+    assert "777.000" in judged and "**555.000 ± " in judged
     assert "777" not in tables and "555" not in tables
 
 
@@ -217,12 +254,14 @@ def rewrite(path, name, change):
         (lambda p: drop(p, "config.json"), "has no config.json"),
         (lambda p: (p / "results.json").write_text("{"), "is not JSON"),
         (lambda p: (p / "results.json").write_text("[]"), "damaged"),
-        (lambda p: rewrite(p, "results.json", lambda r: r["test"]["all"].pop("l2")), "damaged.*l2"),
-        (lambda p: rewrite(p, "config.json", lambda c: c.pop("code")), "damaged.*code"),
+        (lambda p: rewrite(p, "results.json", lambda r: r["test"]["all"].update(l2=None)), "damaged"),
+        (lambda p: rewrite(p, "results.json", lambda r: r.update(method="gan")), "damaged.*gan"),
+        (lambda p: rewrite(p, "results.json", lambda r: r.pop("validation")), "damaged.*validation"),
+        (lambda p: rewrite(p, "config.json", lambda c: c.update(nonsense=1)), "damaged.*nonsense"),
         (lambda p: rewrite(p, "config.json", lambda c: c.update(width=32)), "differ in width"),
         (
-            lambda p: rewrite(p, "config.json", lambda c: c["code"].update(step_mm=4.0)),
-            "what a level of depth stands for",
+            lambda p: rewrite(p, "config.json", lambda c: c["depth_code"].update(step_mm=4.0)),
+            "the meaning of a depth level",
         ),
         (lambda p: rewrite(p, "results.json", lambda r: r.update(seed=0)), "same method, settings and seed"),
         (lambda p: (p / "samples" / "test.npz").write_bytes(b"PK no archive"), "test.npz is damaged"),
@@ -241,20 +280,17 @@ def test_a_run_that_cannot_be_used_is_one_sentence(tmp_path, capsys, spoil, sent
 
 def test_a_directory_that_does_not_exist(tmp_path, capsys):
     assert run(tmp_path / "out", tmp_path / "nowhere") == 1
-    assert "nowhere does not exist" in capsys.readouterr().err
+    assert "nowhere has no config.json" in capsys.readouterr().err
 
 
 def test_a_curve_over_lambda_needs_runs_that_are_alike(tmp_path, capsys):
-    runs = [make_run(tmp_path / str(steps), lam=steps, train={"steps": steps}) for steps in (800.0, 1000.0)]
+    runs = [make_run(tmp_path / str(steps), lam=float(steps), train={"steps": steps}) for steps in (800, 1000)]
     assert run(tmp_path / "out", *runs) == 1
     assert "both 'cgan' but differ in train.steps: report them apart" in capsys.readouterr().err
 
 
-def test_data_paths_and_an_autoencoders_lambda_do_not_part_a_column(tmp_path):
-    runs = [
-        make_run(tmp_path / "a", "ae", seed=0, lam=1.0, data={"dir": "here"}),
-        make_run(tmp_path / "b", "ae", seed=1, lam=2.0, data={"dir": "there"}),
-    ]
+def test_data_paths_do_not_part_a_column(tmp_path):
+    runs = [make_run(tmp_path / f"{seed}", "ae", seed=seed, data={"dir": f"d{seed}"}) for seed in (0, 1)]
     assert run(tmp_path / "out", *runs) == 0
     assert "| ae | 0, 1 |" in (tmp_path / "out" / "report.md").read_text()
 
@@ -269,13 +305,16 @@ def verification(accuracy):
         for i, angles in enumerate(("A1", "A2", "A1+A2"))
     }
     cells["A2"]["S4-S5"] = {"accuracy": None, "n": 0}
-    return {"accuracy": accuracy, "n": 18, "n_same": 9, "n_frames": 7, "auc": 0.75, "loss": 0.7, "cells": cells}
+    counts = {"n": 18, "n_same": 9, "n_frames": 7}
+    return counts | {"accuracy": accuracy, "standard_error": 0.02, "auc": 0.75, "loss": 0.7, "cells": cells}
 
 
-def make_verifier(path, fingerprint="f" * 64, method="verifier"):
+def make_verifier(path, fingerprint="f" * 64):
     path.mkdir()
-    results = {"method": method, "fingerprint": fingerprint, "test": verification(0.8)}
-    (path / "results.json").write_text(json.dumps(results | {"baseline_mean_map": verification(0.5)}))
+    results = {"method": "verifier", "seed": 0, "dataset": "x", "fingerprint": fingerprint, "step": 1, "steps": 1}
+    results |= {"test": verification(0.8), "baseline_mean_map": verification(0.5)}
+    (path / "results.json").write_text(json.dumps(results))
+    (path / "config.json").write_text(json.dumps(configs.base("verifier").to_dict()))
     (path / "verifier.safetensors").write_bytes(b"weights of the verifier")
     return path
 
@@ -298,7 +337,7 @@ def test_face_verification(tmp_path):
     assert run(tmp_path / "out", f"--verifier={verifier}", *runs) == 0
     markdown = (tmp_path / "out" / "report.md").read_text()
     rows = table(markdown, "all pixels")
-    assert rows["Face verification ↑"] == ["**0.6500 ± 0.0707** (+30%)", "0.5500 (+10%)", "0.5000"]
+    assert rows["Face verification ↑"] == ["**0.6500 ± 0.0707** (+30%)", "0.5500 ± 0.0200 (+10%)", "0.5000 ± 0.0200"]
     assert "Face verification" not in str(table(markdown, "pixels with true depth"))
     text = markdown.split("### Table 2")[1]
     assert "right in 0.8000 of 18 pairs" in text and "in 0.5000." in text
@@ -323,16 +362,17 @@ def test_the_papers_figures_stand_beside_those_on_its_data(tmp_path):
 @pytest.mark.parametrize(
     "spoil,sentence",
     [
-        (lambda v, r: drop(v, "results.json"), "verifier is no finished run"),
+        (lambda v, r: drop(v, "results.json"), "verifier has no results.json"),
         (lambda v, r: rewrite(v, "results.json", lambda x: x.update(method="ae")), "is a run of 'ae'"),
         (lambda v, r: rewrite(v, "results.json", lambda x: x.update(fingerprint="0")), "are of different data"),
         (lambda v, r: rewrite(v, "results.json", lambda x: x.pop("test")), "damaged or of another version"),
+        (lambda v, r: rewrite(v, "results.json", lambda x: x["test"].pop("cells")), "damaged.*cells"),
         (lambda v, r: drop(v, "verifier.safetensors"), "verifier.safetensors does not exist"),
         (lambda v, r: drop(r, "generator.safetensors"), "generator.safetensors does not exist"),
-        (lambda v, r: (r / "verification.json").write_text("[]"), "d does not exist"),
+        (lambda v, r: (r / "verification.json").write_text("[]"), "prepared data set in d"),
         # Other weights than those that were judged: the data are asked for, which are not there.
-        (lambda v, r: (v / "verifier.safetensors").write_bytes(b"other"), "d does not exist"),
-        (lambda v, r: (r / "generator.safetensors").write_bytes(b"other"), "d does not exist"),
+        (lambda v, r: (v / "verifier.safetensors").write_bytes(b"other"), "prepared data set in d"),
+        (lambda v, r: (r / "generator.safetensors").write_bytes(b"other"), "prepared data set in d"),
     ],
 )
 def test_a_verifier_that_cannot_be_used_is_one_sentence(tmp_path, capsys, spoil, sentence):
@@ -344,81 +384,179 @@ def test_a_verifier_that_cannot_be_used_is_one_sentence(tmp_path, capsys, spoil,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_signal_while_a_run_is_verified(tmp_path, capsys, monkeypatch):
-    """Exit code 0 and how to go on; the run that was verified before needs it no more."""
+def test_a_run_is_verified_once(tmp_path, monkeypatch):
+    """A report that ends while it verifies the second run: the first stays verified, the same command goes on."""
     verifier = make_verifier(tmp_path / "verifier")
     runs = [make_run(tmp_path / str(i), seed=i) for i in range(2)]
     for path in runs:
         (path / "generator.safetensors").write_bytes(b"weights")
     asked = []
 
-    def verify(verifier, run_dir, data, between):
-        asked.append(run_dir.name)
-        between()
+    def verify(verifier, depth_maps, data, split):
+        asked.append(depth_maps.name)
         if len(asked) == 2:
-            signal.raise_signal(signal.SIGTERM)
-        between()
+            raise KeyboardInterrupt
         return verification(0.6)
 
-    monkeypatch.setattr(finished, "verify_generated", verify)
-    monkeypatch.setattr(finished, "load_verifier", str)
-    monkeypatch.setattr(finished.arrays, "open", lambda path: SimpleNamespace(fingerprint="f" * 64))
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        assert run(tmp_path / "out", f"--verifier={verifier}", *runs) == 0
-        assert capsys.readouterr().out.endswith("the same command continues.\n")
-        assert not (tmp_path / "out").exists()
-        assert run(tmp_path / "out", f"--verifier={verifier}", *runs) == 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    monkeypatch.setattr(report_runs.verification, "verify", verify)
+    monkeypatch.setattr(report_runs.verification, "load_verifier", str)
+    monkeypatch.setattr(report_runs.verification, "generated_depth", lambda batch, data: batch)
+    monkeypatch.setattr(report_runs.estimator, "load", lambda path: SimpleNamespace(batch=path))
+    monkeypatch.setattr(report_runs.arrays, "open", lambda path: SimpleNamespace(fingerprint="f" * 64))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", f"--verifier={verifier}", *runs)
+    assert not (tmp_path / "out").exists()
+    assert run(tmp_path / "out", f"--verifier={verifier}", *runs) == 0
     assert asked == ["0", "1", "1"] and (tmp_path / "out" / "report.md").exists()
 
 
+@pytest.fixture(scope="module", name="faces")
+def _faces(tmp_path_factory):
+    """Prepared arrays for the old run's net: four people, one sequence each."""
+    path, rng = tmp_path_factory.mktemp("data") / "arrays", np.random.default_rng(0)
+    frames = {name: [kind(0)] * 12 for name, kind in arrays.COLUMNS.items()}
+    frames |= {
+        "frame": [f"f{i}" for i in range(12)],
+        "subject": [f"p{i // 3}" for i in range(12)],
+        "split": ["test"] * 12,
+        "distance_mm": rng.uniform(700, 900, 12).tolist(),
+    }
+    images = rng.integers(0, 256, (12, 96, 96)).astype(np.uint8), rng.integers(0, 2000, (12, 96, 96)).astype(np.uint16)
+    pairs = [(f"f{a}", f"f{b}", int(a // 3 == b // 3)) for a in range(12) for b in range(a)]
+    lists = {"test": pairs, "validation": []}
+    arrays.write(path, frames=frames, images=[images], size_px=96, pair_lists=lists, meta={})
+    return arrays.open(path)
+
+
+def test_generated_depth_is_verified_with_real_nets(tmp_path, capsys, faces):
+    generator, judge = tmp_path / "cgan", make_verifier(tmp_path / "verifier", faces.fingerprint)
+    shutil.copytree(OLD_RUN, generator)
+    rewrite(generator, "results.json", lambda r: r.update(fingerprint=faces.fingerprint))
+    rewrite(generator, "config.json", lambda c: c["data"].update(dir=str(faces.path), size=96))
+    rewrite(judge, "config.json", lambda c: c.update(width=2))
+    init = jax.jit(siamese.Siamese(width=2).init, static_argnames="train")
+    save_weights(judge / "verifier.safetensors", init(jax.random.key(1), np.zeros((1, 96, 96, 2)), train=False))
+    verifier = load_verifier(judge)
+    rewrite(judge, "results.json", lambda r: r.update(test=verify(verifier, true_depth(faces), faces, "test")))
+    assert run(tmp_path / "out", f"--verifier={judge}", generator) == 0
+
+    net = estimator.load(generator)
+    maps = net.batch(faces.gray[:], faces.frames["distance_mm"][:])
+    want = verify(verifier, lambda rows: maps[rows], faces, "test")
+    found = json.loads((generator / "verification.json").read_text())
+    assert found["test"] == json.loads(json.dumps(want)) and found["test"]["n"] == 66
+    assert f"{want['accuracy']:.4f} ± {want['standard_error']:.4f}" in (tmp_path / "out" / "report.md").read_text()
+
+    for change, sentence in (
+        (lambda: rewrite(judge, "config.json", lambda c: c["depth_code"].update(step_mm=4.0)), "meaning of a depth"),
+        (
+            lambda: [rewrite(path, "results.json", lambda r: r.update(fingerprint="0")) for path in (generator, judge)],
+            "is not the data that",
+        ),
+    ):
+        drop(generator, "verification.json")
+        before = (judge / "config.json").read_bytes()
+        change()
+        assert run(tmp_path / "out", f"--verifier={judge}", generator) == 1
+        assert sentence in capsys.readouterr().err
+        (judge / "config.json").write_bytes(before)
+        (generator / "verification.json").touch()
+
+
 def test_a_verifiers_run_is_no_column(tmp_path, capsys):
-    path = make_run(tmp_path / "verifier")
-    rewrite(path, "results.json", lambda r: r.update(method="verifier"))
-    assert run(tmp_path / "out", path) == 1
-    assert "give it as --verifier" in capsys.readouterr().err
+    assert run(tmp_path / "out", make_verifier(tmp_path / "verifier")) == 1
+    assert "verifiers as --verifier" in capsys.readouterr().err
 
 
-def make_fold(folder, fold, method, quality, n, **kwargs):
-    data = {"dir": f"d{fold}", "options": {"fold": fold, "seed": 0}}
-    path = make_run(
-        folder / f"{method}-{fold}", method, quality=quality, fingerprint=str(fold) * 64, data=data, **kwargs
-    )
-    counts = {"n_frames": n, "n_frames_without_depth": 0, "n_pixels": n, "n_pixels_valid": n, "n_pixels_mm": n}
-    rewrite(path, "results.json", lambda r: [r[k].update(counts) for k in ("test", "validation", "baseline_mean_map")])
+def sums(l1, n, person):
+    """The sums of one person in so many images of one pixel each, with which every figure but a root is `l1`."""
+    ones = np.ones((1, 1, 1), np.float32)
+    one = {"all": metrics.image_sums(ones, ones, ones > 0), "mm": metrics.mm_sums(ones, ones, ones > 0)}
+    one = metrics.person_sums(one | {"valid": one["all"]}, [person])[person]
+    counts = {"count": float(n), "images": float(n)}
+    return {person: {part: dict.fromkeys(names, l1 * n) | counts for part, names in one.items()}}
+
+
+def make_fold(folder, fold, method, l1, n, **kwargs):
+    data = {"dir": f"d{fold}"}
+    path = make_run(folder / f"{method}-{fold}", method, fingerprint=str(fold) * 64, data=data, fold=fold, **kwargs)
+    measured = {"test": l1, "validation": l1, "baseline_mean_map": 7.5}
+    found = {name: metrics.figures(sums(value, n, f"person {fold}")) for name, value in measured.items()}
+    rewrite(path, "results.json", lambda r: r.update(found))
     return path
 
 
 def test_folds_share_one_column(tmp_path):
     verifiers = [make_verifier(tmp_path / f"verifier{k}", str(k) * 64) for k in (1, 2)]
     runs = [
-        judged(make_fold(tmp_path, k, method, quality, n), accuracy, verifiers[k - 1])
-        for method, better in (("cgan", 0.1), ("ae", 0.0))
-        for k, quality, n, accuracy in ((1, 0.5 + better, 100, 0.6 + better), (2, 0.7 + better, 300, 0.7 + better))
+        judged(make_fold(tmp_path, k, method, l1 - better, n), accuracy + better / 10, verifiers[k - 1])
+        for method, better in (("cgan", 1), ("ae", 0))
+        for k, l1, n, accuracy in ((1, 5.0, 100, 0.6), (2, 3.0, 300, 0.7))
     ]
-    assert run(tmp_path / "out", *(f"--verifier={path}" for path in verifiers), *runs) == 0
+    flags = [f"--verifier={path}" for path in verifiers]
+    assert run(tmp_path / "out", *flags, *runs) == 0
     markdown = (tmp_path / "out/report.md").read_text()
     rows = table(markdown, "all pixels")
-    assert "400 test frames, those of 2 folds together" in markdown
+    assert "400 test frames, those of 2 folds together" in markdown and "over 2 people" in markdown
     assert rows["all pixels, n = 400"] == ["cgan", "ae", "mean training map"]
-    assert rows["L1 norm ↓"] == ["**2.500** (-67%)", "3.500 (-53%)", "7.500"]  # (100 * 4 + 300 * 2) / 400
-    assert rows["Face verification ↑"] == ["**0.7500** (+50%)", "0.6500 (+30%)", "0.5000"]
+    # (100 * 4 + 300 * 2) / 400; with one of both people left out it is 2 and 4
+    assert rows["L1 norm ↓"] == ["**2.500 ± 1.000** (-67%)", "3.500 ± 1.000 (-53%)", "7.500 ± 0.000"]
+    error = f"{0.02 / np.sqrt(2):.4f}"  # of the mean of two
+    assert rows["Face verification ↑"] == [
+        *(f"**0.7500 ± {error}** (+50%)", f"0.6500 ± {error} (+30%)", f"0.5000 ± {error}"),
+    ]
     assert "| cgan | 0 | 700/700 of 800 |" in markdown
     assert "right in 0.8000 of 36 pairs" in markdown
 
-    # A lambda that the method does not have keeps no folds apart.
-    rewrite(runs[3], "config.json", lambda config: config["loss"].update(lam=5.0))
-    assert run(tmp_path / "out", *(f"--verifier={path}" for path in verifiers), *runs) == 0
-    assert (tmp_path / "out/report.md").read_text() == markdown
-
     # With a second seed the deviation is one over seeds, not over folds.
-    runs[2:] = [judged(make_fold(tmp_path / "2", k, "cgan", 0.8, 200, seed=1), 0.8, verifiers[k - 1]) for k in (1, 2)]
-    assert run(tmp_path / "out", *(f"--verifier={path}" for path in verifiers), *runs) == 0
+    runs[2:] = [judged(make_fold(tmp_path / "2", k, "cgan", 2.0, 200, seed=1), 0.8, verifiers[k - 1]) for k in (1, 2)]
+    assert run(tmp_path / "out", *flags, *runs) == 0
     rows = table((tmp_path / "out/report.md").read_text(), "all pixels")
     assert rows["L1 norm ↓"][0] == "**2.250 ± 0.354** (-70%)"  # of 2.5 and 2.0
+
+
+def test_runs_with_the_same_settings_on_other_data_are_no_folds(tmp_path):
+    runs = [make_run(tmp_path / str(k), fingerprint=str(k) * 64) for k in (1, 2)]
+    assert run(tmp_path / "out", *runs) == 0
+    assert (tmp_path / "out/report.md").read_text().count("\n## folder\n") == 2
+
+
+def test_folds_without_sums_cannot_be_pooled(tmp_path, capsys):
+    runs = [make_run(tmp_path / str(k), fingerprint=str(k) * 64, fold=k) for k in (1, 2)]
+    assert run(tmp_path / "out", *runs) == 1
+    assert re.fullmatch("error: .*1 is a fold from before results kept the sums.*\n", capsys.readouterr().err)
+    assert run(tmp_path / "out", runs[0]) == 0
+
+
+def fold(right, same, first, auc):
+    """As `verification.verify` counts: pairs that are judged rightly, which of them are in the cell A1 x S1-S3."""
+
+    def cell(chosen):
+        return {"accuracy": float(chosen.mean()) if chosen.size else None, "n": chosen.size}
+
+    return {
+        **{"accuracy": float(right.mean()), "n": right.size, "n_same": int(same.sum()), "n_frames": 5, "auc": auc},
+        **{"loss": float(right.mean()) + 1, "cells": {"A1": {"S1-S3": cell(right[first]), "S4-S5": cell(right[:0])}}},
+    }
+
+
+def test_verification_of_folds_is_that_of_all_pairs_together():
+    rng = np.random.default_rng(1)
+    parts = [rng.random((3, n)) < 0.4 for n in (10, 25, 7)]
+    parts[2][2] = False  # nothing in that cell
+    folds = [fold(*part, auc) for part, auc in zip(parts, (0.5, 0.6, 0.7), strict=True)]
+    pooled = report_runs._pool_verification(folds)
+    together = fold(*np.concatenate(parts, axis=1), None)
+    assert pooled["cells"]["A1"]["S1-S3"] == pytest.approx(together["cells"]["A1"]["S1-S3"])
+    assert pooled["cells"]["A1"]["S4-S5"] == {"accuracy": None, "n": 0}
+    for name in ("accuracy", "n", "n_same", "loss"):
+        assert pooled[name] == pytest.approx(together[name]), name
+    assert pooled["n_frames"] == 15 and pooled["standard_error"] is None  # of before
+    assert pooled["auc"] == pytest.approx((10 * 0.5 + 25 * 0.6 + 7 * 0.7) / 42)
+    with_errors = [one | {"standard_error": error} for one, error in zip(folds, (0.1, 0.2, 0.3), strict=True)]
+    want = np.sqrt((10 * 0.1) ** 2 + (25 * 0.2) ** 2 + (7 * 0.3) ** 2) / 42
+    assert report_runs._pool_verification(with_errors)["standard_error"] == pytest.approx(want)
+    assert report_runs._pool_verification([folds[0] | {"auc": None}, folds[1]])["auc"] is None  # all of one kind
 
 
 def test_two_verifiers_of_the_same_data_are_refused(tmp_path, capsys):
@@ -430,27 +568,31 @@ def test_two_verifiers_of_the_same_data_are_refused(tmp_path, capsys):
 
 KILLED = """
 import os, signal, sys
-from facedepth_jax import report
-left, replace = int(sys.argv[1]), os.replace
-def killed_at(*args):
-    global left
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    left -= 1
-    replace(*args)
-os.replace = killed_at
-report.main(sys.argv[2:])
+from facedepth_jax.report.__main__ import main
+replace = os.replace
+for written in range(3):  # the picture, report.json, report.md
+    left = written
+    def killed_at(*args):
+        global left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        replace(*args)
+    os.replace = killed_at
+    if not (child := os.fork()):  # importing is what takes time
+        main([f"--out={sys.argv[1]}/{written}", *sys.argv[2:]])
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
 """
 
 
-@pytest.mark.parametrize("written", [0, 1, 2])  # the picture, report.json, report.md
-def test_killed_and_run_again(tmp_path, written):
+def test_killed_and_run_again(tmp_path):
     runs = [make_run(tmp_path / "cgan"), make_run(tmp_path / "ae", "ae")]
     assert run(tmp_path / "in_peace", *runs) == 0
-    command = [sys.executable, "-c", KILLED, str(written), f"--out={tmp_path / 'out'}", *map(str, runs)]
-    assert subprocess.run(command, timeout=300).returncode == -signal.SIGKILL
-    visible = [name for name in names(tmp_path / "out") if not name.startswith(".")]
-    assert len(visible) == written
-    assert run(tmp_path / "out", *runs) == 0
-    for name in names(tmp_path / "in_peace"):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "in_peace" / name).read_bytes(), name
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path, *map(str, runs)], timeout=300, check=True)
+    for written in range(3):
+        out = tmp_path / str(written)
+        assert len([name for name in names(out) if not name.startswith(".")]) == written
+        assert run(out, *runs) == 0
+        for name in names(tmp_path / "in_peace"):
+            assert (out / name).read_bytes() == (tmp_path / "in_peace" / name).read_bytes(), name

@@ -1,4 +1,4 @@
-"""models/siamese.py and its step: the net against a slow NumPy one, what it sees against OpenCV."""
+"""models/siamese.py and its step: the net against a slow NumPy one, its preprocessing against OpenCV."""
 
 import functools
 
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from facedepth_jax import steps
+from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.levels import DepthCode
 from facedepth_jax.models import siamese
 from facedepth_jax.state import Net, NetState, TrainState, adam, init_net
 
@@ -75,11 +75,12 @@ def test_the_net_is_the_slow_one():
     module = siamese.Siamese(width=2)
     variables = variables_of(module)
     pairs = np.random.default_rng(1).normal(size=(3, 96, 96, 2)).astype(np.float32)
-    logits = module.apply(variables, pairs, train=False)
+    apply = jax.jit(functools.partial(module.apply, variables, train=False))
+    logits = apply(pairs)
     expected = [numpy_logit(variables, pair[..., 0], pair[..., 1]) for pair in pairs]
     assert np.ptp(expected) > 0.01
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
-    swapped = module.apply(variables, pairs[..., ::-1], train=False)
+    swapped = apply(pairs[..., ::-1])
     assert np.abs(np.asarray(swapped) - logits).min() > 1e-3  # a concatenation is not symmetric
 
 
@@ -87,9 +88,14 @@ def test_the_two_halves_are_the_whole():
     module = siamese.Siamese(width=2)
     variables = variables_of(module)
     pairs = np.random.default_rng(2).normal(size=(4, 96, 96, 2)).astype(np.float32)
-    a, b = (module.apply(variables, pairs[..., i : i + 1], method="features") for i in (0, 1))
-    halves = module.apply(variables, a, b, method="compare")
-    np.testing.assert_allclose(halves, module.apply(variables, pairs, train=False), rtol=1e-5, atol=1e-5)
+
+    @jax.jit
+    def both(pairs):
+        a, b = (module.apply(variables, pairs[..., i : i + 1], method="features") for i in (0, 1))
+        return module.apply(variables, a, b, method="compare"), module.apply(variables, pairs, train=False)
+
+    halves, whole = both(pairs)
+    np.testing.assert_allclose(halves, whole, rtol=1e-5, atol=1e-5)
 
 
 def images():
@@ -124,7 +130,7 @@ def test_equalisation_of_another_size():
     np.testing.assert_array_equal(equalize(stack), [cv2.equalizeHist(image) for image in stack])
 
 
-def test_what_the_net_sees_has_no_mean_and_unit_deviation():
+def test_normalized_maps_have_no_mean_and_unit_deviation():
     stack = np.stack([image.astype(np.uint8) for image in images()])
     seen = np.asarray(jax.jit(siamese.normalize)(stack))
     assert seen.shape == (*stack.shape, 1) and seen.dtype == np.float32
@@ -161,7 +167,7 @@ def test_augmentation_turns_by_up_to_five_degrees_and_flips_half():
 
 def test_augmentation_takes_the_edge_where_nothing_is():
     stack = np.full((8, 96, 96), 7, np.uint8)
-    turned = siamese.augment(stack, jax.random.key(1))
+    turned = jax.jit(siamese.augment)(stack, jax.random.key(1))
     assert turned.dtype == np.uint8
     np.testing.assert_array_equal(turned, stack)
 
@@ -187,8 +193,8 @@ def test_the_step_is_the_plain_one():
     maps = np.clip(np.round((batch["depth_mm"].astype(float) - 500) / 8), 0, 255)
     maps = np.where(batch["depth_mm"] > 0, maps, 194)
     key = jax.random.fold_in(jax.random.key(7), 0)
-    seen = siamese.normalize(siamese.augment(maps.reshape(8, 96, 96), key))
-    pair = np.concatenate([seen[0::2], seen[1::2]], -1)  # each map beside its partner
+    seen = jax.jit(lambda maps: siamese.normalize(siamese.augment(maps, key)))(maps.reshape(8, 96, 96))
+    pair = np.concatenate([seen[0::2], seen[1::2]], -1)  # each map with its partner
 
     def loss_of(params):
         variables = {"params": params, "batch_stats": v.batch_stats}
@@ -212,6 +218,6 @@ def test_the_step_is_the_plain_one():
     assert new.step == 1
 
 
-def test_every_step_augments_anew():
+def test_every_step_draws_its_own_augmentation():
     losses = [float(run_step(*start(step))[1]["loss"]) for step in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]

@@ -1,9 +1,7 @@
 """The tables: what stands in the cells, and the paper's figures against sums over its own tables."""
 
-import pytest
-
 from facedepth_jax import tables
-from facedepth_jax.data.splits import ANGLE_SUBSETS, SEQUENCE_SUBSETS
+from facedepth_jax.data.pairs import ANGLE_SUBSETS, SEQUENCE_SUBSETS
 from facedepth_jax.metrics import METRICS
 
 
@@ -87,6 +85,9 @@ def test_the_papers_table_2():
     assert found["A2"] == ["0.7928 / 0.7499", "0.7216 / 0.6586", "0.7576 / 0.7007"]
 
 
-@pytest.mark.parametrize("values, text", [([0.5], "0.50"), ([0.4, 0.6], "0.50 ± 0.14")])
-def test_mean_and_deviation(values, text):
-    assert tables.mean_and_deviation(values, 2) == text
+def test_a_standard_error_stands_where_there_is_one_value():
+    columns = {"cgan": {"l1": 1.0, "l2": 4.0}, "seeds": {"l1": [2.0, 4.0], "l2": [5.0, 5.0]}, "old": {"l1": 3.0}}
+    errors = {"cgan": {"l1": 0.25, "l2": None}, "seeds": {"l1": 9.0}}
+    found = rows(tables.markdown_table(columns, "n = 1", baseline="old", errors=errors))
+    assert found["L1 norm ↓"] == ["**1.000 ± 0.250** (-67%)", "3.000 ± 1.414 (+0%)", "3.000"]
+    assert found["L2 norm ↓"] == ["**4.0**", "5.0 ± 0.0", "-"]

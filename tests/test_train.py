@@ -1,67 +1,53 @@
-"""train.py: what is refused before the first step, and that nothing is changed by it; stopped in any phase, watched,
-poisoned. The loop as a user runs it: test_end_to_end.py."""
+"""train.py: refusals before the first step, which change nothing; signals, resuming and the extras of training; what is
+watched, and values that are not finite. The loop as a user runs it: test_end_to_end.py."""
 
 import dataclasses
 import json
-import os
-import pathlib
 import re
+import shutil
 import signal
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
+from small import POISON_MM, lines, people_config, results, weights, write_arrays, write_people
 
-from facedepth_jax import evaluate, levels, losses, mesh, runs, steps, tasks, train, verification
-from facedepth_jax.checkpoint import Checkpoints, save_weights
+from facedepth_jax import config as configs
+from facedepth_jax import devices, estimator, evaluation, losses, methods, steps, tasks, train, verification
+from facedepth_jax.checkpoint import Checkpoints
 from facedepth_jax.data import arrays, pipeline
+from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.state import Best, NetState, TrainState, init_state, keep_better, no_best
+from facedepth_jax.state import Best, NetState, init_state, keep_better, no_best
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from configs import folder, synthetic, verifier
-
+pytestmark = pytest.mark.usefixtures("small_batches")
 SIZE = 16
-
-
-# Some CPUs cannot read what they have kept compiled, and compile again.
-pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache entry")
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     """Three frames of three people, crops of 240 mm."""
     path = tmp_path_factory.mktemp("data") / "arrays"
-    frames = {name: [kind(0)] * 3 for name, kind in arrays.COLUMNS.items()}
-    frames |= {"frame": list("abc"), "subject": list("abc"), "split": ["train", "validation", "test"]}
-    images = [(np.zeros((3, SIZE, SIZE), np.uint8), np.full((3, SIZE, SIZE), 900, np.uint16))]
-    pair_lists = {split: [] for split in arrays.PAIR_SPLITS}
-    meta = {"crop": {"face_mm": 240.0}, "dataset": {"name": "folder"}}
-    arrays.write(path, frames=frames, images=images, size_px=SIZE, pair_lists=pair_lists, meta=meta)
-    return path
+    depth_mm = np.full((3, SIZE, SIZE), 900)
+    return write_arrays(path, np.zeros_like(depth_mm), depth_mm, "abc", ["train", "validation", "test"]).path
 
 
-def config_of(data_dir, **changes):
-    config = folder.get_config()
-    config.width = 2
-    config.train.batch_size = jax.device_count()
-    config.data.dir, config.data.dataset = str(data_dir), ""
-    config.data.size, config.data.face_mm = SIZE, 240.0
-    config.update_from_flattened_dict(changes)
-    return config
+def config_of(data_dir, /, **changes):
+    return people_config("cgan", data_dir, **{"data.size": SIZE, "train.batch_size": jax.device_count()} | changes)
+
+
+def saved_steps(workdir):
+    return Checkpoints(workdir / "checkpoints", {}).steps()
 
 
 def save(config, workdir, step, identity=None):
-    """A checkpoint of a fresh state that says it has done `step` steps."""
-    _, nets = runs.build(config, subjects=1)
-    state = init_state(nets, config.seed, SIZE)
+    """Save a checkpoint of a fresh state that says it has done `step` steps."""
+    state = init_state(methods.build(config, subjects=1), config.seed, SIZE)
     identity = identity or train._identity(config, arrays.open(config.data.dir))
     checkpoints = Checkpoints(workdir / "checkpoints", identity)
-    saved = {"state": TrainState(state.step + step, state.nets), "best": no_best(state.nets["generator"])}
+    saved = {"state": dataclasses.replace(state, step=state.step + step), "best": no_best(state.nets["generator"])}
     checkpoints.save(step, saved)
     checkpoints.finish()
 
@@ -71,16 +57,33 @@ def save(config, workdir, step, identity=None):
     [
         ({"every.log": 0}, "every.log is 0: it must be at least 1"),
         ({"every.save": 0}, "every.save is 0"),
-        ({"every.evaluate": -1}, "every.evaluate is -1"),
+        ({"watchdog_sec": 0}, "watchdog_sec is 0"),
         ({"width": 1}, "width is 1: it must be at least 2"),
         ({"train.steps": -5}, "train.steps is -5"),
         ({"train.batch_size": 0}, "train.batch_size is 0"),
+        ({"train.schedule": "linear"}, "train.schedule is 'linear': take constant or cosine"),
+        ({"train.schedule": "cosine", "train.warmup_steps": 8}, "train.warmup_steps is 8: give fewer than train.steps"),
+        ({"train.average_decay": 1.0}, "train.average_decay is 1.0"),
+        ({"train.clip_norm": -1.0}, "train.clip_norm is -1.0"),
         ({"seed": -1}, "seed is -1"),
         ({"data.size": 0}, "data.size is 0"),
         ({"data.size": 40}, "data.size is 40: .* a multiple of 16"),
-        ({"data.size": 32}, "holds images of 16 px, data.size is 32"),
-        ({"data.face_mm": 320.0}, "holds crops of 240 mm, data.face_mm is 320"),
+        ({"data.size": 32}, "holds crops of 16 px and 240 mm, data.size is 32"),
+        ({"data.face_mm": 320.0}, "holds crops of 16 px and 240 mm, .* data.face_mm 320"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
+        (
+            {"method": "ae"},
+            r"\['lam'\], the method 'ae' takes \[\]: choose .* --config=CONFIG:ae",
+        ),
+        ({"train.learning_rate": float("nan")}, "train.learning_rate is nan"),
+        ({"train.learning_rate": float("inf")}, "train.learning_rate is inf"),
+        ({"train.b1": 1.5}, "train.b1 is 1.5: it must be at least 0 and below 1"),
+        ({"loss.lam": float("nan")}, "loss.lam is nan: it must be finite"),
+        ({"depth_code.step_mm": 0.0}, "depth_code.step_mm is 0.0"),
+        ({"watchdog_sec": 10**11}, "watchdog_sec is 10"),
+        ({"seed": 2**63}, "seed is 9"),
+        ({"method": "gan"}, "no method 'gan': take one of cgan, ae, "),
+        ({"init_from": "nowhere"}, "There is no run in .*nowhere"),
     ],
 )
 def test_values_that_make_no_run(data_dir, tmp_path, changes, sentence):
@@ -89,10 +92,17 @@ def test_values_that_make_no_run(data_dir, tmp_path, changes, sentence):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_size_that_the_net_cannot_take_is_found_before_the_data_are_made(tmp_path):
+    config = configs.load("verifier", ["data.size=32", f"data.dir={tmp_path}/data"])
+    with pytest.raises(FaceDepthError, match="The verifier's net takes depth maps of 96x96 px"):
+        train.run(config, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_options_of_another_data_set(tmp_path):
-    config = synthetic.get_config()
+    config = configs.load("synthetic")
     config.data.dataset, config.data.raw_dir, config.data.dir = "folder", str(tmp_path), str(tmp_path / "out")
-    with pytest.raises(FaceDepthError, match="'folder' has no option 'frames_per_sequence'; it has focal, "):
+    with pytest.raises(FaceDepthError, match="'folder' has no option 'frames_per_sequence'"):
         train.run(config, tmp_path / "run")
 
 
@@ -105,6 +115,32 @@ def test_a_refused_run_leaves_the_config_of_the_one_that_is_there(data_dir, tmp_
     assert (tmp_path / "config.json").read_text() == "the old one"
 
 
+@pytest.mark.parametrize(
+    "changes, goes_on",
+    [
+        ({"train.steps": 9}, True),
+        ({"every.log": 7, "watchdog_sec": 5, "data.workers": 3}, True),
+        ({"every.save": 3}, False),  # it decides which weights are kept
+        ({"train.learning_rate": 0.1}, False),
+        ({"loss.lam": 1.0}, False),
+        ({"depth_code.step_mm": 4.0}, False),
+        ({"init_from": "other"}, True),
+        ({"train.average_decay": 0.5}, False),
+    ],
+)
+def test_what_may_change_while_a_run_goes_on(data_dir, changes, goes_on):
+    data = arrays.open(data_dir)
+    before, after = (train._identity(config_of(data_dir, **more), data) for more in ({}, changes))
+    assert (before == after) == goes_on
+
+
+def test_the_length_of_a_cosine_may_not_change(data_dir):
+    """It decides the rates of all steps."""
+    data, cosine = arrays.open(data_dir), {"train.schedule": "cosine"}
+    before, after = (train._identity(config_of(data_dir, **cosine, **more), data) for more in ({}, {"train.steps": 9}))
+    assert before != after
+
+
 def test_fewer_steps_than_done_are_refused(data_dir, tmp_path):
     """Or the figures of 5 steps would be called those of 3."""
     config = config_of(data_dir, **{"train.steps": 3})
@@ -114,150 +150,32 @@ def test_fewer_steps_than_done_are_refused(data_dir, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints"]
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '"width": 16 -> "width": "x"', '"code" -> "kode"', '"step_mm" -> "step"'])
-def test_a_config_that_cannot_be_used(tmp_path, text):
-    if " -> " in text:
-        old, new = text.split(" -> ")
-        whole = json.dumps(folder.get_config().to_dict())
-        text = whole.replace(old, new)
-        assert text != whole
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(FaceDepthError, match="config.json is damaged or of another version"):
-        runs.load_generator(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def people_dir(tmp_path_factory):
-    return write_people(tmp_path_factory.mktemp("people") / "arrays")
-
-
-POISON_MM = 60_000
-
-
-def write_people(path, poisoned=None):
-    """Domes of five people, four frames each, as wide and deep as the person. One pixel of a frame may be poisoned."""
-    rng = np.random.default_rng(0)
-    names = [f"{person}{i}" for person in "abcde" for i in range(4)]
-    frames = {name: [kind(0)] * len(names) for name, kind in arrays.COLUMNS.items()}
-    splits = ["train"] * 12 + ["validation"] * 4 + ["test"] * 4
-    frames |= {"frame": names, "subject": [name[0] for name in names], "split": splits}
-    frames["subject"][15], frames["subject"][19] = "y", "z"  # a second person in validation and test
-    y, x = np.mgrid[:96, :96]
-    shapes = [np.hypot((x - 48) * (0.8 + 0.1 * (i // 4)), y - 48) + rng.normal(size=(96, 96)) for i in range(20)]
-    depth = np.stack([np.where(r < 40, 700 + (3 + i // 4) * r, 0) for i, r in enumerate(shapes)]).astype(np.uint16)
-    gray = rng.integers(0, 256, depth.shape).astype(np.uint8)
-    if poisoned:
-        depth[names.index(poisoned), 0, 0] = POISON_MM
-    pair_lists = {
-        split: [(names[a], names[b], int(b < i + 3)) for a in range(i, i + 3) for b in range(a + 1, i + 4)]
-        for split, i in (("validation", 12), ("test", 16))
-    }
-    meta = {"crop": {"face_mm": 240.0}, "dataset": {"name": "folder"}}
-    arrays.write(path, frames=frames, images=[(gray, depth)], size_px=96, pair_lists=pair_lists, meta=meta)
-    return path
-
-
-def verifier_config(people_dir, **changes):
-    return people_config(verifier.get_config("folder"), people_dir, **changes)
-
-
-def ae_config(people_dir, **changes):
-    return people_config(folder.get_config("ae"), people_dir, **changes)
-
-
-def people_config(config, people_dir, **changes):
-    config.width = 2
-    config.train.batch_size, config.train.steps, config.train.learning_rate = 8, 8, 0.02
-    config.every.log, config.every.save, config.every.evaluate = 1, 3, 2
-    config.data.dir, config.data.dataset, config.data.face_mm = str(people_dir), "", 240.0
-    config.update_from_flattened_dict(changes)
-    return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """The same nets are compiled again and again."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_batches():
-    """An evaluation of four frames, or of the pairs of them, takes several."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "EVALUATION_BATCH", 2)
-        patch.setattr(tasks, "SAMPLES", 2)
-        patch.setattr(verification, "BATCH", 2)
-        yield
-
-
-@pytest.fixture(scope="module")
-def verifier_run(people_dir, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "verifier"
-    train.run(verifier_config(people_dir), workdir)
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def ae_run(people_dir, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "ae"
-    train.run(ae_config(people_dir), workdir)
-    return workdir
-
-
-def lines(workdir):
-    every = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if "_sec" not in name} for line in every]
-
-
 def test_the_validation_pairs_choose_the_verifiers_weights(verifier_run, people_dir):
-    results = json.loads((verifier_run / "results.json").read_text())
+    found = results(verifier_run)
     judged = [line for line in lines(verifier_run) if "validation/accuracy" in line]
     assert [line["step"] for line in judged] == [2, 4, 6, 8]
     best = min(judged, key=lambda line: (-line["validation/accuracy"], line["validation/loss"]))
     assert best["step"] != 8  # or this test could not tell the best from the last
-    assert results["step"] == best["step"] and results["steps"] == 8 and results["method"] == "verifier"
+    assert found["step"] == best["step"] and found["steps"] == 8 and found["method"] == "verifier"
     for name in ("accuracy", "loss", "auc"):
-        assert results["validation"][name] == best[f"validation/{name}"]
+        assert found["validation"][name] == best[f"validation/{name}"]
     data = arrays.open(people_dir)
-    loaded = runs.load_verifier(verifier_run)
+    loaded = verification.load_verifier(verifier_run)
     for split in ("validation", "test"):  # the file holds these weights
-        found = verification.verify(loaded, verification.true_depth(data, loaded.code), data, split)
-        assert json.loads(json.dumps(found)) == results[split]
-    assert results["baseline_mean_map"]["auc"] == 0.5 and results["baseline_mean_map"]["n"] == 6
-
-
-def test_a_verifier_that_was_stopped_ends_with_the_same_bits(verifier_run, people_dir, tmp_path):
-    """Stopped behind its best step, so that the best must come from the checkpoint."""
-    best = json.loads((verifier_run / "results.json").read_text())["step"]
-    assert best <= 6
-    train.run(verifier_config(people_dir, **{"train.steps": 6}), tmp_path)
-    train.run(verifier_config(people_dir), tmp_path)
-    assert (tmp_path / "verifier.safetensors").read_bytes() == (verifier_run / "verifier.safetensors").read_bytes()
-    assert (tmp_path / "results.json").read_bytes() == (verifier_run / "results.json").read_bytes()
-    assert lines(tmp_path) == lines(verifier_run)
+        again = verification.verify(loaded, verification.true_depth(data), data, split)
+        assert json.loads(json.dumps(again)) == found[split]
+    assert found["baseline_mean_map"]["auc"] == 0.5 and found["baseline_mean_map"]["n"] == 6
 
 
 def test_examples_that_live_on_the_device_give_the_same_bits(verifier_run, people_dir, tmp_path, monkeypatch):
     """As on a GPU with room for them."""
     read = set()
     gather = pipeline._gather
-    monkeypatch.setattr(mesh, "_memory_bytes", lambda: 10**9)
+    monkeypatch.setattr(devices, "_memory_bytes", lambda: 10**9)
     monkeypatch.setattr(pipeline, "_gather", lambda arrays, rows: read.update(arrays) or gather(arrays, rows))
-    train.run(verifier_config(people_dir), tmp_path)
+    train.run(people_config("verifier", people_dir), tmp_path)
     assert read == {"row"}
-    assert (tmp_path / "verifier.safetensors").read_bytes() == (verifier_run / "verifier.safetensors").read_bytes()
-    assert lines(tmp_path) == lines(verifier_run)
+    same_end(tmp_path, verifier_run)
 
 
 @pytest.mark.parametrize(
@@ -273,168 +191,238 @@ def test_the_better_is_kept(rank, kept):
     assert keep_better(no_best(net_state), net_state, np.int32(1), np.float32(rank)).step == 1
 
 
-def test_a_verifier_is_no_generator(verifier_run, people_dir, tmp_path):
+def test_a_verifier_is_no_generator(verifier_run, ae_run):
     with pytest.raises(FaceDepthError, match="is a run of 'verifier', which has no generator"):
-        runs.load_generator(verifier_run)
-    with pytest.raises(FaceDepthError, match="which has no generator"):
-        runs.verify_generated(runs.load_verifier(verifier_run), verifier_run, arrays.open(people_dir))
-    (tmp_path / "config.json").write_text(json.dumps(config_of(people_dir).to_dict()))
-    with pytest.raises(FaceDepthError, match="is a run of 'cgan', which has no verifier"):
-        runs.load_verifier(tmp_path)
+        estimator.load(verifier_run)
+    with pytest.raises(FaceDepthError, match="is a run of 'ae', which has no verifier"):
+        verification.load_verifier(ae_run)
 
 
-def test_generated_depth_of_a_run_is_verified(verifier_run, people_dir, tmp_path):
-    """By the weights that the run left, against the same by hand."""
-    config = config_of(people_dir, **{"data.size": 96})
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    generator = init_state(runs.build(config, subjects=1)[1], 3, 96).nets["generator"]
-    save_weights(tmp_path / "generator.safetensors", {"params": generator.params, "batch_stats": generator.batch_stats})
-    data, loaded = arrays.open(people_dir), runs.load_verifier(verifier_run)
-    image = runs.load_generator(tmp_path).predict(data.gray[16:20])[..., 0]
-    maps = dict(zip(range(16, 20), np.clip(np.round((np.asarray(image) + 1) * 127.5), 0, 255), strict=True))
-    by_hand = verification.verify(loaded, lambda rows: np.stack([maps[row] for row in rows]), data, "test")
-    found = runs.verify_generated(loaded, tmp_path, data)
-    assert found["cells"] == by_hand["cells"] and found["loss"] == pytest.approx(by_hand["loss"], rel=1e-3)
-    config.code.step_mm = 4.0
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    with pytest.raises(FaceDepthError, match="differ in what a level of depth stands for"):
-        runs.verify_generated(loaded, tmp_path, data)
-
-
-def test_a_verifier_without_pairs_to_be_chosen_by(data_dir, tmp_path):
+def test_a_verifier_without_pairs_to_be_chosen_by(tmp_path):
+    depth_mm = np.full((3, 96, 96), 900)
+    write_arrays(tmp_path / "arrays", np.zeros_like(depth_mm), depth_mm, "abc", ["train", "validation", "test"])
     with pytest.raises(FaceDepthError, match="has no pairs"):
-        train.run(verifier_config(data_dir, **{"data.size": SIZE}), tmp_path / "run")
+        train.run(people_config("verifier", tmp_path / "arrays"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-# --- stopped in any phase ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def own_signals():
-    """The caller's ways with signals again after the test."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+# --- stopped by a signal, and continued -------------------------------------------------------------------------------
 
 
 def signal_at(monkeypatch, owner, name, call, number=signal.SIGTERM):
-    """Sends a signal at the beginning of so manieth call of a function; the list has an entry for every call."""
+    """Send a signal at the beginning of some call of a function; the list has an entry for every call."""
     function, calls = getattr(owner, name), []
 
     def wrapper(*args, **kwargs):
         calls.append(name)
         if len(calls) == call:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return function(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, wrapper)
     return calls
 
 
-def stopped_and_continued(config_of, people_dir, workdir, capsys, monkeypatch, *where):
-    """Stops a run by a signal, gives its last line; then the same again, to its end."""
-    before = arrays.open(people_dir).fingerprint
+def stopped_and_continued(config, workdir, capsys, monkeypatch, *where):
+    """Stop a run by a signal, then run the same to its end. Return the last line before, and the steps saved then."""
     with monkeypatch.context() as patch:
         calls = signal_at(patch, *where)
-        train.run(config_of(people_dir), workdir)
-        assert len(calls) == where[2], "it went on after the signal"
-    assert not (workdir / "results.json").exists()
-    *_, times, line = capsys.readouterr().out.splitlines()
-    assert times.startswith("Time: ")
-    assert arrays.open(people_dir).fingerprint == before
-    saved = {int(path.stem) for path in (workdir / "checkpoints").glob("*.json")}
-    train.run(config_of(people_dir), workdir)
-    return line, max(saved, default=0)
+        train.run(config, workdir)
+        assert len(calls) >= where[2], "there was no signal"
+    assert not (workdir / "results.json").exists() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    *_, line = capsys.readouterr().out.splitlines()
+    saved = saved_steps(workdir)
+    train.run(config, workdir)
+    return line, saved
 
 
 def same_end(workdir, whole):
     names = ["results.json", "results.md", *(path.name for path in whole.glob("*.safetensors"))]
-    assert len(names) == 3
+    assert len(names) >= 3
     for name in names:
         assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
     assert lines(workdir) == lines(whole)
 
 
-# Validation after steps 2, 4, 6, 8, of 2 batches; the test split has 2 too. Saved are 3, 6, 8.
+# Saved and validated are 2, 4, 6, 8; a validation has 2 batches. The loop draws a batch before each step.
 @pytest.mark.parametrize(
     "phase, step, where",
     [
+        ("between two steps", 3, (train._Training, "log", 3)),
         ("the first compile", 1, (steps, "apply_gradients", 1)),
-        ("validation, saved already", 6, (evaluate, "_batch_sums", 2 * 2 + 1, signal.SIGINT)),
-        ("validation, not saved yet", 4, (evaluate, "_batch_sums", 2 + 1)),
-        ("the last validation", 8, (evaluate, "_batch_sums", 3 * 2 + 1)),
-        ("the test split", None, (evaluate, "_batch_sums", 4 * 2 + 1)),
+        ("a validation", 5, (evaluation, "_batch_sums", 2 + 2, signal.SIGINT)),
+        ("the last validation", 8, (evaluation, "_batch_sums", 3 * 2 + 1)),
     ],
 )
-def test_a_signal_in_any_phase(phase, step, where, ae_run, people_dir, tmp_path, capsys, monkeypatch, own_signals):
-    line, saved = stopped_and_continued(ae_config, people_dir, tmp_path, capsys, monkeypatch, *where)
-    if step is None:
-        assert line == "Stopped in the last evaluation, step 8 is saved: the same command continues." and saved == 8
-    else:
-        assert line == f"Stopped at step {step}, which is saved: the same command continues." and saved == step
+def test_a_signal_while_training(phase, step, where, ae_run, people_dir, tmp_path, capsys, monkeypatch):
+    line, saved = stopped_and_continued(people_config("ae", people_dir), tmp_path, capsys, monkeypatch, *where)
+    assert line == f"Stopped at step {step}, which is saved: the same command continues."
+    assert saved[-1] == step
     same_end(tmp_path, ae_run)
 
 
-# A list has 6 pairs of 4 frames: 2 batches of features, and 3 of pairs in each order.
-@pytest.mark.parametrize(
-    "step, where",
-    [
-        (2, (verification, "_features", 2)),
-        (4, (verification, "_compare", 6 + 4)),
-        (None, (verification, "_compare", 4 * 6 + 5)),
-    ],
-)
-def test_a_signal_while_pairs_are_verified(
-    step, where, verifier_run, people_dir, tmp_path, capsys, monkeypatch, own_signals
-):
-    line, saved = stopped_and_continued(verifier_config, people_dir, tmp_path, capsys, monkeypatch, *where)
-    assert line.startswith(f"Stopped at step {step}, which is saved: " if step else "Stopped in the last evaluation")
-    assert saved == (step or 8)
+def test_a_signal_before_the_first_step(ae_run, people_dir, tmp_path, capsys, monkeypatch):
+    where = (Checkpoints, "check", 1)
+    line, saved = stopped_and_continued(people_config("ae", people_dir), tmp_path, capsys, monkeypatch, *where)
+    assert line == "Stopped before a step: the same command continues." and saved == []
+    same_end(tmp_path, ae_run)
+
+
+def test_a_verifier_that_was_stopped_ends_with_the_same_bits(verifier_run, people_dir, tmp_path, capsys, monkeypatch):
+    """Stopped behind its best step, so that the best must come from the checkpoint."""
+    best = results(verifier_run)["step"]
+    where = (verification, "_features", 3 * 2 + 1)  # in the validation of step 8
+    assert best < 8
+    _, saved = stopped_and_continued(people_config("verifier", people_dir), tmp_path, capsys, monkeypatch, *where)
+    assert saved[-1] == 8 and best in saved
     same_end(tmp_path, verifier_run)
 
 
-def test_a_signal_before_the_first_step(people_dir, tmp_path, capsys, monkeypatch, own_signals):
-    line, saved = stopped_and_continued(ae_config, people_dir, tmp_path, capsys, monkeypatch, train, "init_state", 1)
-    assert line == "Stopped before a step: the same command continues." and saved == 0
+@pytest.mark.parametrize("phase", ["setting up", "the test split"])
+def test_elsewhere_a_signal_does_what_it_does_by_default(phase, people_dir, tmp_path, monkeypatch):
+    """The process would end there: the handlers are the ones that the loop found."""
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(phase))
+    try:
+        where = (train, "init_state", 1) if phase == "setting up" else (tasks.DepthTask, "finish", 1)
+        signal_at(monkeypatch, *where)
+        train.run(people_config("ae", people_dir, **{"train.steps": 1}), tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [phase] and results(tmp_path)["step"] == 1
+
+
+# --- what others add to the paper's training --------------------------------------------------------------------------
+
+EXTRAS = {
+    "train.schedule": "cosine",
+    "train.warmup_steps": 2,
+    "train.clip_norm": 0.05,
+    "train.average_decay": 0.7,
+}
+
+
+def test_with_all_extras_a_run_that_was_stopped_ends_with_the_same_bits(people_dir, tmp_path, capsys, monkeypatch):
+    config = people_config("ae", people_dir, **EXTRAS)
+    train.run(config, tmp_path / "whole")
+    where = (train._Training, "log", 3)
+    line, _ = stopped_and_continued(config, tmp_path / "stopped", capsys, monkeypatch, *where)
+    assert line.startswith("Stopped at step 3")
+    same_end(tmp_path / "stopped", tmp_path / "whole")
+
+
+def fresh(config, net):
+    """Return a net's weights before the first step, by their names in the file."""
+    net = init_state(methods.build(config, subjects=3), config.seed, 96).nets[net]
+    tree = {"params": net.params, "batch_stats": net.batch_stats}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(keys, simple=True, separator="/"): np.asarray(leaf) for keys, leaf in leaves}
+
+
+def test_the_averaged_weights_are_evaluated_and_exported(people_dir, tmp_path):
+    """After one step a tenth of the start is left in them."""
+    for decay in (0.0, 0.1):
+        config = people_config("ae", people_dir, **{"train.steps": 1, "train.average_decay": decay})
+        train.run(config, tmp_path / f"{decay}")
+    start, end, average = fresh(config, "generator"), weights(tmp_path / "0.0"), weights(tmp_path / "0.1")
+    for name in end:
+        expected = 0.1 * start[name].astype(np.float64) + 0.9 * end[name]
+        np.testing.assert_allclose(average[name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
+    net, data = estimator.load(tmp_path / "0.1"), arrays.open(people_dir)
+    again = evaluation.evaluate(net.estimate, data, data.rows("test"), DepthCode())
+    assert results(tmp_path / "0.1")["test"]["all"] == pytest.approx(again["all"], rel=1e-6)
+    assert results(tmp_path / "0.1")["test"]["all"] != results(tmp_path / "0.0")["test"]["all"]
+
+
+@pytest.fixture(scope="module")
+def cgan_run(people_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "cgan"
+    train.run(people_config("cgan", people_dir, **{"train.steps": 2}), workdir)
+    return workdir
+
+
+class Stop(Exception):
+    """Raised by a test instead of going on."""
+
+
+@pytest.mark.parametrize("method", ["cgan", "ae"])
+def test_a_run_starts_from_anothers_weights(method, cgan_run, people_dir, tmp_path, monkeypatch):
+    """Both nets, where both are there; step 0, a fresh optimiser, and a best that counts from here."""
+    seen = []
+
+    def loop(training):
+        seen.append(jax.device_get((training.state, training.best)))
+        raise Stop
+
+    monkeypatch.setattr(train._Training, "loop", loop)
+    config = people_config(method, people_dir, **{"seed": 5, "init_from": str(cgan_run)})
+    with pytest.raises(Stop):
+        train.run(config, tmp_path)
+    ((state, best),) = seen
+    assert state.step == 0 and best.step == 0 and np.isinf(best.rank).all()
+    assert state.nets.keys() == ({"generator", "discriminator"} if method == "cgan" else {"generator"})
+    for name, net in state.nets.items():
+        there, begun = weights(cgan_run, name), fresh(config, name)
+        leaves = jax.tree_util.tree_leaves_with_path({"params": net.params, "batch_stats": net.batch_stats})
+        found = {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}
+        assert found.keys() == there.keys()
+        for key, leaf in found.items():
+            np.testing.assert_array_equal(leaf, there[key], err_msg=key)
+        assert any((found[key] != begun[key]).any() for key in found)
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(net.opt_state))
+    assert json.loads((tmp_path / "config.json").read_text())["init_from"] == str(cgan_run)
+
+
+def test_a_run_goes_on_without_the_run_it_started_from(cgan_run, people_dir, tmp_path):
+    other = shutil.copytree(cgan_run, tmp_path / "other")
+    config = people_config("cgan", people_dir, **{"init_from": str(other), "train.steps": 1})
+    train.run(config, tmp_path / "run")
+    shutil.rmtree(other)
+    config.train.steps = 2
+    train.run(config, tmp_path / "run")
+    assert results(tmp_path / "run")["steps"] == 2
+
+
+def test_starts_that_do_not_fit(cgan_run, verifier_run, people_dir, tmp_path):
+    def refused(sentence, **changes):
+        config = people_config("cgan", people_dir, **{"init_from": str(cgan_run)} | changes)
+        with pytest.raises(FaceDepthError, match=sentence):
+            train.run(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    refused(r"cgan, has DepthCode\(.*step_mm=8.0.*\), this one DepthCode\(.*step_mm=4.0", **{"depth_code.step_mm": 4.0})
+    refused("safetensors does not fit .* of another shape", width=4)
+    refused("There is no .*generator.safetensors", init_from=str(verifier_run))
 
 
 # --- watched ----------------------------------------------------------------------------------------------------------
 
 
-def test_where_the_time_went(ae_run):
-    """Of every line of training; that of each second is there once: test_logs.py."""
+def test_the_log_says_how_fast_it_went(ae_run):
     every = [json.loads(line) for line in (ae_run / "metrics.jsonl").read_text().splitlines()]
-    training = [line for line in every if "train/loss_g" in line]
-    assert len(training) == 8
-    compiled, evaluated, saved = (
-        [line["step"] for line in training if line[f"train/time_{part}_sec"] > 0]
-        for part in ("compile", "evaluation", "save")
-    )
-    # Read one step late, and an evaluation and a save wait for it: what comes after step 2 is in the line of step 3.
-    assert compiled == [1] and evaluated == [3, 5, 7] and saved == [4, 7]
+    speeds = [line["train/images_per_sec"] for line in every if "train/images_per_sec" in line]
+    shares = [line["train/waiting_share"] for line in every if "train/waiting_share" in line]
+    assert len(speeds) == len(shares) >= 4 and min(speeds) > 0 and 0 <= min(shares) <= max(shares) <= 1
 
 
 def test_a_run_that_waits_for_data_says_so(people_dir, tmp_path, capsys, monkeypatch):
-    batches = tasks.Depth.batches
+    batches = tasks.DepthTask.batches
     monkeypatch.setattr(
-        tasks.Depth, "batches", lambda *args, **kwargs: (time.sleep(0.5) or b for b in batches(*args, **kwargs))
+        tasks.DepthTask, "batches", lambda *args, **kwargs: (time.sleep(0.3) or b for b in batches(*args, **kwargs))
     )
-    train.run(ae_config(people_dir, **{"train.steps": 3, "every.evaluate": 9, "every.save": 9}), tmp_path)
+    train.run(people_config("ae", people_dir, **{"train.steps": 3, "every.save": 9}), tmp_path)
     assert "of the time was waiting for data" in capsys.readouterr().err
 
 
 def test_a_stuck_run_shows_where_it_stands(people_dir, tmp_path, capfd, monkeypatch):
-    validate = tasks.Depth.validate
+    log = train._Training.log
 
-    def hangs_for_a_while(task, *args):
-        task._between()  # the watchdog's second begins here, whatever the machine did before
-        time.sleep(2)
-        return validate(task, *args)
+    def hangs_for_a_while(training):
+        time.sleep(1.5 if training.pending else 0)
+        return log(training)
 
-    monkeypatch.setattr(tasks.Depth, "validate", hangs_for_a_while)
-    train.run(ae_config(people_dir, **{"train.steps": 1, "every.stuck_sec": 1}), tmp_path)
+    monkeypatch.setattr(train._Training, "log", hangs_for_a_while)
+    train.run(people_config("ae", people_dir, **{"train.steps": 1, "watchdog_sec": 1}), tmp_path)
     assert re.search(r"Timeout \(0:00:01\)!.*hangs_for_a_while", capfd.readouterr().err, re.DOTALL)
 
 
@@ -444,7 +432,7 @@ def test_a_gpu_that_is_not_used(backend, there, said, data_dir, tmp_path, capsys
     monkeypatch.setattr(train, "GPUS", str(tmp_path / "nvidia[0-9]*"))
     for name in ["nvidiactl", "nvidia0"][: 1 + there]:
         (tmp_path / name).touch()
-    with pytest.raises(FaceDepthError, match="holds images of 16 px"):
+    with pytest.raises(FaceDepthError, match="holds crops of 16 px"):
         train.run(config_of(data_dir, **{"data.size": 32}), tmp_path / "run")
     assert ("this machine has a GPU and JAX uses the CPU" in capsys.readouterr().err) == said
 
@@ -453,9 +441,9 @@ def test_a_gpu_that_is_not_used(backend, there, said, data_dir, tmp_path, capsys
 
 
 def drawn(method, data, step, batch_size):
-    """Names of the frames of a step's batch, read from its images."""
+    """Name the frames of a step's batch, by its images."""
     rows = data.rows("train")
-    options = {"batch_size": batch_size, "seed": folder.get_config().seed, "start_step": step - 1}
+    options = {"batch_size": batch_size, "seed": configs.base("ae").seed, "start_step": step - 1}
     images = {"depth_mm": data.depth_mm}
     if method == "ae":
         batch = next(pipeline.batches(images, rows, **options))["depth_mm"]
@@ -472,29 +460,30 @@ def test_poisoned_data(people_dir, tmp_path, monkeypatch):
     poisoned = min(batches[step - 1] - batches[0] - batches[1])
     data_dir = tmp_path / "arrays"
     write_people(data_dir, poisoned)
-    healthy = levels.levels_from_mm
+    healthy = DepthCode.quantize
 
-    def levels_from_mm(depth_mm, code):
+    def quantize(code, depth_mm):
         bad = (jnp.asarray(depth_mm) == POISON_MM).any((-1, -2), keepdims=True)
-        return jnp.where(bad, jnp.nan, healthy(depth_mm, code))
+        return jnp.where(bad, jnp.nan, healthy(code, depth_mm))
 
-    seal = Checkpoints._seal
-    monkeypatch.setattr(Checkpoints, "_seal", lambda *args: (time.sleep(0.3), seal(*args)))  # a slow disk
-    monkeypatch.setattr(levels, "levels_from_mm", levels_from_mm)
-    changes = {"train.batch_size": 2, "train.steps": 12, "every.save": 1, "every.evaluate": 20}
+    finish = Checkpoints.finish
+    monkeypatch.setattr(Checkpoints, "finish", lambda *args: (time.sleep(0.1), finish(*args)))  # a slow disk
+    monkeypatch.setattr(DepthCode, "quantize", quantize)
+    monkeypatch.setattr(tasks.DepthTask, "validate", lambda *args: ({}, np.float32([1, 1])))
+    changes = {"train.batch_size": 2, "train.steps": 12, "every.save": 1}
     with pytest.raises(
         FaceDepthError, match=rf"^Step {step}: \w+ is nan\. .* look at the frames of this step: "
     ) as error:
-        train.run(ae_config(data_dir, **changes), tmp_path / "run")
+        train.run(people_config("ae", data_dir, **changes), tmp_path / "run")
     named = re.search(r"frames of this step: (.*)\.$", str(error.value))[1].split(", ")
     assert poisoned in named and set(named) == batches[step - 1] and len(named) == len(set(named))
-    assert sorted(path.stem for path in (tmp_path / "run/checkpoints").glob("*.json"))[-1] == f"{step - 1:08d}"
+    assert saved_steps(tmp_path / "run")[-1] == step - 1
     assert not (tmp_path / "run/results.json").exists()
 
 
 def test_the_frames_of_a_step_of_the_verifier(people_dir):
-    config, data = verifier_config(people_dir), arrays.open(people_dir)
-    task = tasks.make_task(config, runs.build(config, 1)[1], data, mesh.make_mesh())
+    config, data = people_config("verifier", people_dir), arrays.open(people_dir)
+    task = tasks.make_task(config, methods.build(config, 1), data, devices.make_mesh())
     for step in (1, 5):
         named = task.frames_of(step, data.rows("train"), batch_size=2, seed=config.seed)
         assert set(named) == drawn("verifier", data, step, 2) and len(named) == len(set(named)) < 12
@@ -505,8 +494,8 @@ def test_poisoned_gradients(people_dir, tmp_path, monkeypatch):
     mse = losses.mse
     monkeypatch.setattr(losses, "mse", lambda a, b: mse(a, b) + jnp.sqrt(0 * a).sum((1, 2, 3)))
     with pytest.raises(FaceDepthError, match=r"^Step 1: grad_norm_g is nan\. .* frames of this step: \w\d, \w\d"):
-        train.run(ae_config(people_dir, **{"every.save": 1}), tmp_path)
-    assert not list((tmp_path / "checkpoints").glob("*"))
+        train.run(people_config("ae", people_dir, **{"every.save": 1}), tmp_path)
+    assert not saved_steps(tmp_path)
 
 
 def test_poisoned_weights_that_no_metric_shows(people_dir, tmp_path, monkeypatch):
@@ -516,12 +505,46 @@ def test_poisoned_weights_that_no_metric_shows(people_dir, tmp_path, monkeypatch
     def poisoned(net, net_state, gradients, batch_stats):
         new = apply_gradients(net, net_state, gradients, batch_stats)
         count = new.opt_state[0].count
-        return dataclasses.replace(new, params=jax.tree.map(lambda x: jnp.where(count == 8, jnp.nan, x), new.params))
+        return dataclasses.replace(new, params=jax.tree.map(lambda x: jnp.where(count == 4, jnp.nan, x), new.params))
 
     monkeypatch.setattr(steps, "apply_gradients", poisoned)
     with pytest.raises(
-        FaceDepthError, match=r"^Step 8: a parameter is not finite\. .* frames of this step: \w\d, \w\d"
+        FaceDepthError, match=r"^Step 4: a parameter is not finite\. .* frames of this step: \w\d, \w\d"
     ):
-        train.run(ae_config(people_dir), tmp_path)
-    assert sorted(path.stem for path in (tmp_path / "checkpoints").glob("*.json")) == ["00000003", "00000006"]
+        train.run(people_config("ae", people_dir, **{"train.steps": 4}), tmp_path)
+    assert saved_steps(tmp_path) == [2]
     assert not (tmp_path / "generator.safetensors").exists()
+
+
+def test_a_save_that_failed_stops_the_run_at_the_next_step(people_dir, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_complete", fail)
+    with pytest.raises(FaceDepthError, match="Saving a checkpoint to .* failed .*No space left on device"):
+        train.run(people_config("ae", people_dir, **{"every.save": 4}), tmp_path)
+    assert 4 <= max(line["step"] for line in lines(tmp_path)) < 8, "the next save would have been at step 8"
+
+
+def test_allow_mismatch_goes_on_with_other_values(people_dir, tmp_path, caplog):
+    """The best weights are looked for again: their rank is of the old values."""
+    config = people_config("verifier", people_dir, **{"train.steps": 1})
+    seed = config.seed
+    fresh = init_state(methods.build(config, subjects=3), seed, 96)
+    unbeaten = dataclasses.replace(no_best(fresh.nets["verifier"]), rank=jnp.full(2, -jnp.inf))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", train._identity(config, arrays.open(people_dir)))
+    checkpoints.save(1, {"state": dataclasses.replace(fresh, step=fresh.step + 1), "best": unbeaten})
+    checkpoints.finish()
+    config.seed = 5
+    with pytest.raises(FaceDepthError, match=rf"belongs to a run with seed = {seed} \(not 5\): .* or --allow_mismatch"):
+        train.run(config, tmp_path)
+    assert not (tmp_path / "config.json").exists()
+    train.run(config, tmp_path, allow_mismatch=True)
+    assert f"from a checkpoint with seed = {seed} (not 5)" in caplog.text
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5 and results(tmp_path)["step"] == 1
+
+
+def test_a_workdir_that_is_a_file(people_dir, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FaceDepthError, match="cannot be written: (Not a directory|File exists)"):
+        train.run(people_config("ae", people_dir), tmp_path / "file" / "run")

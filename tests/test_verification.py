@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import write_arrays
 
 from facedepth_jax import verification
-from facedepth_jax.data import arrays, pairs
+from facedepth_jax.data import pairs
+from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.levels import DepthCode, image_from_levels, levels_from_mm
 from facedepth_jax.models import siamese
 from facedepth_jax.state import NetState
 from facedepth_jax.verification import Verifier, generated_depth, true_depth, verify
@@ -27,29 +28,21 @@ def data(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "arrays"
     rng = np.random.default_rng(0)
     count = PEOPLE * FRAMES
-    frames = {name: [kind(0)] * count for name, kind in arrays.COLUMNS.items()}
-    frames |= {
-        "frame": [f"f{i}" for i in range(count)],
-        "subject": [f"p{i // FRAMES}" for i in range(count)],
-        "sequence": [i % FRAMES + 1 for i in range(count)],
-        "split": ["test"] * count,
-        "yaw": rng.choice([-30.0, -10.0, 0.0, 9.0, np.nan], count, p=[0.4, 0.2, 0.2, 0.1, 0.1]).tolist(),
-    }
+    subjects = [f"p{i // FRAMES}" for i in range(count)]
+    yaw = rng.choice([-30.0, -10.0, 0.0, 9.0, np.nan], count, p=[0.4, 0.2, 0.2, 0.1, 0.1]).tolist()
     y, x = np.mgrid[:96, :96]
     radius = np.hypot((x - 48) * rng.uniform(0.7, 1.3, (count, 1, 1)), (y - 48) * rng.uniform(0.7, 1.3, (count, 1, 1)))
     depth = 700 + 10 * rng.normal(size=(count, 96, 96)) + radius * rng.uniform(1, 5, (count, 1, 1))
     depth = np.where(radius < 45, depth, 0).astype(np.uint16)
     gray = rng.integers(0, 256, (count, 96, 96)).astype(np.uint8)
-    names, subjects = frames["frame"], frames["subject"]
     found = [
-        (a, b)
+        (f"f{a}", f"f{b}", int(subjects[a] == subjects[b]))
         for a in range(count)
         for b in range(count)
         if a < b and (subjects[a] == subjects[b] or rng.random() < 0.6)
     ]
-    lists = {"test": [(names[a], names[b], int(subjects[a] == subjects[b])) for a, b in found], "validation": []}
-    arrays.write(path, frames=frames, images=[(gray, depth)], size_px=96, pair_lists=lists, meta={})
-    return arrays.open(path)
+    columns = {"sequence": [i % FRAMES + 1 for i in range(count)], "yaw": yaw}
+    return write_arrays(path, gray, depth, subjects, ["test"] * count, pairs={"test": found}, **columns)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +55,7 @@ def verifier(data):
     weights["batch_stats"] = jax.tree.map(lambda leaf: np.abs(leaf) + 0.1, weights["batch_stats"])
     state = NetState(weights["params"], weights["batch_stats"], None)
     rows_a, rows_b, _ = verification.pair_rows(data, "test")
-    logits = verification.scores(Verifier(module, state, CODE), true_depth(data, CODE), rows_a, rows_b)
+    logits = verification.scores(Verifier(module, state, CODE), true_depth(data), rows_a, rows_b)
     last = weights["params"]["dense_2"]
     spread = logits.std()
     weights["params"]["dense_2"] = {
@@ -87,8 +80,7 @@ def slow(verifier, maps_of_row, data, split="test"):
         a, b, same = line.split("\t")
         a, b, same = rows[a], rows[b], same == "1"
         pair = np.stack([see(a), see(b)], -1)[None].astype(np.float32)
-        orders = [pair, pair[..., ::-1]] if verifier.both_orders else [pair]
-        chances = [1 / (1 + np.exp(-float(whole(order)[0]))) for order in orders]
+        chances = [1 / (1 + np.exp(-float(whole(order)[0]))) for order in (pair, pair[..., ::-1])]
         results.append((a, b, same, np.mean(chances)))
         losses += [-np.log(chance if same else 1 - chance) for chance in chances]
 
@@ -113,13 +105,11 @@ def slow(verifier, maps_of_row, data, split="test"):
 
 
 def original(data):
-    return lambda row: np.asarray(levels_from_mm(data.depth_mm[row], CODE)).astype(np.uint8)
+    return lambda row: np.asarray(CODE.quantize(data.depth_mm[row])).astype(np.uint8)
 
 
-@pytest.mark.parametrize("both_orders", [True, False])
-def test_the_figures_are_those_of_the_slow_one(verifier, data, both_orders):
-    verifier = dataclasses.replace(verifier, both_orders=both_orders)
-    found = verify(verifier, true_depth(data, CODE), data, "test")
+def test_the_figures_are_those_of_the_slow_one(verifier, data):
+    found = verify(verifier, true_depth(data), data, "test")
     whole, auc, loss, cells = slow(verifier, original(data), data)
     assert 0.2 < whole["accuracy"] < 0.8 and 0.1 < auc < 0.9  # or nothing could be told apart
     assert {"accuracy": found["accuracy"], "n": found["n"]} == whole == found["cells"]["A1+A2"]["S1-S5"]
@@ -135,26 +125,47 @@ def test_the_figures_are_those_of_the_slow_one(verifier, data, both_orders):
 def test_true_depth_in_place_of_generated_gives_the_original_figures(verifier, data):
     """To the digit: a generator that paints the truth is judged as the truth is."""
 
-    def truth(gray):
+    def truth(gray, distance_mm):
         rows = [int(np.flatnonzero((data.gray == image).all((1, 2)))[0]) for image in np.asarray(gray)]
-        return image_from_levels(levels_from_mm(data.depth_mm[np.array(rows)], CODE), CODE)[..., None]
+        np.testing.assert_array_equal(distance_mm, data.frames["distance_mm"][rows])
+        return CODE.decode(CODE.encode(data.depth_mm[rows], distance_mm), distance_mm)
 
-    assert verify(verifier, generated_depth(truth, data, CODE), data, "test") == verify(
-        verifier, true_depth(data, CODE), data, "test"
+    assert verify(verifier, generated_depth(truth, data), data, "test") == verify(
+        verifier, true_depth(data), data, "test"
     )
 
 
+def test_the_standard_error_is_the_jackknife_over_people(verifier, data):
+    """Against the accuracies of the pairs without a person, from lists of pairs that do not show them."""
+    found = verify(verifier, true_depth(data), data, "test")
+    rows_a, rows_b, same = verification.pair_rows(data, "test")
+    chances = 1 / (1 + np.exp(-verification.scores(verifier, true_depth(data), rows_a, rows_b)))
+    right = [(chance > 0.5) == one for chance, one in zip(chances.mean(0), same, strict=True)]
+    people = data.frames["subject"]
+    without = [
+        np.mean([r for r, a, b in zip(right, rows_a, rows_b, strict=True) if person not in (people[a], people[b])])
+        for person in sorted(set(people))
+    ]
+    expected = np.sqrt((PEOPLE - 1) * np.var(without))
+    assert found["standard_error"] == pytest.approx(expected) and expected > 0.01
+
+
 def test_generated_depth_is_rounded_to_whole_levels_in_range(verifier, data):
-    image = np.linspace(-1.2, 1.2, 96 * 96, dtype=np.float32).reshape(1, 96, 96, 1)
-    levels = np.asarray(verification.whole_levels(image, CODE))
-    expected = np.clip(np.round((image[..., 0].astype(np.float64) + 1) * 127.5), 0, 255)
-    assert (levels != expected).mean() < 0.001 and np.abs(levels - expected).max() <= 1  # a tie may fall either way
-    assert levels.min() == 0 and levels.max() == 255 and (levels == levels.round()).all()
+    """As an 8-bit file of it would be."""
+    rows = np.arange(5)
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, 256, (PEOPLE * FRAMES, 96, 96)).astype(np.float32)
+    near = levels + rng.uniform(-0.45, 0.45, levels.shape) - 9 * (levels == 0) + 9 * (levels == 255)
+    whole, other = (
+        verification.scores(verifier, lambda rows, x=x: np.float32(500 + 8 * x[rows]), rows, rows + 9)
+        for x in (levels, near)
+    )
+    np.testing.assert_array_equal(whole, other)
 
 
 def test_one_map_for_all_is_chance(verifier, data):
     """Every pair scores the same there: the lower end of the range."""
-    found = verify(verifier, lambda rows: np.full((len(rows), 96, 96), 60, np.uint8), data, "test")
+    found = verify(verifier, lambda rows: np.full((len(rows), 96, 96), 980, np.uint16), data, "test")
     share = found["n_same"] / found["n"]
     assert found["auc"] == 0.5
     assert found["accuracy"] in (pytest.approx(share), pytest.approx(1 - share))
@@ -162,7 +173,7 @@ def test_one_map_for_all_is_chance(verifier, data):
 
 def test_the_order_of_a_pair_does_not_matter(verifier, data):
     rows_a, rows_b, _ = verification.pair_rows(data, "test")
-    maps = true_depth(data, CODE)
+    maps = true_depth(data)
     one = verification.scores(verifier, maps, rows_a, rows_b)
     other = verification.scores(verifier, maps, rows_b, rows_a)
     np.testing.assert_array_equal(one, other[::-1])
@@ -174,16 +185,16 @@ def test_every_frame_goes_through_the_net_once(verifier, data):
 
     def maps(rows):
         seen.append(np.unique(rows))
-        return levels_from_mm(data.depth_mm[rows], CODE)
+        return data.depth_mm[rows]
 
     verify(verifier, maps, data, "test")
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(PEOPLE * FRAMES))
 
 
 def test_figures_do_not_depend_on_the_batch(verifier, data, monkeypatch):
-    whole = verify(verifier, true_depth(data, CODE), data, "test")
+    whole = verify(verifier, true_depth(data), data, "test")
     monkeypatch.setattr(verification, "BATCH", 7)
-    parts = verify(verifier, true_depth(data, CODE), data, "test")
+    parts = verify(verifier, true_depth(data), data, "test")
     assert parts["cells"] == whole["cells"]
     assert parts["loss"] == pytest.approx(whole["loss"], rel=1e-5)
 
@@ -194,19 +205,19 @@ def copy_with(data, tmp_path, lines):
 
 
 def test_pairs_of_one_kind_have_no_curve(verifier, data, tmp_path):
-    found = verify(verifier, true_depth(data, CODE), copy_with(data, tmp_path, [("f0", "f1", 1)]), "test")
+    found = verify(verifier, true_depth(data), copy_with(data, tmp_path, [("f0", "f1", 1)]), "test")
     assert found["auc"] is None and found["n"] == 1 and found["accuracy"] in (0.0, 1.0)
 
 
 def test_lists_that_cannot_be_used(verifier, data, tmp_path):
     with pytest.raises(FaceDepthError, match="has no pairs"):
-        verify(verifier, true_depth(data, CODE), data, "validation")
+        verify(verifier, true_depth(data), data, "validation")
     with pytest.raises(FaceDepthError, match="names the frame nobody, which is not in the data"):
-        verify(verifier, true_depth(data, CODE), copy_with(data, tmp_path, [("f0", "nobody", 1)]), "test")
+        verify(verifier, true_depth(data), copy_with(data, tmp_path, [("f0", "nobody", 1)]), "test")
 
 
 def test_weights_that_are_not_finite(verifier, data):
     broken = jax.tree.map(lambda leaf: leaf * np.nan, verifier.net_state.params)
     state = NetState(broken, verifier.net_state.batch_stats, None)
     with pytest.raises(FaceDepthError, match="not finite"):
-        verify(dataclasses.replace(verifier, net_state=state), true_depth(data, CODE), data, "test")
+        verify(dataclasses.replace(verifier, net_state=state), true_depth(data), data, "test")

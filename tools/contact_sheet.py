@@ -1,4 +1,4 @@
-"""Writes docs/synthetic_faces.png: one frame each of many synthetic people, then one person's five sequences.
+"""Write docs/synthetic_faces.png: one frame each of many synthetic people, then one person's five sequences.
 
     python tools/contact_sheet.py
 
@@ -20,7 +20,7 @@ GRAYS = 96  # levels, for the size of the file
 
 
 def tile(frame):
-    """Gray over depth, palette indices (2 TILE_PX, TILE_PX)."""
+    """Stack gray over depth as palette indices, uint8 (2 TILE_PX, TILE_PX)."""
     x, y = frame.head_xy
     rows, columns = np.mgrid[0 : frame.depth_mm.shape[0], 0 : frame.depth_mm.shape[1]]
     near = (np.hypot(columns - x, rows - y) < 12) & (frame.depth_mm > 0)

@@ -1,31 +1,28 @@
-"""Writes tests/golden/METHOD.json anew: the metrics of two training steps of every method.
+"""Write tests/golden/METHOD.json: the metrics of two training steps of every method.
 
 python tools/golden.py
 
 Run it when a step's numbers change on purpose, and read the diff before you commit it: every change must have a reason.
 """
 
-import functools
 import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from facedepth_jax.levels import DepthCode
-from facedepth_jax.runs import METHODS
-from facedepth_jax.state import Net, NetState, TrainState, adam, init_state
+from facedepth_jax import config, methods
+from facedepth_jax.depth_code import DepthCode
+from facedepth_jax.state import NetState, TrainState, init_state
 
 FOLDER = pathlib.Path(__file__).parents[1] / "tests" / "golden"
-LOSS_ARGS = {"lam": 100.0, "l1_weight": 100.0, "mse_weight": 9.216}
-NET_ARGS = {"dropout_at_test": True}
+LOSS = {"cgan": {"lam": 100.0}}  # else the methods' own
 WIDTH, SIZE_PX, BATCH = 4, 32, 4
 SUBJECTS, SEED = 3, 7
 
 
 def batch(name="cgan"):
-    """Random images with holes, as stored: of one value in blocks, or with noise where rounding would break ties."""
+    """Make random images with holes, as stored: of one value in blocks, with noise where rounding would break ties."""
     rng = np.random.default_rng(0)
     coarse = rng.uniform(size=(2, BATCH, 4, 4)).repeat(SIZE_PX // 4, 2).repeat(SIZE_PX // 4, 3)
     gray = (255 * coarse[0]).astype(np.uint8)
@@ -36,11 +33,13 @@ def batch(name="cgan"):
     if name == "verifier":  # pairs, of the one size that it takes
         depth_mm = rng.integers(400, 2700, (BATCH, 2, 96, 96)).astype(np.uint16)
         return {"depth_mm": depth_mm, "same": np.arange(BATCH, dtype=np.int32) % 2}
-    return {"gray": gray, "depth_mm": depth_mm, "subject": np.arange(BATCH, dtype=np.int32) % SUBJECTS}
+    distance_mm = np.linspace(700, 1300, BATCH, dtype=np.float32)
+    subject = np.arange(BATCH, dtype=np.int32) % SUBJECTS
+    return {"gray": gray, "depth_mm": depth_mm, "distance_mm": distance_mm, "subject": subject}
 
 
 def start(nets, size_px=SIZE_PX):
-    """A TrainState for images of size_px: kernels N(0, 0.02) by NumPy, so that no generator of JAX's is pinned too."""
+    """Make a TrainState for images of size_px: kernels N(0, 0.02) by NumPy, so that JAX's generators are not pinned."""
     rng = np.random.default_rng(1)
 
     def fill(path, leaf):
@@ -58,13 +57,13 @@ def start(nets, size_px=SIZE_PX):
 
 
 def measure(name: str) -> list[dict[str, float]]:
-    """The metrics of steps 1 and 2; the second sees what the first one did to the state."""
-    method = METHODS[name]
-    modules = method.modules(WIDTH, jnp.dtype("float32"), SUBJECTS, **{arg: NET_ARGS[arg] for arg in method.net_args})
-    nets = {name: Net(module, adam(2e-4, 0.5, 0.999)) for name, module in modules.items()}
-    loss_args = {arg: LOSS_ARGS[arg] for arg in method.loss_args}
+    """Take two steps and return their metrics; the second one sees what the first did to the state."""
+    values = config.base(name)
+    values.width, values.seed = WIDTH, SEED
+    values.loss.update(LOSS.get(name, {}))
+    nets = methods.build(values, SUBJECTS)
     step = jax.jit(
-        functools.partial(method.step, nets=nets, code=DepthCode(), seed=SEED, **loss_args),
+        methods.make_step(values, nets, DepthCode()),
         compiler_options={"xla_backend_optimization_level": 0},  # compiles in half the time
     )
     first = batch(name)
@@ -77,7 +76,7 @@ def measure(name: str) -> list[dict[str, float]]:
 
 def main():
     FOLDER.mkdir(exist_ok=True)
-    for name in METHODS:
+    for name in methods.METHODS:
         (FOLDER / f"{name}.json").write_text(json.dumps(measure(name), indent=2) + "\n")
 
 

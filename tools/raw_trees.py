@@ -1,4 +1,4 @@
-"""Writes raw directories of Biwi and Pandora, in their formats, from our synthetic faces: the truth is known exactly.
+"""Write raw directories of Biwi and Pandora, in their formats, from our synthetic faces: the truth is known exactly.
 
     python tools/raw_trees.py --dataset=biwi --out=DIR [--numbers=1,3,12,15] [--frames=20] [--repeat=1] [--seed=0]
 
@@ -86,15 +86,15 @@ TINT = np.array([1.1, 1.0, 0.8])  # red, green, blue of a gray
 BIWI_NUMBERS, PANDORA_NUMBERS = range(1, 25), range(1, 23)
 BIWI_SAME_PERSON = {15: 3, 18: 5, 21: 2, 22: 7}
 PANDORA_SEQUENCES = ("base_1", "base_2", "free_1", "free_2", "free_3")
-# What is irregular in the real data is so here, at places of our choice.
+# The irregularities of the real data, at places of our choice.
 THREE_SEQUENCES = 2  # the subject with three sequences only
 WITHOUT_COLOUR = (4, "free_3")  # the sequence without its folder RGB
 DICTIONARIES = (10, 14, 20)  # subjects whose data.json is an object of strings
 FOUR_CHANNELS = "base_2"
 NOT_IN_JSON, NOT_ON_DISK = 4, 6  # of each ten frames
 
-# Kinect's seventeen joints above the hips, mm from the head centre in the depth camera's axes: one who sits, with the
-# hands raised.
+# Kinect's seventeen joints above the hips, mm from the head centre in the depth camera's axes: a person who sits
+# with raised hands.
 JOINTS_MM = np.array([
     [0, 620, 60], [0, 360, 50], [0, 170, 30], [0, 0, 0], [-190, 250, 40], [-230, 350, -60], [-170, 280, -180],
     [-150, 240, -200], [190, 250, 40], [230, 350, -60], [170, 280, -180], [150, 240, -200], [0, 220, 40],
@@ -106,10 +106,10 @@ JOINTS_MM = np.array([
 
 
 def seen_from(scene: Scene, turn, translation_mm) -> Scene:
-    """The same scene in the frame of a camera with `X' = turn X + translation_mm`: figure, lights and wall.
+    """Move a scene to the frame of a camera with `X' = turn X + translation_mm`: figure, lights and wall.
 
-    What is painted on the wall, and the scene's boxes, are given by the first camera's rays and have no exact
-    counterpart; the boxes go.
+    The wall's paint and the scene's boxes are given by the first camera's rays and have no exact counterpart; the boxes
+    go.
     """
 
     def angles(angles_deg):
@@ -139,7 +139,7 @@ def _render(scene, camera, seed, size_px, sensor, capacity, image):
 
 
 def shoot(scene: Scene, rig: Rig, seed: int) -> Shot:
-    """One scene, given in the depth camera's frame, through both cameras of a rig."""
+    """Render a scene, given in the depth camera's frame, through both cameras of a rig."""
     scene = seen_from(scene, np.eye(3), np.zeros(3))  # without boxes
     images = []
     for image, optics, view in (
@@ -173,7 +173,7 @@ def _colour(gray, channels=3):
 
 
 def _repeat(folder: Path, names, frames: int, repeat: int):
-    """Links the files of the first `frames` under the names of the rest, turn by turn; `names` gives each one's."""
+    """Link the files of the first `frames` under the names of the rest, turn by turn; `names` gives each one's."""
     for index in range(frames, frames * repeat):
         for first, name in zip(names(index % frames), names(index), strict=True):
             if (folder / first).exists() and not (folder / name).exists():
@@ -184,7 +184,7 @@ def _repeat(folder: Path, names, frames: int, repeat: int):
 
 
 def run_lengths(depth_mm) -> bytes:
-    """The contents of a depth.bin: width, height, then count of zeros, count of values, values, and so on."""
+    """Encode a depth.bin: width, height, then count of zeros, count of values, values, and so on."""
     flat = np.concatenate([[0], depth_mm.ravel(), [0]]) > 0
     starts, ends = (np.nonzero(flat[1:] & ~flat[:-1])[0], np.nonzero(~flat[1:] & flat[:-1])[0])
     height, width = depth_mm.shape
@@ -199,7 +199,7 @@ def run_lengths(depth_mm) -> bytes:
 
 
 def biwi_number(index: int) -> int:
-    """The number of a sequence's frame `index`: from 3 on, every eighth is missing."""
+    """Return the number of a sequence's frame `index`: from 3 on, every eighth is missing."""
     return 3 + index + index // 7
 
 
@@ -210,8 +210,10 @@ def _calibration(optics, turn, translation_mm):
 
 
 def write_biwi(out, numbers=BIWI_NUMBERS, frames=20, repeat=1, seed=0) -> dict[str, Shot]:
-    """Sequences `numbers` of Biwi in `out`/hpdb, `frames` * `repeat` frames each. Returns {"NN/frame number": Shot},
-    without those that repeat."""
+    """Write sequences `numbers` of Biwi in `out`/hpdb, `frames` * `repeat` frames each.
+
+    Returns {"NN/frame number": Shot}, without those that repeat.
+    """
     shots = {}
     for number in numbers:
         folder = Path(out) / "hpdb" / f"{number:02d}"
@@ -254,8 +256,10 @@ def _entry(number, scene):
 def write_pandora(
     out, numbers=PANDORA_NUMBERS, frames=20, repeat=1, seed=0, sequences=PANDORA_SEQUENCES
 ) -> dict[str, Shot]:
-    """Subjects `numbers` of Pandora in `out`, `frames` * `repeat` frames a sequence. Returns {"folder/number": Shot},
-    without those that repeat; the folder is that of the sequence."""
+    """Write subjects `numbers` of Pandora in `out`, `frames` * `repeat` frames a sequence.
+
+    Returns {"folder/number": Shot}, without those that repeat; the folder is that of the sequence.
+    """
     shots = {}
     for subject in numbers:
         for name in sequences:

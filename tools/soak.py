@@ -1,10 +1,10 @@
-"""Disturbs short runs at random moments, lets them go on, and holds what they leave against a run left in peace.
+"""Disturb short runs at random moments, let them go on, and compare what they leave with an undisturbed run.
 
 python tools/soak.py --minutes=30 --out=soak
 
 SIGKILL and SIGTERM in turn as a seed wills, one method after the other, each from nothing: faces are made, a net is
-trained and evaluated, by the command that a user gives. A run that ends otherwise than the one left in peace stops it,
-and its directory stays for who wants to look. On a CPU, or wherever the same program gives the same bits twice.
+trained and evaluated, by the command that a user gives. A run that ends otherwise than the undisturbed one stops it,
+and its directory stays. On a CPU, or wherever the same program gives the same bits twice.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import warnings
 
 ROOT = pathlib.Path(__file__).parents[1]
 PHASES = ("preparing", "starting", "compiling", "training", "saving", "evaluating", "finishing")
-STEPS, EVALUATE = 12, 4
+STEPS, SAVE = 12, 4
 CONFIGS = {  # and of how many people; the verifier needs two in every split
     "synthetic.py:ae": 10,
     "synthetic.py:cgan": 10,
@@ -52,14 +52,13 @@ class Place:
         return self.folder / "data"
 
     def flags(self, steps: int = STEPS) -> list[str]:
-        """Of `facedepth_jax.main`, for a few steps of a tiny net on tiny faces."""
+        """Return flags of `facedepth_jax.main`, for a few steps of a tiny net on tiny faces."""
         values = {
             "width": 2,
             "train.batch_size": 4,
             "train.steps": steps,
             "every.log": 1,
-            "every.save": 2,
-            "every.evaluate": EVALUATE,
+            "every.save": SAVE,
             "data.options.subjects": CONFIGS[self.config],
             "data.options.frames_per_sequence": 2,
             "data.options.image_size": 128,
@@ -71,23 +70,23 @@ class Place:
         return places + [f"--config.{name}={value}" for name, value in values.items()]
 
     def saved(self) -> int:
-        """The newest step with a manifest, 0 if there is none."""
-        return max((int(p.stem) for p in self.run.glob("checkpoints/????????.json")), default=0)
+        """Return the newest step with a finished checkpoint, 0 if there is none."""
+        return max((int(p.name) for p in self.run.glob("checkpoints/" + 8 * "[0-9]")), default=0)
 
     def lines(self) -> list[dict]:
-        """metrics.jsonl without a line that is not whole yet."""
+        """Read metrics.jsonl without a line that is not whole yet."""
         path = self.run / "metrics.jsonl"
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
     def log_id(self):
-        """Another one as soon as a start has restored its checkpoint and opens the log."""
+        """Identify the log: another one as soon as a start has restored its checkpoint and opens the log."""
         path = self.run / "metrics.jsonl"
         return path.stat().st_ino if path.exists() else None
 
 
 def phase(place: Place, log_id_before, saved_before: int) -> str:
-    """What a run is at, one of PHASES, by what lies on the disk; the others are as they were before it started."""
+    """Tell a run's phase, one of PHASES, by the files on the disk; the other arguments are from before it started."""
     if not place.data.exists():
         return "preparing"
     if place.log_id() == log_id_before:
@@ -97,15 +96,15 @@ def phase(place: Place, log_id_before, saved_before: int) -> str:
     last = (place.lines() or [{"step": 0}])[-1]
     if last["step"] <= saved_before:
         return "compiling"
-    if last["step"] % EVALUATE == 0 and not any(name.startswith("validation/") for name in last):
-        return "evaluating"
-    names = {path.name for path in place.run.glob("checkpoints/*")}
-    return "saving" if any(name[0] != "." and f"{name[:8]}.json" not in names for name in names) else "training"
+    if any(len(path.name) > 8 for path in place.run.glob("checkpoints/*")):  # Orbax's temporary name
+        return "saving"
+    validated = any(name.startswith("validation/") for name in last)
+    return "evaluating" if last["step"] % SAVE == 0 and not validated else "training"
 
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """How a start ended: by a signal that hit it in a phase (None: it ended by itself), after which step was saved."""
+    """The end of a start: by a signal that hit it in a phase (None: it ended by itself), after which step was saved."""
 
     phase: str | None
     code: int
@@ -114,7 +113,7 @@ class End:
 
 
 def disturb(start, place: Place, wanted: str | None, delay_s: float, number=signal.SIGKILL) -> End:
-    """Starts a run and sends it a signal `delay_s` after it has reached a phase, or after its start.
+    """Start a run and send it a signal `delay_s` after it has reached a phase, or after its start.
 
     Args:
       start: () -> a process with poll, wait(timeout) and send_signal, as of subprocess.
@@ -141,8 +140,10 @@ def disturb(start, place: Place, wanted: str | None, delay_s: float, number=sign
 
 
 def difference(place: Place, whole: Place) -> str:
-    """What two finished runs differ in, in words; '' if they left the same, to the bit. Times and the kept
-    checkpoints but the last do not count."""
+    """Say in words how two finished runs differ, "" if they left the same bits.
+
+    Times and all kept checkpoints but the last do not count.
+    """
     here, there = _contents(place), _contents(whole)
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):
@@ -157,17 +158,17 @@ def _contents(place: Place) -> dict[str, object]:
         if path.is_file() and not re.match(r"run/(tensorboard|checkpoints|metrics\.jsonl)|data/\.|log", name):
             found[name] = path.read_bytes().replace(str(place.folder).encode(), b"")
     found["run/metrics.jsonl"] = [
-        {name: value for name, value in line.items() if not name.endswith("_sec")} for line in place.lines()
+        {name: value for name, value in line.items() if not name.endswith(("_per_sec", "waiting_share"))}
+        for line in place.lines()
     ]
     names = {path.name for path in (place.run / "checkpoints").iterdir()}
-    halves = {name for name in names if not {f"{name[:8]}.json", name[:8]} <= names or len(name) not in (8, 13)}
-    found["run/checkpoints, halves"] = sorted(halves)
+    found["run/checkpoints, halves"] = sorted(name for name in names if len(name) > 8)
     step = f"run/checkpoints/{place.saved():08d}"
     return found | {f"{step}{name}": value for name, value in _arrays(place.folder / step).items()}
 
 
 def _arrays(checkpoint: pathlib.Path) -> dict[str, bytes]:
-    import jax  # here: whoever forks must not have it
+    import jax  # here: a process that forks must not have it
     import numpy as np
     from orbax.checkpoint import v1 as ocp
 
@@ -181,7 +182,7 @@ def _arrays(checkpoint: pathlib.Path) -> dict[str, bytes]:
 
 
 def command(place: Place, log: pathlib.Path):
-    """Starts the run as a user does."""
+    """Start the run as a user does."""
     line = [sys.executable, "-m", "facedepth_jax.main", *place.flags()]
     cache = {
         "JAX_COMPILATION_CACHE_DIR": str(log.parents[1] / "cache"),
@@ -193,7 +194,7 @@ def command(place: Place, log: pathlib.Path):
 
 @dataclasses.dataclass
 class Count:
-    """What has happened so far."""
+    """Everything that has happened so far."""
 
     signals: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # by phase and signal
     starts: int = 0
@@ -203,20 +204,20 @@ class Count:
     term_longest_s: float = 0.0
 
     def table(self) -> str:
-        """For RESULTS.md."""
+        """Write the table for RESULTS.md."""
         rows = [(name, *(self.signals[name, sent] for sent in (signal.SIGKILL, signal.SIGTERM))) for name in PHASES]
         rows.append(("all", *(sum(row[i] for row in rows) for i in (1, 2))))
         lines = ["| while | SIGKILL | SIGTERM |", "|---|---:|---:|", *("| {} | {} | {} |".format(*row) for row in rows)]
         codes = ", ".join(f"{count} with exit code {code}" for code, count in sorted(self.term_codes.items()))
         return "\n".join(lines) + (
-            f"\n\n{self.ended} runs in {self.starts} starts; each left what the one in peace did, to the bit. "
+            f"\n\n{self.ended} runs in {self.starts} starts; each left the same bits as the undisturbed one. "
             f"{self.steps_again} steps were done twice. After SIGTERM: {codes}; "
             f"the longest took {self.term_longest_s:.1f} s to end."
         )
 
 
 def soak_one(place: Place, whole: Place, whole_s: float, rng: random.Random, deadline: float, count: Count):
-    """One run from nothing to its end, disturbed until `deadline`, a time of time.monotonic()."""
+    """Take one run from nothing to its end, disturbed until `deadline`, a time of time.monotonic()."""
     log = place.folder / "log"
     while True:
         wanted, delay_s = rng.choice(

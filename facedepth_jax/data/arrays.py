@@ -1,4 +1,4 @@
-"""The prepared data set on disk: the contract between `prepare` and everything after it.
+"""Write and open prepared data sets, the contract between `prepare` and everything after it.
 
 A directory with
   gray.npy              uint8 (N, S, S)
@@ -7,18 +7,18 @@ A directory with
   pairs_validation.tsv  pairs_test.tsv: see pairs.py
   meta.json             format version, data set, crop, counts, rejects; bytes and SHA-256 of each file above; its own
 
-It is written under a temporary name and renamed when complete, holds no time and no host, and so has the same bytes
-whenever it is made from the same input.
+It is written under a temporary name and renamed when complete. It holds neither time nor host, so the same input gives
+the same bytes.
 """
 
 import csv
 import dataclasses
+import glob
 import hashlib
 import json
 import os
 import shutil
 import stat
-import tokenize
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,14 +60,11 @@ COLUMNS = {
 PAIR_SPLITS = ("validation", "test")
 FILES = ("gray.npy", "depth_mm.npy", "frames.csv", *(f"pairs_{split}.tsv" for split in PAIR_SPLITS))
 _AGAIN = "remove the directory and prepare or copy it again"
-# What the parsers of CSV and of NumPy's headers raise for a file that is something else.
-_UNREADABLE = (OSError, ValueError, KeyError, OverflowError, EOFError, SyntaxError, tokenize.TokenError, csv.Error)
-_VERIFIED = ".verified.json"  # what was hashed before; a convenience, never needed
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """A prepared data set, opened. Pickles as its path, so that worker processes map the files themselves.
+    """A prepared data set, opened.
 
     Attributes:
       path: the directory.
@@ -85,35 +82,42 @@ class Arrays:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the files' SHA-256: two data sets with one fingerprint have the same bytes."""
-        return _fingerprint(self.meta)
+        """Hash of the files' SHA-256: two data sets with one fingerprint have the same bytes."""
+        hashes = "".join(f"{name} {self.meta['files'][name]['sha256']}\n" for name in FILES)
+        return hashlib.sha256(hashes.encode()).hexdigest()
 
     def rows(self, split: str) -> np.ndarray:
-        """int64 indices of the frames of a split, ascending. FaceDepthError where there is none."""
+        """Return the int64 indices of the frames of a split, ascending. Raises FaceDepthError if there is none."""
         rows = np.flatnonzero(self.frames["split"] == split)
         if not len(rows):
-            raise FaceDepthError(f"{self.path} has no frame in the split '{split}'; it has {_counts_text(self.meta)}")
+            counts = ", ".join(f"{self.meta['counts'][name]['frames']} {name}" for name in SPLITS)
+            raise FaceDepthError(f"{self.path} has no frame in the split '{split}'; it has {counts}")
         return rows
 
     def __len__(self) -> int:
         return len(self.gray)
 
-    def __reduce__(self):
-        return _map_files, (self.path,)
-
 
 def open(path: str | os.PathLike) -> Arrays:
-    """Opens a prepared data set after checking version, sizes, hashes, shapes and counts.
-
-    Hashing reads every byte once; what passed is remembered beside the files by size and time of change.
+    """Open a prepared data set after checking its version and every byte: a second or less for each GB.
 
     Raises:
       FaceDepthError: not such a directory, another format version, a file that is missing, cut short or changed.
     """
     path = Path(path)
-    meta = _read_meta(path)
-    _check_files(path, meta)
-    return _map_files(path)
+    try:
+        for name in ("meta.json", *FILES):
+            if (path / name).exists() and not stat.S_ISREG((path / name).lstat().st_mode):
+                raise FaceDepthError(f"{path / name} is a symbolic link or no plain file; {_AGAIN}")
+        meta = _read_meta(path)
+        for name in FILES:
+            if files.sha256(path / name) != meta["files"][name]["sha256"]:
+                raise FaceDepthError(f"{path / name} is damaged: its SHA-256 is not the one in meta.json; {_AGAIN}")
+        return _map_files(path, meta)
+    except FaceDepthError:
+        raise
+    except Exception as error:  # the parsers of CSV and of NumPy's headers have many for a file that is something else
+        raise FaceDepthError(f"{path} cannot be read ({type(error).__name__}: {error}); {_AGAIN}") from error
 
 
 def write(
@@ -125,7 +129,9 @@ def write(
     pair_lists: dict[str, list[tuple[str, str, int]]],
     meta: dict,
 ) -> None:
-    """Writes a data set; `path` must not exist. The images are streamed, so memory stays flat.
+    """Write a data set; `path` must not exist, or be empty. The images are streamed, so memory stays flat.
+
+    One process at a time may write to `path`: this removes the remains of a killed one.
 
     Args:
       frames: column name -> N values, the columns of COLUMNS.
@@ -135,18 +141,20 @@ def write(
       meta: plain JSON values; format, counts and hashes are added here.
 
     Raises:
-      OSError: full disk, no permission. Nothing is left under `path`, and nothing beside it.
+      OSError: full disk, no permission. Nothing is left at `path` or next to it.
     """
     path = Path(path)
-    count = len(frames["frame"])
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*partial"):
+        shutil.rmtree(left)
+    shape = (len(frames["frame"]), size_px, size_px)
+    with files.atomically(path) as partial:
+        partial.mkdir()
         # Plain writes instead of a writable memory map: on a full disk the latter dies of SIGBUS, without a word.
         with (partial / "gray.npy").open("wb") as gray_file, (partial / "depth_mm.npy").open("wb") as depth_file:
-            _write_header(gray_file, (count, size_px, size_px), np.uint8)
-            _write_header(depth_file, (count, size_px, size_px), np.uint16)
+            for file, descr in ((gray_file, "|u1"), (depth_file, "<u2")):
+                header = {"descr": descr, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
             for gray, depth_mm in images:
                 gray_file.write(np.ascontiguousarray(gray, np.uint8))
                 depth_file.write(np.ascontiguousarray(depth_mm, "<u2"))
@@ -159,134 +167,47 @@ def write(
         meta = {"format": FORMAT, "format_version": FORMAT_VERSION, "size_px": size_px} | meta
         meta["counts"] = _counts(frames)
         meta["files"] = {n: {"bytes": (partial / n).stat().st_size, "sha256": files.sha256(partial / n)} for n in FILES}
-        (partial / "meta.json").write_text(json.dumps(files.sealed(meta), indent=1) + "\n", encoding="utf-8")
-        for file in partial.iterdir():  # on the disk before the name says that it is complete
-            _sync(file)
-        _map_files(partial)
-        partial.rename(path)
-        _sync(path.parent)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        meta = files.sealed(meta)
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        _map_files(partial, meta)
 
 
 def _read_meta(path: Path) -> dict:
     how = "make one with `python -m facedepth_jax.prepare`"
-    try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        what = "is no prepared data set (it has no meta.json)" if path.is_dir() else "does not exist"
-        raise FaceDepthError(f"{path} {what}; {how}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FaceDepthError(f"{path / 'meta.json'} cannot be read ({error}); {how}") from None
-    if (path / "meta.json").is_symlink():
-        raise FaceDepthError(f"{path / 'meta.json'} is a symbolic link; {_AGAIN}")
+    if not (path / "meta.json").exists():
+        raise FaceDepthError(f"there is no prepared data set in {path} (no meta.json); {how}")
+    meta = files.read_json(path / "meta.json")
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise FaceDepthError(f"{path} is no prepared data set (its meta.json is of another kind); {how}")
+        raise FaceDepthError(f"{path} is not a prepared data set (its meta.json is of another kind); {how}")
     if meta.get("format_version") != FORMAT_VERSION:
         raise FaceDepthError(
             f"{path} has format version {meta.get('format_version')}, this program reads {FORMAT_VERSION}; {_AGAIN}"
         )
     if not files.is_sealed(meta):
         raise FaceDepthError(f"{path / 'meta.json'} is damaged: it is not as it was written; {_AGAIN}")
-    try:
-        known = [(name, meta["files"][name]["bytes"], meta["files"][name]["sha256"]) for name in FILES]
-        known += [("size_px", meta["size_px"], "")] + [(s, meta["counts"][s]["frames"], "") for s in SPLITS]
-        if not all(isinstance(size, int) and isinstance(digest, str) for _, size, digest in known):
-            raise TypeError
-    except (KeyError, TypeError):
-        raise FaceDepthError(f"{path / 'meta.json'} is damaged (entries are missing); {_AGAIN}") from None
     return meta
 
 
-def _check_files(path: Path, meta: dict) -> None:
-    memory = path / _VERIFIED
-    try:
-        verified = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        verified = {}
-    seen = {}
-    for name in FILES:
-        file, want = path / name, meta["files"][name]
-        try:
-            status = file.lstat()
-            if not stat.S_ISREG(status.st_mode):
-                raise FaceDepthError(f"{file} is a symbolic link or no plain file; {_AGAIN}")
-            # The time of the last change of the inode too, for copies keep the time of modification.
-            stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, want["sha256"]]
-            if status.st_size != want["bytes"]:
-                raise FaceDepthError(
-                    f"{file} has {status.st_size} bytes where meta.json says {want['bytes']}; {_AGAIN}"
-                )
-            known = isinstance(verified, dict) and verified.get(name) == stamp
-            if not known and files.sha256(file) != want["sha256"]:
-                raise FaceDepthError(f"{file} is damaged: its SHA-256 is not the one in meta.json; {_AGAIN}")
-        except OSError as error:
-            raise FaceDepthError(f"{file} cannot be read ({error.strerror}); {_AGAIN}") from None
-        seen[name] = stamp
-    if seen != verified:
-        partial = memory.with_name(f"{_VERIFIED}.{os.getpid()}")
-        try:
-            partial.write_text(json.dumps(seen), encoding="utf-8")
-            partial.replace(memory)
-        except OSError:  # a read-only directory: hash again the next time
-            partial.unlink(missing_ok=True)
-
-
-def _map_files(path: Path) -> Arrays:
-    """Opens without hashing."""
-    meta = _read_meta(path)
-    try:
-        with (path / "frames.csv").open(encoding="utf-8", newline="") as file:
-            header, *lines = csv.reader(file, strict=True)
-        if header != list(COLUMNS):
-            raise FaceDepthError(f"{path / 'frames.csv'} has the columns {header}, not {list(COLUMNS)}; {_AGAIN}")
-        columns = zip(*lines, strict=True) if lines else [[]] * len(COLUMNS)
-        frames = {
-            name: np.array(list(map(kind, values)), dtype={str: np.str_, int: np.int64, float: np.float64}[kind])
-            for (name, kind), values in zip(COLUMNS.items(), columns, strict=True)
-        }
-        gray = np.load(path / "gray.npy", mmap_mode="r", allow_pickle=False)
-        depth_mm = np.load(path / "depth_mm.npy", mmap_mode="r", allow_pickle=False)
-        counts = _counts(frames)
-    except _UNREADABLE as error:
-        raise FaceDepthError(f"the files in {path} cannot be read ({error}); {_AGAIN}") from None
+def _map_files(path: Path, meta: dict) -> Arrays:
+    """Open without hashing."""
+    with (path / "frames.csv").open(encoding="utf-8", newline="") as file:
+        header, *lines = csv.reader(file, strict=True)
+    columns = zip(*lines, strict=True) if lines else [[]] * len(COLUMNS)
+    frames = {
+        name: np.array(list(map(kind, values)), kind)
+        for (name, kind), values in zip(COLUMNS.items(), columns, strict=True)
+    }
+    gray, depth_mm = (np.load(path / name, mmap_mode="r", allow_pickle=False) for name in ("gray.npy", "depth_mm.npy"))
     shape = (len(lines), meta["size_px"], meta["size_px"])
-    for name, array, dtype in (("gray.npy", gray, np.uint8), ("depth_mm.npy", depth_mm, np.uint16)):
-        if array.shape != shape or array.dtype != dtype:
-            raise FaceDepthError(
-                f"{path / name} is {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape} as frames.csv and "
-                f"meta.json say; {_AGAIN}"
-            )
-    if counts != meta["counts"]:
-        raise FaceDepthError(f"{path / 'frames.csv'} does not have the counts of meta.json; {_AGAIN}")
+    there = (header, gray.shape, gray.dtype, depth_mm.shape, depth_mm.dtype, _counts(frames))
+    if there != (list(COLUMNS), shape, np.uint8, shape, np.uint16, meta["counts"]):
+        raise FaceDepthError(f"the files in {path} are not those that its meta.json describes; {_AGAIN}")
     return Arrays(path, gray, depth_mm, frames, meta)
 
 
 def _counts(frames: dict) -> dict:
-    """{split: {"frames": n, "subjects": n}}"""
+    """Return {split: {"frames": n, "subjects": n}}."""
     subjects = {split: [] for split in SPLITS}
     for subject, split in zip(frames["subject"], frames["split"], strict=True):
         subjects[split].append(subject)
     return {split: {"frames": len(names), "subjects": len(set(names))} for split, names in subjects.items()}
-
-
-def _counts_text(meta: dict) -> str:
-    return ", ".join(f"{meta['counts'][split]['frames']} {split}" for split in SPLITS)
-
-
-def _fingerprint(meta: dict) -> str:
-    return hashlib.sha256("".join(f"{n} {meta['files'][n]['sha256']}\n" for n in FILES).encode()).hexdigest()
-
-
-def _write_header(file, shape: tuple[int, ...], dtype) -> None:
-    descr = np.lib.format.dtype_to_descr(np.dtype(dtype).newbyteorder("<"))
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,28 +1,28 @@
-"""Frame: one raw sample and its annotations, what every reader yields and `prepare` takes."""
+"""The contract of readers and `prepare`: a frame is a raw sample with its annotations, a source yields frames."""
 
 import dataclasses
 import math
 import re
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
 MAX_FOCAL_PX = 1_000_000  # more is a mistake
+Fault = tuple[str, str]  # reason and detail of a Reject
 _NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf)", re.IGNORECASE)
 
 
 def parse_number(text: str) -> float:
-    """A number in a raw data set's text. ValueError otherwise; `float` also takes 1_0 and digits of other scripts."""
+    """Parse a number of a raw data set. Raises ValueError, also for 1_0 and foreign digits, which `float` takes."""
     if not _NUMBER.fullmatch(text):
-        raise ValueError(f"{text!r} is no number")
+        raise ValueError(f"{text!r} is not a number")
     return float(text)
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameInfo:
-    """What is known of a frame before its images are read.
+    """Name, person, sequence and split of a frame, known before its images are read.
 
     Attributes:
       frame: a name, unique in the data set, letters, digits, '_', '-' and '.' only.
@@ -84,33 +84,65 @@ class Reject:
     reason: str
     detail: str = ""
 
+    def entry(self) -> dict[str, str]:
+        """Return the entry of meta.json."""
+        return {"frame": self.info.frame, "reason": self.reason, "detail": self.detail}
 
-class Source(Protocol):
-    """A raw data set. Must be picklable: workers get a copy.
+
+class Unusable(Exception):
+    """A frame cannot be used: reason and detail of its Reject."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason, detail)
+
+
+def option(default, text: str):
+    """Declare an option of a data set: a field of its Source, with the help that `prepare --help` shows."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+class Source:
+    """A raw data set. Workers get a copy, so it must pickle.
+
+    A subclass is a dataclass whose fields are its options, see `option`; before them `raw`, if it reads a directory. It
+    defines `__len__`, the number of frames, `_info(row) -> FrameInfo` and `_read(row) -> Frame`, which raises Unusable;
+    or, where many frames are made at once, `index` and `load` themselves.
 
     Attributes:
-      name: "synthetic", "folder", "biwi", "pandora".
+      name: its name in readers.READERS.
+      expected: the size of the complete data set, in words; "" if it has none.
       settings: plain JSON values that, with the raw files, decide every frame; written into meta.json.
     """
 
     name: str
+    expected = ""
     settings: dict
 
+    def _fault(self, row: int) -> Fault | None:
+        """Return why a frame cannot be used whatever its images hold: a missing file, an unusable annotation."""
+        return None
+
     def index(self) -> list[FrameInfo]:
-        """All frames in a fixed order, cheap to make."""
-        ...
+        """List all frames in a fixed order, without reading images."""
+        return [self._info(row) for row in range(len(self))]
 
     def load(self, start: int, stop: int) -> Iterator[Frame | Reject]:
-        """One item for each entry of `index()[start:stop]`, in order.
+        """Yield one item for each entry of `index()[start:stop]`, in order; a Reject where a file cannot be used.
 
         The items do not depend on how the index is cut; chunk by chunk is fastest.
         """
-        ...
+        for row in range(start, min(stop, len(self))):
+            try:
+                if fault := self._fault(row):
+                    raise Unusable(*fault)
+                yield self._read(row)
+            except Unusable as error:
+                yield Reject(self._info(row), *error.args)
 
     def known_rejects(self) -> list[Reject]:
-        """What `load` will reject whatever the images hold: a file that is not there, an unusable annotation."""
-        ...
+        """List the frames with a `_fault`, which `load` rejects."""
+        return [Reject(info, *fault) for row, info in enumerate(self.index()) if (fault := self._fault(row))]
 
     def notes(self) -> list[str]:
-        """What is missing or other than expected in the raw directory as a whole, one sentence each."""
-        ...
+        """Say, one sentence each, what is missing or unexpected in the raw directory as a whole."""
+        return []

@@ -1,4 +1,4 @@
-"""Raw image files, decoded as they are stored and checked first. Every reader's door to OpenCV."""
+"""Check and decode raw image files, for every reader."""
 
 import os
 import re
@@ -9,31 +9,28 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from facedepth_jax.data.frames import Unusable
 from facedepth_jax.errors import FaceDepthError
 
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in coded data 0xff is followed by 0 or a restart's number
 
 
-class Unusable(Exception):
-    """(reason, detail) of a frames.Reject."""
+def read_gray(root: Path, path: str, kind: str = "gray image") -> np.ndarray:
+    """Read a PNG or JPEG of 8 bits with 1, 3 or 4 channels as uint8 (H, W); `path` is relative to `root`.
 
-
-def read_gray(root: Path, path: str) -> np.ndarray:
-    """A PNG or JPEG of 8 bits with 1, 3 or 4 channels -> uint8 (H, W); `path` is named relative to `root`.
-
-    Raises Unusable where the file is missing, damaged or of another kind.
+    Raises Unusable, with the `kind` of image in its reason, if the file is missing, damaged or something else.
     """
-    image = _read_image(root, path, "gray")
+    image = _read_image(root, path, kind)
     if image.dtype != np.uint8:
-        raise Unusable("gray image is not 8-bit", f"{path} is {image.dtype}")
+        raise Unusable(f"{kind} is not 8-bit", f"{path} is {image.dtype}")
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_BGRA2GRAY if image.shape[2] == 4 else cv2.COLOR_BGR2GRAY)
     return image
 
 
 def read_depth(root: Path, path: str) -> np.ndarray:
-    """A PNG of 16 bits with one channel -> uint16 (H, W) as stored. Raises Unusable as `read_gray` does."""
-    image = _read_image(root, path, "depth")
+    """Read a PNG of 16 bits with one channel as uint16 (H, W). Raises Unusable as `read_gray` does."""
+    image = _read_image(root, path, "depth image")
     if image.dtype != np.uint16:
         raise Unusable("depth image is not 16-bit", f"{path} is {image.dtype}")
     if image.ndim != 2:
@@ -41,26 +38,24 @@ def read_depth(root: Path, path: str) -> np.ndarray:
     return image
 
 
-def is_file(root: Path, path: str) -> bool:
-    """Whether a file of that name is there; False also for what is no name at all."""
-    try:
-        return (root / path).is_file()
-    except OSError:
-        return False
+def check_size(kind: str, size: tuple[int, int], want: tuple[int, int]) -> None:
+    """Raise Unusable unless an image has the (width, height) that it must have."""
+    if size != want:
+        raise Unusable(f"{kind} is not {want[0]}x{want[1]}", f"{size[0]}x{size[1]}")
 
 
 def check_links(folder: Path, root: Path) -> None:
-    """A data set of others may not point at files outside of it: they would be read into arrays that are passed on.
+    """Raise FaceDepthError if a folder, or an entry of it at any depth, leads out of `root` or is not a file or folder.
 
-    Raises FaceDepthError where `folder`, or what is in it at any depth, is a symbolic link out of `root`, a circle of
-    links, or neither a file nor a folder.
+    A symbolic link in a stranger's data set may not lead to files outside of it: they would be read into arrays that
+    are passed on.
     """
     whole, todo = root.resolve(), [folder]
     _check_inside(folder, whole)
     while todo:
         try:
             entries = list(os.scandir(todo.pop()))
-        except OSError:  # the reader says what it misses
+        except OSError:  # the reader reports missing files
             continue
         for entry in entries:
             if entry.is_symlink():
@@ -83,32 +78,32 @@ def _check_inside(path: Path, whole: Path) -> None:
 
 
 def _read_image(root: Path, path: str, kind: str) -> np.ndarray:
-    """Decodes as stored. OpenCV fills what a cut file lacks, at times without a word, so the file is checked first."""
+    """Decode an image as stored. OpenCV fills up a cut file, at times silently, so the file is checked first."""
     try:
-        if not (root / path).is_file():
-            raise Unusable(f"{kind} image is missing", path)
+        if not os.path.isfile(root / path):
+            raise Unusable(f"{kind} is missing", path)
         content = (root / path).read_bytes()
     except OSError as error:
-        raise Unusable(f"{kind} image cannot be read", f"{path}: {error.strerror}") from None
+        raise Unusable(f"{kind} cannot be read", f"{path}: {error.strerror}") from None
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         whole = _png_is_whole(content)
-    elif content.startswith(b"\xff\xd8") and kind == "gray":
+    elif content.startswith(b"\xff\xd8") and kind != "depth image":
         whole = _jpeg_is_whole(content)
     else:
-        raise Unusable(f"{kind} image is not a {'PNG or JPEG' if kind == 'gray' else 'PNG'}", path)
+        raise Unusable(f"{kind} is not a PNG{' or JPEG' * (kind != 'depth image')}", path)
     if not whole:
-        raise Unusable(f"{kind} image is truncated or damaged", path)
+        raise Unusable(f"{kind} is truncated or damaged", path)
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         image = None
     if image is None:
-        raise Unusable(f"{kind} image cannot be decoded", path)
+        raise Unusable(f"{kind} cannot be decoded", path)
     return image
 
 
 def _png_is_whole(content: bytes) -> bool:
-    """Every chunk up to IEND is there with its check sum."""
+    """Check that every chunk up to IEND is there with its check sum."""
     at = 8
     while at + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, at)
@@ -122,7 +117,7 @@ def _png_is_whole(content: bytes) -> bool:
 
 
 def _jpeg_is_whole(content: bytes) -> bool:
-    """The image's own end is there: not its thumbnail's, and whatever a camera writes behind it."""
+    """Check that the image's own end is there: not its thumbnail's, and whatever a camera writes behind it."""
     at = 2
     while marker := _JPEG_MARKER.search(content, at):
         at = marker.end()

@@ -1,13 +1,14 @@
-"""The fixed verification pairs: two frames, and whether they show the same person.
+"""Draw, write and read the fixed verification pairs: two frames, and whether they show the same person.
 
 The paper evaluates on two fixed lists, validation and test, half of the pairs of one person (section 4.2). The official
-lists are not to be had; ours are drawn once with a seed and kept beside the arrays, one pair a line:
+lists are not published; ours are drawn once with a seed and kept with the arrays, one pair a line:
 `frame_a<TAB>frame_b<TAB>1` for the same person, 0 for two people.
 
-A pair is in a cell of Table 2 when both its frames are: the paper does not say, and no other reading keeps a frontal
-and a turned face out of "A1". So the unions also hold the mixed pairs, one frame from each side.
+A pair is in a cell of Table 2 when both its frames are: the paper does not say, and any other reading puts a frontal
+and a turned face into "A1". So the unions also hold the mixed pairs, one frame from each side.
 """
 
+import collections
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,19 +16,45 @@ from pathlib import Path
 import numpy as np
 
 from facedepth_jax.data.frames import FrameInfo
-from facedepth_jax.data.splits import ANGLE_SUBSETS, SEQUENCE_SUBSETS, in_subset
 from facedepth_jax.errors import FaceDepthError
 
 Pair = tuple[str, str, int]
 
+# Table 2: angle subsets (section 4.1.1; within 10 degrees, inclusive) and sequence subsets, with their unions.
+A1_LIMIT_DEG = 10.0
+ANGLE_SUBSETS = ("A1", "A2", "A1+A2")
+SEQUENCE_SUBSETS = ("S1-S3", "S4-S5", "S1-S5")
+
+
+def in_subset(frames: Mapping[str, Sequence], angles: str, sequences: str) -> np.ndarray:
+    """Find the frames in a cell of Table 2: bool (N,).
+
+    Args:
+      frames: columns yaw, pitch, roll in degrees, sequence; (N,) each.
+      angles: one of ANGLE_SUBSETS; A1 when all three angles are within 10 degrees, A2 when one is not. A frame with an
+        unknown angle is in neither, but in their union.
+      sequences: one of SEQUENCE_SUBSETS; a frame of a data set without sequences (0) is in their union alone.
+    """
+    turned = np.stack([np.abs(frames[name]) for name in ("yaw", "pitch", "roll")])
+    known = np.isfinite(turned).all(0)
+    frontal = (turned <= A1_LIMIT_DEG).all(0)
+    sequence = np.asarray(frames["sequence"])
+    by_angle = {"A1": known & frontal, "A2": known & ~frontal, "A1+A2": np.ones_like(known)}
+    by_sequence = {
+        "S1-S3": (sequence >= 1) & (sequence <= 3),
+        "S4-S5": (sequence >= 4) & (sequence <= 5),
+        "S1-S5": np.ones_like(known),
+    }
+    return by_angle[angles] & by_sequence[sequences]
+
 
 def draw(frames: Mapping[str, Sequence], count: int, cell_count: int, seed: int) -> list[Pair]:
-    """Draws up to `count` pairs, half of one person and half of two: first those of Table 2's cells, then freely.
+    """Draw up to `count` pairs, half of one person and half of two: first those of Table 2's cells, then freely.
 
     Each of the four elementary cells (A1 and A2, S1-S3 and S4-S5; two where angles or sequences are not known)
-    gives up to `cell_count` pairs; the rest are drawn among all frames. In each draw the person who had the fewest
-    turns is next, in random order among equals; a person who has no pair left to give drops out. No pair comes
-    twice, in either order, nor a frame with itself.
+    gives up to `cell_count` pairs; the rest are drawn among all frames. In each draw the person with the fewest turns
+    is next, in random order among equals; a person without a pair left to give drops out. No pair comes twice, in
+    either order, nor a frame with itself.
 
     Args:
       frames: columns (N,) frame, subject, sequence, and yaw, pitch, roll in degrees (NaN: not known).
@@ -42,11 +69,8 @@ def draw(frames: Mapping[str, Sequence], count: int, cell_count: int, seed: int)
     names, subjects = np.asarray(frames["frame"]), np.asarray(frames["subject"])
     taken: list[tuple[int, int]] = []
     turns = {same: dict.fromkeys(np.unique(subjects).tolist(), 0) for same in (True, False)}
-    columns = {name: np.asarray(frames[name], float) for name in ("yaw", "pitch", "roll", "sequence")}
-    cells = _elementary_cells(columns)
-    for rows, wanted in [(np.flatnonzero(cell), min(cell_count, count // 4)) for cell in cells] + [
-        (np.arange(len(names)), None)  # whatever the cells did not give
-    ]:
+    cells = [(np.flatnonzero(cell), min(cell_count, count // 4)) for cell in _elementary_cells(frames)]
+    for rows, wanted in [*cells, (np.arange(len(names)), None)]:  # at last whatever the cells did not give
         half = (count - len(taken) if wanted is None else wanted) // 2
         left = {same: _count_left(subjects, rows, taken, same) for same in (True, False)}
         half = min(half, sum(left[True].values()), sum(left[False].values()) // 2)
@@ -57,19 +81,18 @@ def draw(frames: Mapping[str, Sequence], count: int, cell_count: int, seed: int)
     return [(str(names[a]), str(names[b]), int(subjects[a] == subjects[b])) for a, b in taken]
 
 
-def _elementary_cells(columns: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """Which frames are in each cell that no other is part of: bool (N,) each."""
-    by_angles = [in_subset(columns, angles, SEQUENCE_SUBSETS[-1]) for angles in ANGLE_SUBSETS]
-    by_sequences = [in_subset(columns, ANGLE_SUBSETS[-1], sequences) for sequences in SEQUENCE_SUBSETS]
+def _elementary_cells(frames: Mapping[str, Sequence]) -> list[np.ndarray]:
+    """Find the frames of each cell that has no other cell in it: bool (N,) each."""
+    by_angles = [in_subset(frames, angles, SEQUENCE_SUBSETS[-1]) for angles in ANGLE_SUBSETS]
+    by_sequences = [in_subset(frames, ANGLE_SUBSETS[-1], sequences) for sequences in SEQUENCE_SUBSETS]
     parts = [subsets[:2] if np.any(subsets[:2]) else subsets[2:] for subsets in (by_angles, by_sequences)]
     return [angles & sequences for angles in parts[0] for sequences in parts[1]]
 
 
 def _count_left(subjects: np.ndarray, rows: np.ndarray, taken: list[tuple[int, int]], same: bool) -> dict[str, int]:
-    """How many pairs each person can still give within `rows`; one of two people counts for both."""
-    found, counts = np.unique(subjects[rows], return_counts=True)
-    counts = dict(zip(found.tolist(), counts.tolist(), strict=True))  # Python's whole numbers: no overflow
-    left = {s: n * (n - 1) // 2 if same else n * (len(rows) - n) for s, n in counts.items()}
+    """Count the pairs that each person can still give within `rows`; one of two people counts for both."""
+    counts = sorted(collections.Counter(subjects[rows].tolist()).items())
+    left = {s: n * (n - 1) // 2 if same else n * (len(rows) - n) for s, n in counts}
     inside = set(rows.tolist())
     for a, b in taken:
         if a in inside and b in inside and (subjects[a] == subjects[b]) == same:
@@ -79,7 +102,7 @@ def _count_left(subjects: np.ndarray, rows: np.ndarray, taken: list[tuple[int, i
 
 
 def _take_turns(rows_of, same, count, left, turns, known, rng) -> list[tuple[int, int]]:
-    """`count` new pairs, of which there must be as many; changes left, turns and known."""
+    """Draw `count` new pairs, of which there must be as many; changes left, turns and known."""
     pairs = []
     while len(pairs) < count:
         fewest = min(turns[s] for s in left if left[s])
@@ -101,7 +124,7 @@ def _take_turns(rows_of, same, count, left, turns, known, rng) -> list[tuple[int
 
 
 def count_cells(pairs: Sequence[Pair], frames: Mapping[str, Sequence]) -> dict[str, dict[str, int]]:
-    """{"A1 S1-S3": {"same": n, "different": n}, ...}: how many pairs each of Table 2's nine cells has.
+    """Count the pairs of each of Table 2's nine cells: {"A1 S1-S3": {"same": n, "different": n}, ...}.
 
     Args:
       frames: the columns that `draw` takes, with every frame that a pair names.
@@ -109,11 +132,10 @@ def count_cells(pairs: Sequence[Pair], frames: Mapping[str, Sequence]) -> dict[s
     row_of = {name: row for row, name in enumerate(frames["frame"])}
     ends = np.array([(row_of[a], row_of[b]) for a, b, _ in pairs], int).reshape(-1, 2)
     same = np.array([same for *_, same in pairs], bool)
-    columns = {name: np.asarray(frames[name], float) for name in ("yaw", "pitch", "roll", "sequence")}
     counts = {}
     for angles in ANGLE_SUBSETS:
         for sequences in SEQUENCE_SUBSETS:
-            inside = in_subset(columns, angles, sequences)[ends].all(1)
+            inside = in_subset(frames, angles, sequences)[ends].all(1)
             counts[f"{angles} {sequences}"] = {
                 "same": int((inside & same).sum()),
                 "different": int((inside & ~same).sum()),
@@ -122,12 +144,12 @@ def count_cells(pairs: Sequence[Pair], frames: Mapping[str, Sequence]) -> dict[s
 
 
 def write(path: str | os.PathLike, pairs: Sequence[Pair]) -> None:
-    """Writes a list, one pair a line."""
+    """Write a list, one pair a line."""
     Path(path).write_text("".join(f"{a}\t{b}\t{same}\n" for a, b, same in pairs), encoding="utf-8")
 
 
 def read(path: str | os.PathLike) -> list[Pair]:
-    """Reads a list: [(frame_a, frame_b, 1 or 0)]. FaceDepthError where it is missing or a line is something else."""
+    """Read a list: [(frame_a, frame_b, 1 or 0)]. Raises FaceDepthError if it is missing or a line is something else."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -140,7 +162,7 @@ def read(path: str | os.PathLike) -> list[Pair]:
 
 
 def read_external(path: str | os.PathLike, split: str, index: Sequence[FrameInfo]) -> list[Pair]:
-    """Reads a list from elsewhere and holds it against the data set.
+    """Read a list from elsewhere and check it against the data set.
 
     Raises:
       FaceDepthError: as `read`; a name that the data set does not have, a frame of another split, of a frame with

@@ -1,7 +1,7 @@
 """Prepared arrays -> batches. The position in the data is a function of the step.
 
-Epoch after epoch the rows are shuffled anew by the seed, and step k takes the examples k B .. (k + 1) B - 1 of that one
-endless list. So a run resumes anywhere, on another number of processes or threads, and sees the same examples; no
+The seed shuffles the rows in every epoch, and step k takes the examples k B .. (k + 1) B - 1 of that one endless
+list. So a run resumes anywhere, on another number of processes or threads, and sees the same examples; no
 iterator's state is saved.
 """
 
@@ -26,7 +26,7 @@ def batches(
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches from step `start_step` on.
+    """Yield endless batches from step `start_step` on.
 
     Args:
       arrays: by name, first axis N, memory-mapped or not; e.g. gray uint8 (N, S, S), depth_mm uint16 (N, S, S).
@@ -63,19 +63,19 @@ def pair_batches(
     process: int = 0,
     processes: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches of pairs for the verifier, from step `start_step` on, drawn anew by seed and step.
+    """Yield endless batches of pairs for the verifier from step `start_step` on, each drawn by seed and step.
 
     Different people and the same person in turn. A person is drawn first, each as often as any other, then a frame.
 
     Args:
       arrays: by name, first axis N, memory-mapped or not; e.g. depth_mm uint16 (N, S, S).
       rows: int (n,), the rows to train on.
-      subjects: (n,), who is in them.
+      subjects: (n,), the people in them.
       batch_size, seed, start_step, process, processes: as for `batches`.
 
     Yields:
-      The same names, (batch_size / processes, 2, ...), and "same", int32 (batch_size / processes,), 1 = one person, of
-      whom no frame is paired with itself.
+      The same names, (batch_size / processes, 2, ...), and "same", int32 (batch_size / processes,), 1 = two frames of
+      one person.
 
     Raises:
       FaceDepthError: if there are not two people, or none of them has two frames.

@@ -1,4 +1,4 @@
-"""The paper's generator and discriminator (section 3.1.1, Figure 2).
+"""Define the paper's generator and discriminator (section 3.1.1, Figure 2).
 
 `width` is the number of feature maps of the first layer, 128 in the paper; all others follow from it.
 """
@@ -10,7 +10,7 @@ from facedepth_jax.models.layers import BatchNorm, Conv, ConvTranspose
 
 
 class _Encoder(nn.Module):
-    """k5s2 to width, 2, 4, 8 times width, batch norm and LeakyReLU 0.2: (B, S, S, 1) -> (B, S/16, S/16, 8 width)."""
+    """Apply k5s2 to width, 2, 4, 8 width, batch norm, LeakyReLU 0.2: (B, S, S, 1) -> (B, S/16, S/16, 8 width)."""
 
     width: int
     dtype: jnp.dtype
@@ -25,7 +25,7 @@ class _Encoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """Gray (B, S, S, 1) in [-1, 1] -> depth image (B, S, S, 1) in [-1, 1], float32; S a multiple of 16."""
+    """Map gray (B, S, S, 1) in [-1, 1] to a depth image (B, S, S, 1) in [-1, 1], float32; S a multiple of 16."""
 
     width: int = 128
     dtype: jnp.dtype = jnp.float32
@@ -42,7 +42,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Depth image (B, S, S, 1) in [-1, 1] -> logit (B,) of being real, float32. It never sees the gray image."""
+    """Map a depth image (B, S, S, 1) in [-1, 1] to the logit (B,) of being real, float32, without the gray image."""
 
     width: int = 128
     dtype: jnp.dtype = jnp.float32

@@ -1,9 +1,9 @@
-"""Cui et al., "Improving 2D Face Recognition via Discriminative Face Depth Estimation", ICB 2018: a generator and a net
-that tells the people of the training set by its maps, in the sizes to which an author rebuilt them for Table 1.
+"""Define the nets of Cui et al., "Improving 2D Face Recognition via Discriminative Face Depth Estimation", ICB 2018: a
+generator and a net that recognises the training people in its maps, in the sizes that Table 1's authors rebuilt.
 
 `width` is the number of feature maps of the generator's first layer, 32 there; all others follow from it. Kernels start
-from N(0, 0.02). As there, the hidden dense layers end in sigmoids; otherwise than there the last one gives logits.
-Assumed: pools take the largest of 2 x 2; PReLU has a slope a feature map, 0.25 at the start (He et al. 2015).
+from N(0, 0.02). The hidden dense layers end in sigmoids. Differences from the paper: the last layer gives logits.
+Assumed: pools take the largest of 2 x 2; PReLU has one slope per feature map, 0.25 at the start (He et al. 2015).
 """
 
 import flax.linen as nn
@@ -14,22 +14,22 @@ from facedepth_jax.models.layers import BatchNorm, Conv, ConvTranspose
 
 
 class _PReLU(nn.Module):
-    """x where positive, else a learnt slope a feature map times x."""
+    """Multiply negative x by a learnt slope, one per feature map."""
 
     @nn.compact
     def __call__(self, x):
         slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],))
-        return jnp.where(x >= 0, x, slope.astype(x.dtype) * x)
+        return jnp.where(x >= 0, x, slope.astype(x.dtype).reshape(1, 1, 1, -1) * x)
 
 
 def _pool(x):
-    """The largest of 2 x 2; an odd row or column at the end is left out."""
+    """Take the largest of 2 x 2, leaving out an odd last row or column."""
     # Not by `jnp.max`: XLA may compute x twice, rounded otherwise, and its gradient is 0 / 0 where no x is the maximum.
     return nn.max_pool(x, (2, 2), (2, 2))
 
 
 class Generator(nn.Module):
-    """Gray (B, S, S, 1) in [-1, 1] -> depth image (B, S, S, 1) in [-1, 1], float32; S a multiple of 8."""
+    """Map gray (B, S, S, 1) in [-1, 1] to a depth image (B, S, S, 1) in [-1, 1], float32; S a multiple of 8."""
 
     width: int = 32
     dtype: jnp.dtype = jnp.float32
@@ -54,7 +54,7 @@ class Generator(nn.Module):
 
 
 class Identity(nn.Module):
-    """Depth image (B, S, S, 1) in [-1, 1] -> logits (B, subjects), float32: who of the training people it is.
+    """Map a depth image (B, S, S, 1) in [-1, 1] to logits (B, subjects) over the training people, float32.
 
     Raises FaceDepthError for images under 32 px, of which five pools leave nothing.
     """
@@ -66,7 +66,7 @@ class Identity(nn.Module):
     @nn.compact
     def __call__(self, depth, train):
         if depth.shape[1] < 32:
-            raise FaceDepthError(f"The method cui wants images of at least 32 px, data.size is {depth.shape[1]}.")
+            raise FaceDepthError(f"The method cui needs images of at least 32 px, data.size is {depth.shape[1]}.")
         x = depth
         for i, (features, pool) in enumerate(
             [(2, True), (4, True), (8, False), (8, True), (16, False), (16, True), (16, False), (16, True)], 1

@@ -1,11 +1,11 @@
-"""pix2pix: the U-Net and the 70 x 70 PatchGAN of Isola et al., "Image-to-Image Translation with Conditional Adversarial
+"""Define pix2pix: U-Net and 70 x 70 PatchGAN of Isola et al., "Image-to-Image Translation with Conditional Adversarial
 Networks", CVPR 2017 (appendix 6.1).
 
 `width` is the number of feature maps of the first layer, 64 there. Convolutions are k4; before batch norm they have no
 bias (the authors' PyTorch version). Kernels start from N(0, 0.02), the scales of batch norm from N(1, 0.02).
 
-Otherwise than there: batch norm is over our batch (theirs is one image, so that it is an instance norm) and evaluation
-takes the running statistics.
+Differences from the paper: batch norm is over our batch (theirs is one image, which makes it an instance norm), and
+evaluation uses the running statistics.
 """
 
 import flax.linen as nn
@@ -21,16 +21,16 @@ def _scale_init(key, shape, dtype=jnp.float32):
 
 
 def _resize(x, size):
-    """(B, S, S, 1) -> (B, size, size, 1), float32: bilinear, over as many pixels as one becomes when it shrinks."""
+    """Resize (B, S, S, 1) -> (B, size, size, 1), float32, bilinearly; shrinking averages over the source pixels."""
     return jax.image.resize(x.astype(jnp.float32), (x.shape[0], size, size, x.shape[3]), "bilinear")
 
 
 class Generator(nn.Module):
-    """Gray (B, S, S, 1) in [-1, 1] -> depth image (B, S, S, 1) in [-1, 1], float32.
+    """Map gray (B, S, S, 1) in [-1, 1] to a depth image (B, S, S, 1) in [-1, 1], float32.
 
-    Inside, images are of the next power of two, 128 for 96: the U-Net halves them down to one pixel (seven levels).
-    Dropout 0.5 follows the first three decoder blocks that have 8 width maps. In training its noise is drawn from the
-    key "dropout"; in evaluation, where the authors keep it on, it is one draw, the same for every image and every call.
+    Images are resized to the next power of two, 128 for 96, which the U-Net halves down to one pixel (seven levels).
+    Dropout 0.5 follows the first three decoder blocks that have 8 width maps. Training draws its noise from the key
+    "dropout"; in evaluation, where the authors keep dropout on, one fixed draw serves every image and every call.
     """
 
     width: int = 64
@@ -73,7 +73,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Gray and depth image (B, S, S, 2) in [-1, 1] -> logits (B, S/8 - 2, S/8 - 2) of being real, float32.
+    """Map gray and depth image (B, S, S, 2) in [-1, 1] to logits (B, S/8 - 2, S/8 - 2) of being real, float32.
 
     Each logit sees 70 x 70 pixels. Raises FaceDepthError for images under 24 px, which leave no logit.
     """
@@ -84,9 +84,9 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, gray_and_depth, train):
-        if gray_and_depth.shape[1] < 24:
-            raise FaceDepthError(f"pix2pix wants images of at least 24 px, data.size is {gray_and_depth.shape[1]}.")
         x = gray_and_depth
+        if (size := x.shape[1]) < 24:
+            raise FaceDepthError(f"The method pix2pix needs images of at least 24 px, data.size is {size}.")
         for i, (features, strides) in enumerate([(1, 2), (2, 2), (4, 2), (8, 1)], 1):
             padding = "SAME" if strides == 2 else (1, 1)
             x = Conv(features * self.width, 4, strides, padding, use_bias=i == 1, dtype=self.dtype, name=f"conv{i}")(x)

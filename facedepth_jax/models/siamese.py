@@ -1,9 +1,9 @@
-"""The face verification net (section 4.2): do two depth maps show the same person?
+"""Define the face verification net (section 4.2): do two depth maps show the same person?
 
-`width` is the number of feature maps of the first layer, 64 in the paper; the others follow from it. What the text
-leaves open follows the authors' group: no padding, batch norm and ReLU behind each convolution, ReLU between the dense
-layers, the two feature vectors concatenated, and what is done to a depth map before the net sees it. By the
-concatenation the net is not symmetric in its two images; `verification.py` is.
+`width` is the number of feature maps of the first layer, 64 in the paper; the others follow from it. Details that the
+text leaves open follow the authors' group: no padding, batch norm and ReLU after each convolution, ReLU between the
+dense layers, the two feature vectors concatenated, and the preprocessing of depth maps. The concatenation makes the net
+asymmetric in its two images; `verification.py` averages both orders.
 """
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ ROTATION_DEG = 5.0
 
 
 def equalize(levels):
-    """Histogram equalisation, bit for bit OpenCV's `equalizeHist` on 8 bits.
+    """Equalise histograms, bit for bit as OpenCV's `equalizeHist` on 8 bits.
 
     Args:
       levels: (B, S, S), whole numbers 0..255 of any type.
@@ -28,8 +28,8 @@ def equalize(levels):
 
     def one(flat):
         counts = jnp.zeros(256, jnp.int32).at[flat].add(1)
-        up_to = jnp.cumsum(counts)  # how many pixels have this level or a lower one
-        lowest = jnp.min(jnp.where(up_to > 0, up_to, flat.size))  # how many have the lowest that occurs
+        up_to = jnp.cumsum(counts)  # pixels of this level or a lower one
+        lowest = jnp.min(jnp.where(up_to > 0, up_to, flat.size))  # pixels of the lowest level that occurs
         scale = jnp.float32(255) / jnp.maximum(flat.size - lowest, 1).astype(jnp.float32)
         table = jnp.round((up_to - lowest).astype(jnp.float32) * scale)
         return jnp.where(lowest == flat.size, flat.astype(jnp.float32), table[flat])
@@ -38,7 +38,7 @@ def equalize(levels):
 
 
 def normalize(levels):
-    """What the net sees of a depth map: equalised, then zero mean and unit deviation an image.
+    """Prepare depth maps for the net: equalise, then scale each image to zero mean and unit deviation.
 
     Args:
       levels: (B, S, S), whole numbers 0..255 of any type.
@@ -53,9 +53,9 @@ def normalize(levels):
 
 
 def augment(levels, key):
-    """Every image flipped or not and turned by up to ROTATION_DEG around its centre, each by its own draw.
+    """Flip each image or not and turn it by up to ROTATION_DEG around its centre, each by its own draw.
 
-    By the nearest pixel, so that levels stay levels and holes stay holes; what comes in from outside is the edge's.
+    The nearest pixel is taken, so that levels stay levels and holes stay holes; the border repeats the edge.
 
     Args:
       levels: (B, S, S).
@@ -70,7 +70,7 @@ def augment(levels, key):
     limit = jnp.deg2rad(ROTATION_DEG)
     angle = jax.random.uniform(turn_key, (count, 1, 1), minval=-limit, maxval=limit)
     y, x = jnp.mgrid[:height, :width]
-    y, x = y - (height - 1) / 2, x - (width - 1) / 2
+    y, x = (y - (height - 1) / 2)[None], (x - (width - 1) / 2)[None]
     x = jnp.where(flip, -x, x)
     from_x = jnp.cos(angle) * x - jnp.sin(angle) * y + (width - 1) / 2
     from_y = jnp.sin(angle) * x + jnp.cos(angle) * y + (height - 1) / 2
@@ -80,7 +80,7 @@ def augment(levels, key):
 
 
 class _Branch(nn.Module):
-    """k3s2 to width, 2, 4, 4, 4 times width, average pool k2: (B, 96, 96, 1) -> (B, 4 width), float32."""
+    """Apply k3s2 to width, 2, 4, 4, 4 times width, average pool k2: (B, 96, 96, 1) -> (B, 4 width), float32."""
 
     width: int
     dtype: jnp.dtype
@@ -96,10 +96,10 @@ class _Branch(nn.Module):
 
 
 class Siamese(nn.Module):
-    """Two images as two channels (B, 96, 96, 2) -> logit (B,) of showing one person, float32.
+    """Map two images of `normalize` as channels (B, 96, 96, 2) to the logit (B,) of one person, float32.
 
-    The images are those of `normalize`. Both go through the same branch, in one batch.
-    `features` and `compare` are its two halves. FaceDepthError for images of another size.
+    Both images go through the same branch in one batch. `features` and `compare` are the net's two halves. Raises
+    FaceDepthError for images of another size.
     """
 
     width: int = 64
@@ -116,14 +116,14 @@ class Siamese(nn.Module):
         return self.compare(a, b)
 
     def features(self, image, train=False):
-        """(B, 96, 96, 1) -> (B, 4 width), float32."""
+        """Map an image (B, 96, 96, 1) to features (B, 4 width), float32."""
         if image.shape[1:] != (96, 96, 1):
             height, width = image.shape[1:3]
             raise FaceDepthError(f"The verifier's net takes depth maps of 96x96 px, not {height}x{width}.")
         return self.branch(image, train)
 
     def compare(self, a, b):
-        """Features of two images, (B, 4 width) each -> logit (B,), float32."""
+        """Map the features of two images, (B, 4 width) each, to the logit (B,), float32."""
         x = jnp.concatenate([a, b], -1)
         for dense in self.dense[:-1]:
             x = nn.relu(dense(x))

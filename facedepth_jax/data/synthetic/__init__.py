@@ -1,14 +1,13 @@
-"""Synthetic RGB-D faces: subjects x five sequences like Pandora's, as a Source (see data/frames.py)."""
+"""Make synthetic RGB-D faces: subjects x five sequences like Pandora's."""
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 
-from facedepth_jax.data.frames import Frame, FrameInfo, Reject
+from facedepth_jax.data.frames import Frame, FrameInfo, Source, option
 from facedepth_jax.data.synthetic.picture import fragment_capacity, render_batch
 from facedepth_jax.data.synthetic.scene import SEQUENCES, Camera, Scene, frame_scene
 from facedepth_jax.errors import FaceDepthError
@@ -23,7 +22,7 @@ SENSORS = {
 
 
 def window(scene: Scene, sensor: str, image_size: int) -> Camera:
-    """A square window of the sensor around the head: whole pixels, so it is a cut-out of the full picture."""
+    """Return a square window of the sensor around the head, in whole pixels: a cut-out of the full picture."""
     focal, centre, _ = SENSORS[sensor]
     focal, centre = np.array(focal), np.array(centre)
     head = focal * scene.head_mm[:2] / scene.head_mm[2] + centre
@@ -32,25 +31,20 @@ def window(scene: Scene, sensor: str, image_size: int) -> Camera:
 
 
 @dataclasses.dataclass(frozen=True)
-class SyntheticSource:
-    """Faces made by the project itself.
+class SyntheticSource(Source):
+    """The faces as a `frames.Source`.
 
     Every frame is a function of (seed, subject, sequence, frame number) and the settings: the same on every run, in any
     cut of the index. On another kind of device the last bits may differ.
-
-    Attributes:
-      subjects: number of people; 80 % train, 10 % validation, 10 % test, at least one each from three people on.
-      frames_per_sequence: of each person's five sequences.
-      image_size: height and width in pixels of the window around the head.
-      sensor: one of SENSORS.
-      seed: of everything.
     """
 
-    subjects: int = 200
-    frames_per_sequence: int = 10
-    image_size: int = 192
-    sensor: str = "kinect_v2"
-    seed: int = 0
+    subjects: int = option(
+        200, "Number of people: 80 % train, 10 % validation and test, at least one each from three on."
+    )
+    frames_per_sequence: int = option(10, "Of each person's five sequences.")
+    image_size: int = option(192, "Height and width in pixels of the window around the head.")
+    sensor: str = option("kinect_v2", f"One of {', '.join(SENSORS)}.")
+    seed: int = option(0, "Of everything.")
     name = "synthetic"
 
     def __post_init__(self):
@@ -67,14 +61,14 @@ class SyntheticSource:
         return {"version": VERSION} | dataclasses.asdict(self)
 
     def splits(self) -> dict[int, str]:
-        """{subject: split}, shuffled by the seed."""
+        """Return {subject: split}, shuffled by the seed."""
         order = np.random.default_rng([self.seed, 0]).permutation(self.subjects) + 1
         held = max(1, self.subjects // 10) if self.subjects >= 3 else 0
         names = ["test"] * held + ["validation"] * held + ["train"] * (self.subjects - 2 * held)
         return dict(zip(order.tolist(), names, strict=True))
 
     def index(self) -> list[FrameInfo]:
-        """Subjects, then sequences 1..5, then frames."""
+        """List subjects, then sequences 1..5, then frames."""
         split = self.splits()
         return [
             FrameInfo(f"s{subject:04d}_{sequence}_{frame:04d}", f"s{subject:04d}", sequence, split[subject])
@@ -84,36 +78,31 @@ class SyntheticSource:
         ]
 
     def scene(self, position: int) -> Scene:
-        """The scene of entry `position` of the index."""
+        """Draw the scene of entry `position` of the index."""
         sequence, frame = divmod(position, self.frames_per_sequence)
         subject, sequence = divmod(sequence, SEQUENCES)
         return frame_scene(self.seed, subject + 1, sequence + 1, frame, self.frames_per_sequence)
 
-    def known_rejects(self) -> list[Reject]:
-        """None."""
-        return []
-
-    def notes(self) -> list[str]:
-        """None."""
-        return []
-
     def load(self, start: int, stop: int) -> Iterator[Frame]:
-        """One Frame for each entry of `index()[start:stop]`. Raises FaceDepthError where a picture does not fit the
-        rasteriser's buffer."""
+        """Yield a Frame for each entry of `index()[start:stop]`.
+
+        Raises FaceDepthError if a picture does not fit the rasteriser's buffer.
+        """
         infos = self.index()
         stop = min(stop, len(infos))
         for first in range(start - start % BATCH_FRAMES, stop, BATCH_FRAMES):
             yield from self._batch(infos, first, max(start, first), min(stop, first + BATCH_FRAMES))
 
     def _batch(self, infos, first, start, stop):
-        positions = [min(p, len(infos) - 1) for p in range(first, first + BATCH_FRAMES)]  # the last one is padded
-        scenes = [self.scene(p) for p in positions]
+        # The last batch is padded.
+        scenes = [self.scene(min(p, len(infos) - 1)) for p in range(first, first + BATCH_FRAMES)]
         cameras = [window(s, self.sensor, self.image_size) for s in scenes]
         stack = functools.partial(jax.tree.map, lambda *leaves: np.stack(leaves))
         size = (self.image_size, self.image_size)
         capacity = fragment_capacity(SENSORS[self.sensor][0][0], size)
         for _ in range(3):  # a picture does not depend on the capacity, as long as it is enough
-            rendered = render_batch(stack(*scenes), stack(*cameras), self.seed, size, self.sensor, capacity)
+            with jax.numpy_rank_promotion("allow"):  # whatever the user's setting: the code broadcasts as NumPy does
+                rendered = render_batch(stack(*scenes), stack(*cameras), self.seed, size, self.sensor, capacity)
             gray, depth, overflow = jax.device_get(rendered)
             if not overflow.any():
                 break
@@ -125,19 +114,9 @@ class SyntheticSource:
                     f"synthetic faces: frame {infos[position].frame} does not fit the rasteriser's buffer; "
                     "choose another seed or image_size."
                 )
-            scene, camera = scenes[i], cameras[i]
-            x, y = scene.head_mm[:2] / scene.head_mm[2] * camera.focal_px + camera.center_px
-            yaw, pitch, roll = map(float, scene.angles_deg)
-            assert math.isfinite(yaw + pitch + roll)
-            focal = tuple(map(float, camera.focal_px))
+            x, y = (scenes[i].head_mm[:2] / scenes[i].head_mm[2] * cameras[i].focal_px + cameras[i].center_px).tolist()
+            yaw, pitch, roll = scenes[i].angles_deg.tolist()
+            focal, head_mm = tuple(cameras[i].focal_px.tolist()), tuple(scenes[i].head_mm.tolist())
             yield Frame(
-                infos[position],
-                gray[i],
-                depth[i],
-                (float(x), float(y)),
-                focal,
-                yaw=yaw,
-                pitch=pitch,
-                roll=roll,
-                head_mm=tuple(map(float, scene.head_mm)),
+                infos[position], gray[i], depth[i], (x, y), focal, yaw=yaw, pitch=pitch, roll=roll, head_mm=head_mm
             )

@@ -1,6 +1,6 @@
-"""Who is seen: a seeded person's neutral head (MakeHuman's shape targets, CC0) and looks.
+"""Draw people: a seeded person's neutral head (MakeHuman's shape targets, CC0) and looks.
 
-A person is a function of (seed, number) alone. Everything here is NumPy on the host, worked out once a person.
+A person is a function of (seed, number) alone. NumPy on the host, computed once per person.
 """
 
 import dataclasses
@@ -16,9 +16,13 @@ BEARD_STYLES = ("none", "stubble", "moustache", "goatee", "full")
 GLASSES = ("none", "round", "square", "aviator")
 CLOTHES = ("crew neck", "V neck", "shirt", "turtleneck", "hood")
 
-# Opposite ends of one axis: a positive coefficient is the second, a negative one the first.
-OPPOSITES = (("decr", "incr"), ("down", "up"), ("in", "out"), ("backward", "forward"), ("concave", "convex"),
-             ("compress", "uncompress"))  # fmt: skip
+# Probabilities of HAIR_STYLES.
+MALE_HAIR = (0.09, 0.17, 0.22, 0.14, 0.1, 0.02, 0.05, 0.02, 0.06, 0.1, 0.03)
+FEMALE_HAIR = (0.01, 0.03, 0.08, 0.07, 0.0, 0.24, 0.27, 0.15, 0.05, 0.02, 0.08)
+
+# The ends of one axis, by the suffixes of MakeHuman's names: at -1 and at +1.
+OPPOSITES = {"decr": "incr", "down": "up", "in": "out", "backward": "forward", "concave": "convex",
+             "compress": "uncompress", "l": "r"}  # fmt: skip
 # Standard deviation of an axis's coefficient, by the longest matching prefix; +-1 is MakeHuman's own limit.
 SPREAD = {
     "": 0.3, "head-scale": 0.22, "head-scale-vert": 0.12, "head-angle": 0.12, "head-back": 0.2, "head-fat": 0.3,
@@ -36,37 +40,27 @@ EAR_OUTLINES = ("round", "square", "triangle")
 
 
 class Head(NamedTuple):
-    """MakeHuman's head, as tools/build_head.py wrote it. Millimetres, head frame: that of a camera that the person
-    looks at (x to its right, y down, z away from it), origin in the middle of the head between the eyes.
+    """MakeHuman's head, as tools/build_head.py wrote it, in millimetres.
 
-    Attributes:
-      vertices: float32 (V, 3), the mean adult.
-      triangles: int32 (T, 3).
-      part: uint8 (V,): 0 skin, 1 left eye, 2 right eye, 3 upper teeth, 4 lower teeth.
-      masks: {name: float32 (V,)} in 0..1: lips, inside_mouth, eyelids, ears.
-      follow: float32 (V,), the share of the head's turn a vertex takes part in: 1 the head, 0 the body.
-      sky: float32 (V, 16), what each vertex sees of its surroundings, in spherical harmonics.
-      ambient: float32 (V,), ambient occlusion in 0..1, 1 = open.
-      targets: {name: float32 (V, 3)} displacements of a whole unit.
-      hand: float32 (P, W, 3), a right hand in P poses, wrist at 0, fingers along -y, palm facing +z.
-      hand_triangles: int32 (U, 3).
+    The head frame is that of a camera which the person looks at (x to its right, y down, z away from it), its origin in
+    the middle of the head between the eyes.
     """
 
-    vertices: np.ndarray
-    triangles: np.ndarray
-    part: np.ndarray
-    masks: dict
-    follow: np.ndarray
-    sky: np.ndarray
-    ambient: np.ndarray
-    targets: dict
-    hand: np.ndarray
-    hand_triangles: np.ndarray
+    vertices: np.ndarray  # float32 (V, 3), the mean adult
+    triangles: np.ndarray  # int32 (T, 3)
+    part: np.ndarray  # uint8 (V,): 0 skin, 1 left eye, 2 right eye, 3 upper teeth, 4 lower teeth
+    masks: dict  # {name: float32 (V,)} in 0..1: lips, inside_mouth, eyelids, ears
+    follow: np.ndarray  # float32 (V,), share of the head's turn: 1 the head, 0 the body
+    sky: np.ndarray  # float32 (V, 16), how much of its surroundings a vertex sees, in spherical harmonics
+    ambient: np.ndarray  # float32 (V,), ambient occlusion in 0..1, 1 = open
+    targets: dict  # {name: float32 (V, 3)}, displacements of a whole unit
+    hand: np.ndarray  # float32 (P, W, 3), a right hand in P poses, wrist at 0, fingers along -y, palm facing +z
+    hand_triangles: np.ndarray  # int32 (U, 3)
 
 
 @functools.cache
 def head() -> Head:
-    """The head as it lies beside this file."""
+    """Read the head, which lies next to this file."""
     with np.load(Path(__file__).with_name("head.npz"), allow_pickle=False) as f:
         f = dict(f)
     deltas = np.cumsum(f["targets"], axis=2, dtype=np.int16)  # stored as differences from vertex to vertex
@@ -87,67 +81,46 @@ def head() -> Head:
 
 @functools.cache
 def shape_axes():
-    """The detail axes: [(name, spread, ((target at -1, target at +1), ...))], left and right sides in one axis."""
-    names = [
-        n for n in head().targets if "-" in n and n.split("-")[0] not in (*RACES, "minweight", "maxweight", "maxmuscle")
-    ]
-    axes, taken = {}, set()
-    for name in names:
-        side = name[:2] if name[:2] in ("l-", "r-") else ""
+    """List the detail axes: [(spread, [(target at -1, target at +1), ...])], left and right sides in one axis."""
+    targets, axes = head().targets, {}
+    for name in targets:
         stem, _, end = name.rpartition("-")
-        for low, high in (*OPPOSITES, ("l", "r")):
-            other = f"{stem}-{high}"
-            if end == low and other in head().targets:
-                axes.setdefault(stem[len(side) :], []).append((name, other))
-                taken |= {name, other}
-    out = []
-    for stem, pairs in axes.items():
-        prefix = max((p for p in SPREAD if stem.startswith(p)), key=len)
-        out.append((stem, SPREAD[prefix], tuple(pairs)))
-    return tuple(out)
+        high = f"{stem}-{OPPOSITES.get(end)}"
+        if name.split("-")[0] not in (*RACES, "minweight", "maxweight", "maxmuscle") and high in targets:
+            axes.setdefault(stem.removeprefix("l-").removeprefix("r-"), []).append((name, high))
+    return [(SPREAD[max(filter(stem.startswith, SPREAD), key=len)], pairs) for stem, pairs in axes.items()]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Person:
-    """Attributes:
-    sex: 0 female .. 1 male; age: 0 child, 0.5 young adult, 1 old.
-    vertices: float32 (V, 3), the neutral head, mm.
-    skin, lips, hair, brow, iris: diffuse reflectance in 0..1 (gray).
-    brow_mm: thickness of the eyebrows; brow_arch_mm: height of their arch.
-    texture: strength of moles, freckles and blotches, 0..1.
-    hair_style, beard, glasses: one of HAIR_STYLES, BEARD_STYLES, GLASSES; clothes: of CLOTHES.
-    hair_length: 0..1 within the style; hair_curl: 0..1.
-    glasses_mm: thickness of the frame; glasses_size: around 1.
-    expressive: how strong expressions get, around 1.
-    look: float32 (8,), uniform numbers that decide further details (cloth pattern, parting side, hairline).
-    """
+    """The neutral head and looks of one person."""
 
-    sex: float
-    age: float
-    vertices: np.ndarray
-    skin: float
+    sex: float  # 0 female .. 1 male
+    age: float  # 0 child, 0.5 young adult, 1 old
+    vertices: np.ndarray  # float32 (V, 3), the neutral head, mm
+    skin: float  # diffuse reflectance in 0..1 (gray), like the next four
     lips: float
     hair: float
     brow: float
     iris: float
-    brow_mm: float
-    brow_arch_mm: float
-    texture: float
-    hair_style: str
-    hair_length: float
-    hair_curl: float
-    beard: str
+    brow_mm: float  # thickness
+    brow_arch_mm: float  # height
+    texture: float  # strength of moles, freckles and blotches, 0..1
+    hair_style: str  # one of HAIR_STYLES
+    hair_length: float  # 0..1 within the style
+    hair_curl: float  # 0..1
+    beard: str  # one of BEARD_STYLES
     beard_length: float
-    glasses: str
-    glasses_mm: float
-    glasses_size: float
-    clothes: str
-    expressive: float
-    look: np.ndarray
+    glasses: str  # one of GLASSES
+    glasses_mm: float  # thickness of the frame
+    glasses_size: float  # around 1
+    clothes: str  # one of CLOTHES
+    expressive: float  # how strong expressions get, around 1
+    look: np.ndarray  # float32 (8,), uniform numbers that decide further details (parting, hairline, hats, ...)
 
 
 def _shape(rng, races, sex, age, weight, muscle):
-    """Neutral vertices: macros (race, sex, age, weight) plus detail axes, outlines and asymmetry."""
+    """Draw neutral vertices: macros (race, sex, age, weight) plus detail axes, outlines and asymmetry."""
     mesh = head()
     out = mesh.vertices.copy()
 
@@ -165,7 +138,7 @@ def _shape(rng, races, sex, age, weight, muscle):
             add(f"maxmuscle-{s}-{a}", sex_share * age_share * muscle)
     # Some people are further from the mean than others in everything.
     strength = rng.uniform(0.8, 1.15)
-    for _, spread, pairs in shape_axes():
+    for spread, pairs in shape_axes():
         both = np.clip(0.8 * rng.standard_t(5) * spread * strength, -0.9, 0.9)
         for low, high in pairs:
             amount = np.clip(both + (rng.normal(0, 0.2 * spread) if len(pairs) > 1 else 0), -1, 1)
@@ -183,7 +156,7 @@ def _shape(rng, races, sex, age, weight, muscle):
 
 @functools.lru_cache(maxsize=64)
 def person(seed: int, number: int) -> Person:
-    """Person `number` (1-based) of the data set with this seed."""
+    """Draw person `number` (1-based) of the data set with this seed."""
     rng = np.random.default_rng([seed, 1, number])
     races = rng.dirichlet([0.35, 0.4, 0.5])
     sex = float(np.clip(rng.beta(0.25, 0.25), 0.03, 0.97))
@@ -197,37 +170,25 @@ def person(seed: int, number: int) -> Person:
     # Near infrared and gray: skin differs less between people than in visible colour pictures.
     skin = float(np.clip(races @ [0.21, 0.5, 0.56] + rng.normal(0, 0.055), 0.13, 0.68))
     gray_haired = float(np.clip((age - 0.62) * 3.2 + rng.normal(0, 0.2), 0, 1))
-    dark = races[0] + races[1]
-    natural = float(
-        np.clip(rng.choice([0.05, 0.09, 0.2, 0.38], p=[0.3, 0.3, 0.25, 0.15]) * (1 - 0.6 * dark), 0.03, 0.4)
-    )
+    natural = rng.choice([0.05, 0.09, 0.2, 0.38], p=[0.3, 0.3, 0.25, 0.15]) * (1 - 0.6 * (races[0] + races[1]))
+    natural = float(np.clip(natural, 0.03, 0.4))
     hair = natural * (1 - gray_haired) + 0.6 * gray_haired
-    styles = {
-        True: dict(zip(HAIR_STYLES, (0.09, 0.17, 0.22, 0.14, 0.1, 0.02, 0.05, 0.02, 0.06, 0.1, 0.03), strict=True)),
-        False: dict(zip(HAIR_STYLES, (0.01, 0.03, 0.08, 0.07, 0.0, 0.24, 0.27, 0.15, 0.05, 0.02, 0.08), strict=True)),
-    }[male]
-    chances = np.array(list(styles.values()))
+    chances = np.array(MALE_HAIR if male else FEMALE_HAIR)
     if not grown:
         chances[[0, 4]] = 0
     chances[8] *= 0.3 + 3 * races[0]
     style = str(rng.choice(HAIR_STYLES, p=chances / chances.sum()))
     beard = str(rng.choice(BEARD_STYLES, p=[0.42, 0.2, 0.09, 0.12, 0.17])) if male and grown else "none"
     return Person(
-        sex=sex,
-        age=age,
-        vertices=vertices,
-        skin=skin,
-        lips=skin * float(rng.uniform(0.62, 0.85) if not male else rng.uniform(0.72, 0.92)),
-        hair=hair,
+        sex=sex, age=age, vertices=vertices, skin=skin, hair=hair, hair_style=style, beard=beard,
+        lips=skin * float(rng.uniform(0.72, 0.92) if male else rng.uniform(0.62, 0.85)),
         brow=float(np.clip(hair * 0.75, 0.03, 0.5 * skin)),
         iris=float(rng.choice([0.06, 0.12, 0.28], p=[0.55, 0.25, 0.2])),
         brow_mm=float(rng.uniform(5.5, 11) if male else rng.uniform(3.2, 7.5)),
         brow_arch_mm=float(rng.uniform(0.5, 4) if male else rng.uniform(2, 6)),
         texture=float(rng.uniform(0.15, 1) * (0.5 + age)),
-        hair_style=style,
         hair_length=float(rng.uniform(0, 1)),
         hair_curl=float(np.clip(rng.beta(0.6, 1) * 0.8 + 0.5 * races[0], 0, 1)),
-        beard=beard,
         beard_length=float(rng.beta(1.1, 1.8)),
         glasses=str(rng.choice(GLASSES, p=[0.7, 0.1, 0.14, 0.06])),
         glasses_mm=float(rng.uniform(1.6, 4.6)),
@@ -235,4 +196,4 @@ def person(seed: int, number: int) -> Person:
         clothes=str(rng.choice(CLOTHES, p=[0.4, 0.2, 0.2, 0.08, 0.12])),
         expressive=float(rng.uniform(0.6, 1.25)),
         look=rng.random(8).astype(np.float32),
-    )
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""From posed scenes to pictures: light, paint, the room behind, the gray camera and the depth sensor.
+"""Make pictures of posed scenes: light, paint, the room behind, the gray camera and the depth sensor.
 
 Everything is JAX and goes through `render_batch`.
 """
@@ -10,19 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from facedepth_jax.data.synthetic import sensor
-from facedepth_jax.data.synthetic.accessories import PARTS, topology
+from facedepth_jax.data.synthetic.accessories import PARTS, ramp, topology
 from facedepth_jax.data.synthetic.identity import head
 from facedepth_jax.data.synthetic.render import interpolate, rasterize, vertex_normals
 from facedepth_jax.data.synthetic.scene import Camera, Scene, camera_vertices, rotation_matrix
 
 NOISE_CELLS = 32  # along each axis of the noise block: a power of two, and small enough for the cache
-SKIN, EYES, TEETH, CURTAIN, BUN, GLASSES, LENSES, HAT, COLLAR, HAND, SLEEVE, PHONE, BOTTLE = (
-    PARTS.index(p) for p in ("skin", "left eye", "upper teeth", "curtain", "bun", "glasses", "lenses", "hat", "collar",
-                             "hand", "sleeve", "phone", "bottle"))  # fmt: skip
+SKIN, EYES, CURTAIN, BUN, LENSES, HAT, COLLAR, SLEEVE, PHONE = (
+    PARTS.index(p) for p in ("skin", "left eye", "curtain", "bun", "lenses", "hat", "collar", "sleeve", "phone")
+)
 
 
 def _harmonics(d):
-    """The sixteen real spherical harmonics up to degree 3 at unit vector d, as in tools/build_head.py."""
+    """Evaluate the sixteen real spherical harmonics up to degree 3 at unit vector d, as tools/build_head.py does."""
     x, y, z = d
     return jnp.stack([
         jnp.float32(0.282095), 0.488603 * y, 0.488603 * z, 0.488603 * x,
@@ -35,38 +35,36 @@ def _harmonics(d):
 
 @functools.cache
 def _light_tables():
-    """Per vertex of the whole figure: sky (V, 16) and ambient occlusion (V,); accessories see everything."""
+    """Return sky (V, 16) and ambient occlusion (V,) of the whole figure's vertices; accessories see everything."""
     shared, mesh = topology(), head()
     sky = np.zeros((len(shared.part), 16), np.float32)
     sky[:, 0] = 1 / 0.282095
     ambient = np.full(len(shared.part), 0.85, np.float32)
-    sky[: len(mesh.vertices)] = mesh.sky
-    ambient[: len(mesh.vertices)] = mesh.ambient
-    eyes = (mesh.part == 1) | (mesh.part == 2)
-    ambient[: len(mesh.vertices)][eyes] = 0.65
-    sky[: len(mesh.vertices)][eyes] = sky[-1] * 0.7
-    ambient[: len(mesh.vertices)] *= 1 - 0.75 * mesh.masks["inside_mouth"]
+    eyes = (shared.part == EYES) | (shared.part == EYES + 1)
+    count = len(mesh.vertices)
+    sky[:count], ambient[:count] = mesh.sky, mesh.ambient
+    sky[eyes], ambient[eyes] = sky[-1] * 0.7, 0.65
+    ambient[:count] *= 1 - 0.75 * mesh.masks["inside_mouth"]
     return sky, ambient
 
 
 @functools.cache
 def _noise():
-    """A periodic block of noise, float32 (n, n, n, 2), unit deviation: fine grain and soft blotches."""
+    """Draw a periodic block of noise, float32 (n, n, n, 2), unit deviation: fine grain and soft blotches."""
     rng = np.random.default_rng(1821)
     n = NOISE_CELLS
     f = np.fft.fftfreq(n) * n
     r = np.sqrt(f[:, None, None] ** 2 + f[None, :, None] ** 2 + f[None, None, :] ** 2)
     out = []
     for blur in (0.7, 2.6):
-        block = np.fft.ifftn(
-            np.fft.fftn(rng.normal(size=(n, n, n))) * np.exp(-0.5 * (2 * np.pi * r * blur / n) ** 2)
-        ).real
+        smooth = np.exp(-0.5 * (2 * np.pi * r * blur / n) ** 2)
+        block = np.fft.ifftn(np.fft.fftn(rng.normal(size=(n, n, n))) * smooth).real
         out.append(block / block.std())
     return np.stack(out, -1).astype(np.float32)
 
 
 def _grain(x, y, z, scale_mm, channel):
-    """Noise at points, (H, W) or less an axis, nearest cell of `scale_mm` (one for each axis)."""
+    """Look up noise at points, (H, W) per axis, in the nearest cell of `scale_mm` (one for each axis)."""
     # Axis by axis: XLA on CPU is slow where it fuses what is stacked.
     i, j, k = (
         jnp.floor(v / jnp.float32(scale)).astype(jnp.int32) & (NOISE_CELLS - 1)
@@ -75,32 +73,28 @@ def _grain(x, y, z, scale_mm, channel):
     return jnp.asarray(_noise()[..., channel]).reshape(-1)[(i * NOISE_CELLS + j) * NOISE_CELLS + k]
 
 
-def _step(x, low, high):
-    t = jnp.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def _vertex_light(scene: Scene, vertices, normals):
-    """Per vertex: diffuse light (V,) and gloss (V,)."""
+def _vertex_light(scene: Scene, normals, to_eye):
+    """Light the vertices: diffuse light (V,) and gloss (V,)."""
     sky, ambient = _light_tables()
-    to_eye = -vertices / jnp.maximum(jnp.linalg.norm(vertices, axis=-1, keepdims=True), 1.0)
     turned = rotation_matrix(scene.angles_deg)
     diffuse = scene.ambient * ambient * (0.8 - 0.25 * normals[:, 1])
-    gloss = jnp.zeros(len(vertices))
+    gloss = jnp.zeros(len(normals))
     for k in range(2):
         towards, strength = scene.lights[k, :3], scene.lights[k, 3]
-        seen = _step(sky @ _harmonics(turned.T @ towards), 0.2, 0.85)
+        seen = ramp(sky @ _harmonics(turned.T @ towards), 0.2, 0.85)
         facing = normals @ towards
         diffuse += strength * seen * jnp.maximum((facing + 0.12) / 1.12, 0)  # light wraps a little: skin scatters
-        half = towards + to_eye
+        half = towards[None] + to_eye
         half = half / jnp.linalg.norm(half, axis=-1, keepdims=True)
         gloss += strength * seen * (facing > 0) * jnp.maximum((normals * half).sum(-1), 0) ** 14
     return diffuse, gloss
 
 
 def _textures(scene: Scene, at):
-    """Noise fixed to the person, five times (H, W): grain of skin and cloth, blotches, hairs, locks, folds;
-    `at` (H, W, 3), mm on the mean head."""
+    """Return noise fixed to the person, five times (H, W): grain of skin and cloth, blotches, hairs, locks, folds.
+
+    `at` is (H, W, 3), mm on the mean head.
+    """
     curl, phase = scene.paint.curl, scene.paint.phase
     x, y, z = at[..., 0], at[..., 1], at[..., 2]
     behind = z - 10.0
@@ -109,7 +103,7 @@ def _textures(scene: Scene, at):
         return _grain(x + shift, y + shift, z + shift, scale_mm, channel)
 
     # Hairs run down from the crown; curls have no direction.
-    azimuth = x / (jnp.abs(x) + jnp.abs(behind) + 1e-3)  # of a square, not a circle: cheaper, and nobody sees it
+    azimuth = x / (jnp.abs(x) + jnp.abs(behind) + 1e-3)  # of a square, not a circle: cheaper, and looks the same
     azimuth = jnp.where(behind > 0, 2 - azimuth, azimuth)
     hairs = _grain(azimuth * 100, y / 14 + phase * 48, 0 * y, (1.0,) * 3, 0)
     folds = grain(31 * phase, (4.0, 9.0, 4.0), 1)
@@ -118,90 +112,83 @@ def _textures(scene: Scene, at):
 
 
 def _paint(scene: Scene, part, values, textures):
-    """Gray radiance and infrared reflectance (H, W) of the figure; `part` (H, W), `values` (H, W, 10) as in
+    """Paint the figure: gray radiance and infrared reflectance (H, W); `part` (H, W), `values` (H, W, 10) as in
     `_attributes`."""
     x, y, z, on_scalp, on_jaw, on_chest, lips, diffuse, gloss, _ = (values[..., i] for i in range(10))
     fine, blotch, hairs, strand, folds = textures
     (skin, lip, hair, brow, iris, brow_mm, arch_mm, texture, curl, hair_cover, beard_cover, infrared, hair_infrared,
      shine, brimmed, _) = scene.paint  # fmt: skip
-    albedo = skin * (1 + texture * (0.035 * fine + 0.055 * blotch - 0.25 * _step(fine * blotch, 3.2, 4.2)))
-    red = _step(jnp.exp(-(((jnp.abs(x) - 36) / 18) ** 2) - ((y - 24) / 16) ** 2) * (z < -30), 0.2, 1.0)
+    albedo = skin * (1 + texture * (0.035 * fine + 0.055 * blotch - 0.25 * ramp(fine * blotch, 3.2, 4.2)))
+    aside = jnp.abs(x)
+    red = ramp(jnp.exp(-(((aside - 36) / 18) ** 2) - ((y - 24) / 16) ** 2) * (z < -30), 0.2, 1.0)
     albedo *= 1 - 0.07 * red
-    under_eye = jnp.exp(-(((jnp.abs(x) - 29) / 12) ** 2) - ((y - 7) / 5) ** 2) * (z < -40)
+    under_eye = jnp.exp(-(((aside - 29) / 12) ** 2) - ((y - 7) / 5) ** 2) * (z < -40)
     albedo *= 1 - 0.16 * texture * under_eye
-    lid_edge = jnp.exp(
-        -(((jnp.abs(x) - 29) / 12.5) ** 4) - ((y + 10.5 + 0.012 * (jnp.abs(x) - 29) ** 2 * 0.4) / 1.8) ** 2
-    ) * (z < -60)
-    albedo *= 1 - 0.55 * lid_edge
-    on_lip = _step(lips, 0.3, 0.7)
+    lid = (y + 10.5 + 0.012 * (aside - 29) ** 2 * 0.4) / 1.8
+    albedo *= 1 - 0.55 * (jnp.exp(-(((aside - 29) / 12.5) ** 4) - lid**2) * (z < -60))
+    on_lip = ramp(lips, 0.3, 0.7)
     albedo += on_lip * (lip * (1 + 0.05 * fine) - albedo)
-    albedo *= 1 - 0.75 * _step(-lips, 0.2, 0.6)  # the inside of the mouth, stored as -1
+    albedo *= 1 - 0.75 * ramp(-lips, 0.2, 0.6)  # the inside of the mouth, stored as -1
 
-    t = (jnp.abs(x) - 10.0) / 41.0
+    t = (aside - 10.0) / 41.0
     along_brow = jnp.clip(t, 0, 1)
     middle = -20.5 - arch_mm * jnp.sin(jnp.pi * along_brow * jnp.sqrt(along_brow)) + 3.5 * t * t
-    width = 0.5 * brow_mm * (1 - 0.72 * along_brow**2) * _step(t, -0.08, 0.12)
-    on_brow = _step(width - jnp.abs(y - middle) + 0.7 * fine, -1.3, 1.6) * _step(1.05 - t, 0, 0.1) * (z < -35)
+    width = 0.5 * brow_mm * (1 - 0.72 * along_brow**2) * ramp(t, -0.08, 0.12)
+    on_brow = ramp(width - jnp.abs(y - middle) + 0.7 * fine, -1.3, 1.6) * ramp(1.05 - t, 0, 0.1) * (z < -35)
     albedo += 0.82 * on_brow * (brow * (1 + 0.25 * fine) - albedo)
 
-    on_beard = beard_cover * _step(on_jaw + 2.5 * fine + 2 * blotch, -3.5, 5) * (1 - on_lip)
-    on_hair = hair_cover * _step(on_scalp + 3.0 * hairs, -4, 5)
-    tone = hair * jnp.maximum(1 + 0.32 * strand, 0.25)
+    on_beard = beard_cover * ramp(on_jaw + 2.5 * fine + 2 * blotch, -3.5, 5) * (1 - on_lip)
+    on_hair = hair_cover * ramp(on_scalp + 3.0 * hairs, -4, 5)
+    locks = jnp.maximum(1 + 0.32 * strand, 0.25)
+    tone = hair * locks
     albedo += on_beard * (tone * 0.95 - albedo)
     albedo += on_hair * (tone - albedo)
 
-    is_cloth = (part == SKIN) * _step(on_chest, -0.8, 0.8)
+    is_skin = part == SKIN
+    is_cloth = is_skin * ramp(on_chest, -0.8, 0.8)
     cloth, pattern, period, contrast, shade = scene.cloth
 
     def wave(v):
         return jnp.sign(jnp.sin(2 * jnp.pi * v / period))
 
-    ornament = jnp.select(
-        [pattern == 1, pattern == 2, pattern == 3],
-        [wave(y), wave(x), 0.5 * (wave(y) + wave(x))],
-        jnp.where(pattern == 4, jnp.clip(0.8 * blotch, -1, 1), 0.0),
-    )
+    ornaments = [wave(y), wave(x), 0.5 * (wave(y) + wave(x)), jnp.clip(0.8 * blotch, -1, 1)]
+    ornament = jnp.select([pattern == i for i in (1, 2, 3, 4)], ornaments, 0.0)
     woven = cloth * (1 + 0.05 * fine) + contrast * (shade - cloth) * (0.5 + 0.5 * ornament) * (pattern > 0)
     albedo += is_cloth * (woven * (1 + 0.13 * folds) - albedo)
 
     # The eyeball: `at` is relative to its centre and looks along -z.
     from_axis = jnp.hypot(x, y)
-    eyeball = (0.4 + 0.4 * skin) * (1 - 0.3 * _step(-y, 2, 6)) * (1 - 0.3 * _step(from_axis, 7, 13))
+    eyeball = (0.4 + 0.4 * skin) * (1 - 0.3 * ramp(-y, 2, 6)) * (1 - 0.3 * ramp(from_axis, 7, 13))
     iris_tone = iris * (1 + 0.3 * fine)
-    eye = jnp.select(
-        [from_axis < 2.6, from_axis < 6.2, from_axis < 7.0],
-        [jnp.full_like(x, 0.015), iris_tone, 0.5 * iris_tone],
-        eyeball,
-    )
+    tones = [jnp.full_like(x, 0.015), iris_tone, 0.5 * iris_tone]
+    eye = jnp.select([from_axis < limit for limit in (2.6, 6.2, 7.0)], tones, eyeball)
     is_eye = (part == EYES) | (part == EYES + 1)
-    plain = jnp.asarray(scene.part_albedo)[part]
     hair_part = (part == CURTAIN) | (part == BUN)
     knit = (part == HAT) | (part == COLLAR) | (part == SLEEVE)
-    other = plain * jnp.where(
-        hair_part, jnp.maximum(1 + 0.32 * strand, 0.25), jnp.where(knit, 1 + 0.07 * fine + 0.1 * folds, 1 + 0.03 * fine)
-    )
-    albedo = jnp.where(part == SKIN, albedo, jnp.where(is_eye, eye, other))
+    woolly = jnp.where(knit, 1 + 0.07 * fine + 0.1 * folds, 1 + 0.03 * fine)
+    other = jnp.asarray(scene.part_albedo)[part] * jnp.where(hair_part, locks, woolly)
+    albedo = jnp.where(is_skin, albedo, jnp.where(is_eye, eye, other))
 
     # A brim's shadow on brow and eyes.
-    shadow = 1 - 0.45 * brimmed * (part <= EYES + 1) * _step(-y, -8, 40) * (z < 20)
-    hairy = jnp.where(part == SKIN, jnp.maximum(on_hair, on_beard), hair_part * 1.0)
-    dull = jnp.select([is_eye, part == SKIN, hair_part, part == LENSES, part >= PHONE],
+    shadow = 1 - 0.45 * brimmed * (part <= EYES + 1) * ramp(-y, -8, 40) * (z < 20)
+    hairy = jnp.where(is_skin, jnp.maximum(on_hair, on_beard), hair_part * 1.0)
+    dull = jnp.select([is_eye, is_skin, hair_part, part == LENSES, part >= PHONE],
                       [0.5, shine * (1 - 0.6 * hairy) * (1 - is_cloth), 0.5 * shine, 0.35, 0.25], 0.03)  # fmt: skip
     radiance = shadow * (albedo * diffuse + 0.35 * dull * gloss)
-    reflectance = jnp.where(part == SKIN, infrared, jnp.asarray(scene.part_infrared)[part])
-    reflectance += (part == SKIN) * (hairy * (hair_infrared - infrared) + is_cloth * (0.3 + 0.5 * cloth - infrared))
+    reflectance = jnp.where(is_skin, infrared, jnp.asarray(scene.part_infrared)[part])
+    reflectance += is_skin * (hairy * (hair_infrared - infrared) + is_cloth * (0.3 + 0.5 * cloth - infrared))
     reflectance *= 1 + 0.35 * hairy * strand
     return jnp.maximum(radiance, 0.0), reflectance
 
 
 def _rays(camera: Camera, size_px):
-    """x and y, (H, W) each, of the ray (x, y, 1) through each pixel."""
+    """Return x and y, (H, W) each, of the ray (x, y, 1) through each pixel."""
     x, y = jnp.meshgrid(*(jnp.arange(n, dtype=jnp.float32) for n in size_px[::-1]))
     return (x - camera.center_px[0]) / camera.focal_px[0], (y - camera.center_px[1]) / camera.focal_px[1]
 
 
 def _room(scene: Scene, x, y):
-    """What is behind the person, each (H, W): depth in mm (0 = too far), gray radiance; x, y as in `_rays`."""
+    """Draw the room behind the person: depth in mm (0 = too far) and gray radiance, (H, W) each; x, y as in `_rays`."""
     inverse_z, slope_x, slope_y, albedo, gradient_x, gradient_y, seen, texture, panels, contrast, lying = scene.room
     depth = 1 / jnp.maximum(inverse_z + slope_x * x + slope_y * y, 1e-4)
     tone = albedo * jnp.clip(1 + gradient_x * x + gradient_y * y, 0.3, 1.7)
@@ -217,8 +204,8 @@ def _room(scene: Scene, x, y):
 
 
 def _attributes(scene: Scene, vertices):
-    """What is interpolated over the picture, float32 (V, 10): place on the mean head (3), fields (3), lips, diffuse
-    light, gloss, cosine of incidence."""
+    """Compute the values to interpolate, float32 (V, 10): place on the mean head (3), fields (3), lips, diffuse light,
+    gloss, cosine of incidence."""
     shared, mesh = topology(), head()
     normals = vertex_normals(vertices, shared.triangles)
     to_eye = -vertices / jnp.maximum(jnp.linalg.norm(vertices, axis=-1, keepdims=True), 1.0)
@@ -226,11 +213,11 @@ def _attributes(scene: Scene, vertices):
     # Sheets (hair, brims, collars) are seen from both sides.
     sheet = shared.part >= CURTAIN
     normals = jnp.where((sheet & (cosine < 0))[:, None], -normals, normals)
-    diffuse, gloss = _vertex_light(scene, vertices, normals)
+    diffuse, gloss = _vertex_light(scene, normals, to_eye)
     count = len(mesh.vertices)
     rest = jnp.concatenate([jnp.asarray(mesh.vertices), scene.vertices[count:]])
     gaze = rotation_matrix(jnp.stack([-scene.gaze_deg[0], scene.gaze_deg[1], jnp.float32(0)]))
-    for k in (1, 2):  # the eyeballs: about their centre, looking along -z
+    for k in (EYES, EYES + 1):  # the eyeballs: about their centre, looking along -z
         ball = np.nonzero(mesh.part == k)[0]
         centre = mesh.vertices[ball].mean(0)
         rest = rest.at[ball].set((mesh.vertices[ball] - centre) @ gaze)
@@ -241,41 +228,40 @@ def _attributes(scene: Scene, vertices):
 
 
 def _develop(lens, radiance, key):
-    """Radiance -> gray uint8: exposure, lens, noise, gamma."""
+    """Turn radiance into gray uint8: exposure, lens, noise, gamma."""
     exposure, gamma, vignette, noise, blur, offset = lens
     height, width = radiance.shape
     y, x = jnp.linspace(-1, 1, height)[:, None], jnp.linspace(-1, 1, width)[None]
     light = radiance * exposure * (1 - vignette * 0.5 * (x * x + y * y)) + offset
     side = 0.25 * blur
-    for axis in (0, 1):
-        padded = jnp.pad(light, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
-        before, after = jax.lax.slice_in_dim(padded, 0, light.shape[axis], axis=axis), jax.lax.slice_in_dim(
-            padded, 2, None, axis=axis)  # fmt: skip
-        light = (1 - 2 * side) * light + side * (before + after)
+    padded = jnp.pad(light, ((1, 1), (0, 0)), mode="edge")
+    light = (1 - 2 * side) * light + side * (padded[:-2] + padded[2:])
+    padded = jnp.pad(light, ((0, 0), (1, 1)), mode="edge")
+    light = (1 - 2 * side) * light + side * (padded[:, :-2] + padded[:, 2:])
     light = light + noise * jnp.sqrt(jnp.maximum(light, 0) + 0.02) * jax.random.normal(key, light.shape)
     value = jnp.clip(light, 0, 1) ** (1 / gamma)
     return jnp.round(value * 255).astype(jnp.uint8)
 
 
 def fragment_capacity(focal_px: float, size_px: tuple[int, int]) -> int:
-    """Room for the rasteriser that nearly all frames do with: a figure fills the picture, or is all in it."""
+    """Return the room that nearly all frames need in the rasteriser: a figure fills the picture, or is all in it."""
     return 16_000 + int(min(3.5 * size_px[0] * size_px[1], 0.42 * focal_px**2))
 
 
 def cast(scene: Scene, camera: Camera, vertices, size_px: tuple[int, int], capacity: int):
-    """One posed scene's first hits (render.Raster), without the background; `capacity` from `fragment_capacity`."""
+    """Find one posed scene's first hits (render.Raster), without the room; `capacity` is from `fragment_capacity`."""
     return rasterize(vertices, topology().triangles, camera.focal_px, camera.center_px, *size_px, capacity)
 
 
 @functools.partial(jax.jit, static_argnames=("size_px", "sensor_name", "capacity"))
 def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int], sensor_name: str, capacity: int):
-    """A batch of scenes, each through its own camera.
+    """Render a batch of scenes, each through its own camera.
 
     Returns gray uint8 (B, H, W), depth uint16 (B, H, W) in mm with 0 = none, and bool (B,): `capacity` was too small.
     """
 
-    # One picture after the other, and a loop for each stage: XLA does not fuse across loops, and where it fuses these
-    # stages it computes them several times over. A picture cannot depend on its neighbours in the batch.
+    # One picture after the other, and a loop for each stage: XLA does not fuse across loops, and if it fused these
+    # stages it would compute them several times over. A picture cannot depend on its neighbours in the batch.
     def stage(function, *batch):
         return jax.lax.map(lambda item: function(*item), batch)
 
@@ -299,10 +285,7 @@ def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int],
     cosine = jnp.where(hit, jnp.clip(values[..., 9], 0.03, 1), 0.95)
     reflectance = jnp.where(hit, jnp.clip(reflectance, 0.01, 1), 0.5)
     gray = stage(lambda s, r: _develop(s.lens, r, key(s, 0)), scenes, radiance)
-    draw, measure = {
-        "kinect_v1": (sensor.v1_noise, sensor.v1_measurement),
-        "kinect_v2": (sensor.v2_noise, sensor.v2_measurement),
-    }[sensor_name]
+    draw, measure = sensor.KINECTS[sensor_name]
     noise = stage(lambda s: draw(key(s, 1), size_px), scenes)
     measured = stage(measure, noise, depth, cosine, reflectance)
     return gray, measured, raster.overflow

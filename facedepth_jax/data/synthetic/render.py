@@ -1,8 +1,8 @@
-"""A z-buffer rasteriser in pure JAX: one ray a pixel, as a depth camera sees a triangle mesh.
+"""Rasterise triangle meshes with a z-buffer in pure JAX: one ray per pixel, as in a depth camera.
 
 Triangles are laid out as pixel rows, rows as fragments (one pixel of one triangle), each step by a prefix sum into a
-buffer of fixed length; a scatter-min leaves the nearest fragment in each pixel. A minimum does not depend on the order
-it is taken in, so a mesh gives the same bits on every run, and a triangle that covers no pixel centre costs nothing.
+buffer of fixed length; a scatter-min leaves the nearest fragment in each pixel. A minimum does not depend on its order,
+so a mesh gives the same bits on every run, and a triangle that covers no pixel centre costs nothing.
 """
 
 import itertools
@@ -21,29 +21,22 @@ ROWS_SHARE = 0.6  # room for pixel rows of triangles, of that for fragments: of 
 
 
 class Raster(NamedTuple):
-    """What each pixel's ray hits first.
+    """The first hit of each pixel's ray; zeros (triangle: -1) where there is none."""
 
-    Attributes:
-      depth_mm: float32 (H, W), z of the hit; 0 where there is none.
-      triangle: int32 (H, W), index of the triangle; -1 where there is none.
-      barycentric: float32 (H, W, 3), weights of the triangle's three vertices at the hit (perspective-correct, not
-        negative, summing to 1); 0 where there is none.
-      overflow: bool (), `capacity` was too small and triangles are missing. Whoever calls must look at it.
-    """
-
-    depth_mm: jax.Array
-    triangle: jax.Array
+    depth_mm: jax.Array  # float32 (H, W), z of the hit
+    triangle: jax.Array  # int32 (H, W), its index
+    # float32 (H, W, 3), perspective-correct weights of the triangle's vertices at the hit, not negative, summing to 1.
     barycentric: jax.Array
-    overflow: jax.Array
+    overflow: jax.Array  # bool (), `capacity` was too small and triangles are missing; every caller must look at it
 
 
 def rasterize(vertices, triangles, focal_px, center_px, height: int, width: int, capacity: int) -> Raster:
-    """Casts one ray a pixel onto a mesh.
+    """Cast one ray per pixel onto a mesh.
 
     Pixel centres are whole numbers: pixel (row y, column x) looks along ((x - c_x) / f_x, (y - c_y) / f_y, 1). Both
     sides of a triangle are seen; at equal depth the lower index wins. A triangle with a vertex nearer than NEAR_MM or
-    behind the camera is left out whole, and so is one seen exactly edge-on. Edges hold to 1e-3 px as long as vertices
-    project within a few thousand pixels of the image.
+    behind the camera is left out whole, and so is one seen exactly edge-on. Edges are exact to 1e-3 px as long as
+    vertices project within a few thousand pixels of the image.
 
     Args:
       vertices: float32 (V, 3), mm, camera frame: x to the right, y down, z forward.
@@ -83,32 +76,28 @@ def rasterize(vertices, triangles, focal_px, center_px, height: int, width: int,
 
 
 def interpolate(raster: Raster, triangles, attributes):
-    """Vertex attributes at the hits: float32 (V, C) -> (H, W, C); 0 where nothing was hit."""
+    """Interpolate vertex attributes at the hits: float32 (V, C) -> (H, W, C); 0 where nothing was hit."""
     triangles = jnp.asarray(triangles)
     hit = jnp.maximum(raster.triangle, 0)
     return sum(raster.barycentric[..., i, None] * attributes[triangles[:, i][hit]] for i in range(3))
 
 
 def vertex_normals(vertices, triangles: np.ndarray):
-    """Unit normals, float32 (V, 3): the normals (v1 - v0) x (v2 - v0) of the adjacent triangles, summed (so by area).
+    """Compute unit normals of vertices (V, 3) and triangles (T, 3): float32 (V, 3).
 
-    They point at a viewer who sees the vertices go counter-clockwise. A vertex without a triangle gets 0.
-
-    Args:
-      vertices: float32 (V, 3).
-      triangles: int32 (T, 3), a NumPy array: who is next to whom is worked out once, while tracing. The cost grows with
-        the largest number of triangles around one vertex.
+    A normal is the sum of (v1 - v0) x (v2 - v0) over the adjacent triangles, scaled to 1, or 0 without a triangle. It
+    points at a viewer for whom the vertices go counter-clockwise. Neighbours are found while tracing; the cost grows
+    with the largest number of triangles around one vertex.
     """
     # (largest number, V): the triangles around each vertex, filled up with the index of a zero. Sums of gathers, not a
     # scatter of floats, whose order, and so whose last bits, a GPU does not fix.
     vertex = np.sort(triangles, axis=None, kind="stable")
     around = np.full((np.bincount(vertex).max(), vertices.shape[0]), len(triangles))
-    around[np.arange(vertex.size) - np.searchsorted(vertex, vertex), vertex] = (
-        np.argsort(triangles, None, "stable") // 3
-    )
+    nth = np.arange(vertex.size) - np.searchsorted(vertex, vertex)
+    around[nth, vertex] = np.argsort(triangles, None, "stable") // 3
 
     x0, x1, x2 = ([vertices[:, axis][triangles[:, i]] for axis in range(3)] for i in range(3))
-    u, w = [b - a for a, b in zip(x0, x1, strict=True)], [b - a for a, b in zip(x0, x2, strict=True)]
+    u, w = ([b - a for a, b in zip(x0, x, strict=True)] for x in (x1, x2))
     normal = []
     for j, k in ((1, 2), (2, 0), (0, 1)):
         face = jnp.append(u[j] * w[k] - u[k] * w[j], 0.0)
@@ -118,7 +107,7 @@ def vertex_normals(vertices, triangles: np.ndarray):
 
 
 def _project(vertices, triangles, focal_px, center_px):
-    """Three tuples of three (T,): each triangle's x and y in pixels and 1 / z; NaN where a vertex is too near."""
+    """Project: three tuples of three (T,), each triangle's x and y in pixels and 1 / z; NaN if a vertex is too near."""
     z = jnp.where(vertices[:, 2] < NEAR_MM, jnp.nan, vertices[:, 2])
     x, y = (vertices[:, i] / z * focal_px[i] + center_px[i] for i in (0, 1))
     return tuple(tuple(values[triangles[:, i]] for i in range(3)) for values in (x, y, 1.0 / z))
@@ -129,7 +118,7 @@ def _take(corners, index):
 
 
 def _area(xs, ys):
-    """Twice the signed area."""
+    """Return twice the signed area."""
     return (xs[1] - xs[0]) * (ys[2] - ys[0]) - (ys[1] - ys[0]) * (xs[2] - xs[0])
 
 
@@ -139,14 +128,14 @@ def _extent(values):
 
 
 def _whole(low, high, size):
-    """First whole number in [low, high] and how many there are, cut to 0 .. size - 1."""
+    """Return the first whole number in [low, high] and how many there are, cut to 0 .. size - 1."""
     # Clipped as floats: whole numbers would overflow far outside.
     first, last = jnp.clip(jnp.ceil(low), 0, size), jnp.clip(jnp.floor(high), -1, size - 1)
     return first.astype(jnp.int32), jnp.maximum(last - first + 1, 0).astype(jnp.int32)
 
 
 def _rows(corners, height, width):
-    """The first pixel row that each triangle touches and how many, int32 (T,); none where no column is touched."""
+    """Return the first pixel row that each triangle touches and how many, int32 (T,); 0 if no column is touched."""
     xs, ys, _ = corners
     top, rows = _whole(*_extent(ys), height)
     _, columns = _whole(*_extent(xs), width)
@@ -155,17 +144,17 @@ def _rows(corners, height, width):
 
 
 def _expand(counts, capacity):
-    """Lays out `counts[i]` items for each i, one after the other: owner i and number within it (capacity,), total."""
+    """Lay out `counts[i]` items for each i in turn: owner i and number within it (capacity,), total."""
     ends = _running_sum(counts)
     starts = ends - counts
-    # The owner of a slot: how many start at or before it. What starts beyond the buffer falls out.
+    # The owner of a slot: how many start at or before it. Starts beyond the buffer are dropped.
     started = jnp.zeros(capacity, jnp.int32).at[starts].add(1, mode="drop")
     owner = _running_sum(started) - 1
     return owner, jnp.arange(capacity, dtype=jnp.int32) - starts[owner], ends[-1]
 
 
 def _running_sum(counts):
-    """jnp.cumsum of whole numbers in two steps, faster on a CPU: within sixteens, then over their totals."""
+    """Compute jnp.cumsum of whole numbers in two steps, faster on a CPU: within sixteens, then over their totals."""
     sixteens = jnp.pad(counts, (0, -counts.size % 16)).reshape(-1, 16)
     within = list(itertools.accumulate(sixteens[:, i] for i in range(16)))
     before = jnp.cumsum(within[-1]) - within[-1]
@@ -173,7 +162,7 @@ def _running_sum(counts):
 
 
 def _span(corners, y, width):
-    """The first pixel of a triangle in row y, and how many."""
+    """Return the first pixel of a triangle in row y, and how many."""
     xs, ys, _ = corners
     area = _area(xs, ys)
     low, high = _extent(xs)
@@ -190,7 +179,7 @@ def _span(corners, y, width):
 
 
 def _surface(corners, x, y):
-    """Perspective-correct weights (three) and z of a triangle at pixel (x, y), which lies in it or next to an edge."""
+    """Return perspective-correct weights (three) and z of a triangle at pixel (x, y), inside or next to an edge."""
     # Seen from the pixel: small triangles far from the origin lose no digits.
     dx, dy, inverse_z = [c - x for c in corners[0]], [c - y for c in corners[1]], corners[2]
     edges = [dx[(i + 1) % 3] * dy[(i + 2) % 3] - dy[(i + 1) % 3] * dx[(i + 2) % 3] for i in range(3)]

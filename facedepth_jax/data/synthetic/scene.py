@@ -1,15 +1,16 @@
-"""What happens before the camera: a person's pose and face, light, room and things held; no pixels yet.
+"""Draw the scene before the camera: a person's pose and face, light, room and things held; no pixels yet.
 
 `frame_scene` draws one frame's parameters (NumPy, a function of the seed and the frame's numbers alone);
 `camera_vertices` poses the figure in the camera's frame (JAX). picture.py takes it from there.
 
 The head's rotation is that of the Biwi data set: R = Rz(roll) Ry(yaw) Rx(pitch) in the camera's frame (x right, y down,
-z forward), and R = 1 is a head that looks at the camera along its axis. A point p of the head frame
-(identity.Head) lies at R p + head_mm.
+z forward), and R = 1 is a head that looks into the camera along its axis. A point p of the head frame (identity.Head)
+lies at R p + head_mm.
 """
 
 import functools
 import math
+from collections import namedtuple
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from facedepth_jax.data.synthetic.accessories import HATS, HOLDINGS, PARTS, Wear
 from facedepth_jax.data.synthetic.identity import head, person
 
 SEQUENCES = 5  # S1 yaw, S2 pitch, S3 roll, S4 and S5 free
-LIMITS_DEG = {"yaw": 75.0, "pitch": 45.0, "roll": 40.0}
+LIMITS_DEG = np.array([75.0, 45.0, 40.0])  # yaw, pitch, roll
 PIVOT_MM = np.array([0.0, 78.0, 34.0], np.float32)  # of the head's turn on the neck, head frame
 
 # Expressions as sums of face units (MakeHuman community's ARKit-like set); "*" stands for Left and Right.
@@ -41,142 +42,77 @@ GESTURES = {
 
 
 class Camera(NamedTuple):
-    """A pinhole: focal length and principal point in pixels, float32 (2,) each; pixel centres at whole numbers."""
+    """A pinhole camera; pixel centres are whole numbers."""
 
-    focal_px: np.ndarray
-    center_px: np.ndarray
-
-
-class Paint(NamedTuple):
-    """How the head is painted, numbers: reflectances in 0..1 of skin, lips, hair, brows, iris; thickness and arch of
-    the brows; strength of the skin's texture; curl of the hair; how densely hair and beard cover the skin; reflectance
-    of skin and hair in the sensor's infrared; gloss of the skin; 1 under a brim; which part of the noise is theirs."""
-
-    skin: float
-    lips: float
-    hair: float
-    brow: float
-    iris: float
-    brow_mm: float
-    arch_mm: float
-    texture: float
-    curl: float
-    hair_cover: float
-    beard_cover: float
-    infrared: float
-    hair_infrared: float
-    gloss: float
-    brimmed: float
-    phase: float
+    focal_px: np.ndarray  # float32 (2,)
+    center_px: np.ndarray  # float32 (2,), the principal point
 
 
-class Cloth(NamedTuple):
-    """The clothes: reflectance, pattern (0 plain, 1 and 2 stripes, 3 checks, 4 blots), its period, its contrast towards
-    a second reflectance."""
-
-    reflectance: float
-    pattern: float
-    period_mm: float
-    contrast: float
-    second: float
-
-
-class Room(NamedTuple):
-    """The wall: 1/z on the camera's axis and its slopes along the ray's x and y, reflectance and its slopes, 1 where
-    the sensor sees it, strength of its texture, panels (frequency in the ray's units, contrast, 1 if they lie)."""
-
-    inverse_z: float
-    slope_x: float
-    slope_y: float
-    reflectance: float
-    gradient_x: float
-    gradient_y: float
-    seen: float
-    texture: float
-    panels: float
-    panel_contrast: float
-    lying: float
-
-
-class Lens(NamedTuple):
-    """The gray camera: exposure, gamma, vignette, noise, blur and an offset of stray light."""
-
-    exposure: float
-    gamma: float
-    vignette: float
-    noise: float
-    blur: float
-    offset: float
+# How the head is painted, numbers: reflectances in 0..1 of skin, lips, hair, brows, iris; thickness and arch of the
+# brows; strength of the skin's texture; curl of the hair; cover of hair and beard; infrared reflectance of skin and
+# hair; gloss of the skin; 1 under a brim; a person's own part of the noise.
+Paint = namedtuple("Paint", "skin lips hair brow iris brow_mm arch_mm texture curl hair_cover beard_cover infrared "
+                            "hair_infrared gloss brimmed phase")  # fmt: skip
+# The clothes: reflectance, pattern (0 plain, 1 and 2 stripes, 3 checks, 4 blots), its contrast towards a second
+# reflectance.
+Cloth = namedtuple("Cloth", "reflectance pattern period_mm contrast second")
+# The wall: 1/z on the camera's axis and its slopes along the ray's x and y; reflectance and its slopes; 1 where the
+# sensor sees it; strength of its texture; panels: frequency in the ray's units, contrast, 1 if they lie.
+Room = namedtuple("Room", "inverse_z slope_x slope_y reflectance gradient_x gradient_y seen texture panels "
+                          "panel_contrast lying")  # fmt: skip
+Lens = namedtuple("Lens", "exposure gamma vignette noise blur offset")  # of the gray camera; offset is stray light
 
 
 class Scene(NamedTuple):
-    """One frame before any camera: NumPy arrays and numbers; a batch has a leading axis everywhere.
+    """One frame before any camera: NumPy arrays and numbers; a batch has a leading axis everywhere."""
 
-    Attributes:
-      vertices, fields: of the dressed figure with what it holds (accessories.Figure), head frame.
-      units: float32 (E,), strength of each face unit, in the order of `unit_names()`.
-      gaze_deg: float32 (2,), of the eyes in the head, to the camera's right and down.
-      angles_deg: float32 (3,), yaw, pitch, roll of the head; body_deg: the same of the shoulders.
-      head_mm: float32 (3,), head centre in the camera's frame.
-      lights: float32 (2, 4), two distant lights: unit vector towards each (camera frame), strength; ambient: ().
-      part_albedo, part_infrared: float32 (len(PARTS),), reflectance in gray and in the sensor's infrared.
-      paint, cloth, room, lens: see there.
-      boxes: float32 (6, 6), things before the wall: left, right, top, bottom in units of the ray, z in mm, reflectance.
-      numbers: int32 (3,), subject, sequence, frame, which name the frame's random key.
-    """
-
-    vertices: np.ndarray
+    vertices: np.ndarray  # of the dressed figure with the things it holds, head frame (accessories.Figure)
     fields: np.ndarray
-    units: np.ndarray
-    gaze_deg: np.ndarray
-    angles_deg: np.ndarray
-    body_deg: np.ndarray
-    head_mm: np.ndarray
-    lights: np.ndarray
-    ambient: np.ndarray
-    part_albedo: np.ndarray
+    units: np.ndarray  # float32 (E,), strength of each face unit, in the order of `unit_names()`
+    gaze_deg: np.ndarray  # float32 (2,), of the eyes in the head, to the camera's right and down
+    angles_deg: np.ndarray  # float32 (3,), yaw, pitch, roll of the head
+    body_deg: np.ndarray  # the same of the shoulders
+    head_mm: np.ndarray  # float32 (3,), head centre in the camera's frame
+    lights: np.ndarray  # float32 (2, 4), two distant lights: unit vector towards each (camera frame), strength
+    ambient: np.ndarray  # float32 ()
+    part_albedo: np.ndarray  # float32 (len(PARTS),), reflectance in gray and in the sensor's infrared
     part_infrared: np.ndarray
     paint: Paint
     cloth: Cloth
     room: Room
     lens: Lens
-    boxes: np.ndarray
-    numbers: np.ndarray
+    boxes: np.ndarray  # float32 (6, 6), before the wall: left, right, top, bottom (as the ray's x, y), z in mm, gray
+    numbers: np.ndarray  # int32 (3,), subject, sequence, frame: they name the frame's random key
 
 
 @functools.cache
 def unit_names():
-    """The face units in use, in a fixed order."""
-    names = {n for g in GESTURES.values() for k in g for n in (k.replace("*", "Left"), k.replace("*", "Right"))}
+    """List the face units in use, in a fixed order."""
+    names = {pattern.replace("*", side) for g in GESTURES.values() for pattern in g for side in ("Left", "Right")}
     return tuple(sorted(names | {"eyeBlinkLeft", "eyeBlinkRight"}))
 
 
-# --- drawing a frame -------------------------------------------------------------------------------------------------
-
-
 def head_angles(rng, sequence: int, t):
-    """Yaw, pitch, roll in degrees at times t in 0..1 of a sequence: float64 (3, len(t))."""
+    """Draw yaw, pitch, roll in degrees at times t in 0..1 of a sequence: float64 (3, len(t))."""
 
     def swing(amplitude, cycles, rest=1.6):
         s = np.sin(2 * np.pi * (cycles * t + rng.uniform(0, 1)))
         return amplitude * np.sign(s) * np.abs(s) ** rest  # slow around zero: a healthy share of frontal frames
 
-    limits = np.array(list(LIMITS_DEG.values()))
     if sequence <= 3:
-        small = np.stack([rng.uniform(-2.5, 2.5) + swing(1.5, rng.uniform(0.5, 1.5), 1) for _ in range(3)])
-        small[sequence - 1] = swing(rng.uniform(0.55, 1) * limits[sequence - 1], rng.uniform(0.9, 1.2))
-        angles = small
+        angles = np.stack([rng.uniform(-2.5, 2.5) + swing(1.5, rng.uniform(0.5, 1.5), 1) for _ in range(3)])
+        angles[sequence - 1] = swing(rng.uniform(0.55, 1) * LIMITS_DEG[sequence - 1], rng.uniform(0.9, 1.2))
     else:
         angles = np.stack([
             swing(a * f, rng.uniform(0.6, 1.4)) + swing(0.25 * a, rng.uniform(1.5, 2.5), 1)
-            for a, f in zip(limits, rng.uniform([0.35, 0.3, 0.25], [0.9, 0.8, 0.7]), strict=True)
+            for a, f in zip(LIMITS_DEG, rng.uniform([0.35, 0.3, 0.25], [0.9, 0.8, 0.7]), strict=True)
         ])  # fmt: skip
     angles = angles + rng.normal(0, 0.4, angles.shape)
-    return np.clip(angles, -limits[:, None], limits[:, None])
+    return np.clip(angles, -LIMITS_DEG[:, None], LIMITS_DEG[:, None])
 
 
 def _expression(rng, strength, t, lively):
-    """Strength of each face unit at one time t: two gestures that come and go, and now and then a blink."""
+    """Draw the strength of each face unit at one time t: two gestures that come and go."""
     units = dict.fromkeys(unit_names(), 0.0)
     for _ in range(2):
         gesture = GESTURES[str(rng.choice(list(GESTURES)))]
@@ -189,20 +125,19 @@ def _expression(rng, strength, t, lively):
 
 
 def _direction(azimuth_deg, elevation_deg):
-    """Unit vector towards a light: azimuth 0 = beside the camera, positive to its right; elevation upwards."""
+    """Return the unit vector towards a light: azimuth 0 is at the camera, positive to its right; elevation upwards."""
     a, e = math.radians(azimuth_deg), math.radians(elevation_deg)
     return [math.sin(a) * math.cos(e), -math.sin(e), -math.cos(a) * math.cos(e)]
 
 
 def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_sequence: int) -> Scene:
-    """Frame `frame` (0-based) of sequence 1..5 of a subject (1-based)."""
+    """Draw frame `frame` (0-based) of sequence 1..5 of a subject (1-based)."""
     who = person(seed, subject)
     always = np.random.default_rng([seed, 2, subject, sequence])  # the same for all frames of the sequence
     now = np.random.default_rng([seed, 3, subject, sequence, frame])
     times = np.arange(frames_per_sequence) / max(frames_per_sequence - 1, 1)
     t = float(times[frame])
     angles = head_angles(always, sequence, times)[:, frame]
-
     free = sequence > 3
 
     def part_of_time(share):
@@ -223,24 +158,24 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     if now.random() < 0.04:
         units["eyeBlinkLeft"] = units["eyeBlinkRight"] = float(now.uniform(0.5, 1))
 
-    # As in Pandora and RAP3DF: people sit where they were told to. A gray crop does not say how far that is.
+    # As in Pandora and RAP3DF, people sit in one place: a gray crop does not show how far away that is.
     distance = always.uniform(780, 980) + 25 * math.sin(6 * t + always.uniform(0, 6)) + now.normal(0, 4)
     offset = always.uniform(-1, 1, 2) * [0.16, 0.09] * distance + now.normal(0, 4, 2)
     body = angles * [0.18, 0.06, 0.06] + always.normal(0, [6, 3, 2])
 
-    key = always.uniform(0.45, 1.1)
-    fill = always.uniform(0.0, 0.4)
+    key, fill = always.uniform(0.45, 1.1), always.uniform(0.0, 0.4)
     lights = np.array([
         [*_direction(always.normal(0, 45), always.uniform(0, 65)), key],
         [*_direction(always.uniform(-110, 110), always.uniform(-15, 50)), fill],
     ])  # fmt: skip
     ambient = always.uniform(0.1, 0.4)
 
-    cloth_gray, hat_gray, scarf_gray = (
-        float(always.choice([0.04, 0.1, 0.25, 0.45, 0.7]) * always.uniform(0.8, 1.2)) for _ in range(3)
-    )
+    def gray(rng):
+        return float(rng.choice([0.04, 0.1, 0.25, 0.45, 0.7]) * rng.uniform(0.8, 1.2))
+
+    cloth_gray, hat_gray, scarf_gray = gray(always), gray(always), gray(always)
     garment = np.random.default_rng([seed, 4, subject])
-    usual = float(garment.choice([0.04, 0.1, 0.25, 0.45, 0.7]) * garment.uniform(0.8, 1.2))
+    usual = gray(garment)
     cloth_gray = usual if always.random() < 0.7 else cloth_gray
     hair_infrared = 0.06 + 0.7 * who.hair  # dark hair gives the sensor little to see
     albedo = {
@@ -255,9 +190,8 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
         "collar": 0.5, "phone": 0.1, "bottle": 0.3, "hand": 0.65,
     }  # fmt: skip
     beard_cover = {"none": 0.0, "stubble": 0.35 + 0.3 * who.beard_length}.get(who.beard, 0.92)
-    hair_cover = {"bald": 0.06, "cropped": 0.75 + 0.2 * who.hair_length, "receding": 0.85}.get(who.hair_style, 0.97)
-    if who.hair_style == "receding":
-        hair_cover = 0.7 + 0.25 * who.hair_length
+    hair_cover = {"bald": 0.06, "cropped": 0.75 + 0.2 * who.hair_length,
+                  "receding": 0.7 + 0.25 * who.hair_length}.get(who.hair_style, 0.97)  # fmt: skip
     paint = Paint(
         who.skin, who.lips, who.hair, who.brow, who.iris, who.brow_mm, who.brow_arch_mm, who.texture, who.hair_curl,
         hair_cover, beard_cover, 0.5 + 0.45 * who.skin, hair_infrared, gloss=always.uniform(0.05, 0.3),
@@ -276,11 +210,10 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     corner = always.uniform(-0.45, 0.25, (6, 2))
     size = always.uniform(0.02, 0.4, (6, 2)) * always.choice([[1, 1], [0.3, 2.5], [2.5, 0.3]], 6)
     z = always.uniform(wall - 500, wall, 6)
-    shown = always.random(6) < 0.55
-    centre_ray = offset / distance
-    boxes = np.stack([centre_ray[0] + corner[:, 0], centre_ray[0] + corner[:, 0] + size[:, 0] * shown,
-                      centre_ray[1] + corner[:, 1], centre_ray[1] + corner[:, 1] + size[:, 1],
-                      z, always.uniform(0.03, 0.85, 6)], 1)  # fmt: skip
+    size[:, 0] *= always.random(6) < 0.55  # the others are not there
+    low = offset / distance + corner
+    x, y = np.stack([low, low + size], -1).swapaxes(0, 1)
+    boxes = np.column_stack([x, y, z, always.uniform(0.03, 0.85, 6)])
 
     # An automatic exposure that aims at the skin, and misses.
     level = who.skin * (ambient * 0.85 + 0.62 * key + 0.3 * fill)
@@ -304,11 +237,8 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     return scene._replace(numbers=scene.numbers.astype(np.int32))
 
 
-# --- posing ----------------------------------------------------------------------------------------------------------
-
-
 def rotation_matrix(angles_deg):
-    """R = Rz(roll) Ry(yaw) Rx(pitch), float32 (3, 3), from yaw, pitch, roll in degrees."""
+    """Return Rz(roll) Ry(yaw) Rx(pitch), float32 (3, 3), of yaw, pitch, roll in degrees."""
     yaw, pitch, roll = jnp.deg2rad(angles_deg)
     (cy, sy), (cx, sx), (cz, sz) = ((jnp.cos(a), jnp.sin(a)) for a in (yaw, pitch, roll))
     return jnp.array([
@@ -319,39 +249,28 @@ def rotation_matrix(angles_deg):
 
 
 def _partial_turns(rotation, share):
-    """(V, 3, 3): the rotation's axis, `share` (V,) of its angle (Rodrigues)."""
-    sine_axis = 0.5 * jnp.array(
-        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
-    )
+    """Turn about a rotation's axis by `share` (V,) of its angle (Rodrigues): (V, 3, 3)."""
+    sine_axis = 0.5 * jnp.array([rotation[k, j] - rotation[j, k] for j, k in ((1, 2), (2, 0), (0, 1))])
     sine = jnp.sqrt((sine_axis**2).sum() + 1e-12)
     angle = jnp.arctan2(sine, 0.5 * (jnp.trace(rotation) - 1)) * share
     x, y, z = sine_axis / sine
     k = jnp.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     s, c = jnp.sin(angle)[:, None, None], jnp.cos(angle)[:, None, None]
-    return jnp.eye(3) + s * k + (1 - c) * (k @ k)
-
-
-@functools.cache
-def _unit_deltas():
-    """(E, V_head, 3): face units of the head's vertices."""
-    return np.stack([head().targets[n] for n in unit_names()])
+    return jnp.eye(3)[None] + s * k[None] + (1 - c) * (k @ k)[None]
 
 
 def camera_vertices(scene: Scene):
-    """One scene's vertices in the camera's frame: float32 (V, 3), mm."""
+    """Pose one scene's vertices in the camera's frame: float32 (V, 3), mm."""
     shared = topology()
-    deltas = _unit_deltas()
-    count = deltas.shape[1]
+    deltas = np.stack([head().targets[n] for n in unit_names()])
     moved = jnp.einsum("e,evi->vi", scene.units, deltas, precision="highest")
-    vertices = scene.vertices.at[:count].add(moved)
+    vertices = scene.vertices.at[: len(moved)].add(moved)
     turned, body = rotation_matrix(scene.angles_deg), rotation_matrix(scene.body_deg)
-    relative = body.T @ turned
-    whole = shared.follow >= 0.999
-    turns = body @ _partial_turns(relative, jnp.asarray(shared.follow))
-    turns = jnp.where(whole[:, None, None], turned, turns)
-    # All turn about one pivot in the neck; then the whole is shifted so that the head centre is where it should be.
-    posed = jnp.einsum("vij,vj->vi", turns, vertices - PIVOT_MM, precision="highest") + turned @ PIVOT_MM
-    posed = posed + scene.head_mm
-    # What is not worn lies at the head frame's origin: it must not be seen, so it goes behind the camera.
+    turns = body @ _partial_turns(body.T @ turned, jnp.asarray(shared.follow))
+    turns = jnp.where((shared.follow >= 0.999)[:, None, None], turned[None], turns)
+    # All turn about one pivot in the neck; then the figure is shifted so that the head centre is at head_mm.
+    posed = jnp.einsum("vij,vj->vi", turns, vertices - PIVOT_MM[None], precision="highest")
+    posed = posed + (turned @ PIVOT_MM)[None] + scene.head_mm[None]
+    # Parts not worn lie at the head frame's origin. They go behind the camera, where nothing is seen.
     absent = (scene.vertices == 0).all(-1, keepdims=True)
     return jnp.where(absent, jnp.float32(-1.0), posed)

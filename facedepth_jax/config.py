@@ -1,0 +1,222 @@
+"""Make, find, check and read configs: every number that a run uses, as ml_collections ConfigDicts."""
+
+import dataclasses
+import difflib
+import math
+import pathlib
+import re
+import runpy
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from facedepth_jax import files
+from facedepth_jax.data.arrays import Arrays
+from facedepth_jax.depth_code import DepthCode
+from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.methods import METHODS, Method
+from facedepth_jax.nested import flatten
+
+PACKAGED = pathlib.Path(__file__).parent / "configs"  # in a wheel; in a checkout they lie next to the package
+CHECKOUT = pathlib.Path(__file__).parent.parent / "configs"
+_LEAST = {
+    **{"seed": 0, "width": 2, "data.size": 16, "every.log": 1, "every.save": 1, "watchdog_sec": 1},
+    **{"train.steps": 1, "train.warmup_steps": 0, "train.learning_rate": 0, "train.clip_norm": 0},
+    **{"train.b1": 0, "train.b2": 0, "train.average_decay": 0, "depth_code.step_mm": 0.001},
+}
+_BELOW = {"seed": 2**63, "watchdog_sec": 10**6, "train.b1": 1, "train.b2": 1, "train.average_decay": 1}
+
+
+def base(method: str) -> ml_collections.ConfigDict:
+    """Make the paper's run for one method, without data. A config file starts from it and changes some values.
+
+    Raises FaceDepthError for an unknown method.
+    """
+    config = ml_collections.ConfigDict()
+    config.method = method
+    config.seed = 1821
+    config.width = 128  # feature maps of the first layer, the others follow; pix2pix takes half of it, cui a quarter
+    config.dtype = "float32"  # of the computation; "bfloat16" on GPUs and TPUs. Parameters and losses stay float32
+    config.init_from = ""  # a run whose weights to start from
+    config.loss = ml_collections.ConfigDict(_method(method).loss)
+
+    config.train = ml_collections.ConfigDict()
+    config.train.batch_size = 64
+    config.train.steps = 100_000
+    config.train.learning_rate = 2e-4
+    config.train.b1 = 0.5
+    config.train.b2 = 0.999
+    config.train.schedule = "constant"  # or "cosine", down to a hundredth
+    config.train.warmup_steps = 0
+    config.train.clip_norm = 0.0  # the largest norm of a net's gradient; 0.0: not clipped
+    config.train.average_decay = 0.0  # of the averaged weights, which are then evaluated and exported; 0.0: none
+
+    config.data = ml_collections.ConfigDict()
+    config.data.dir = ""  # prepared arrays
+    config.data.dataset = ""  # if they are missing: prepared from this data set ...
+    config.data.raw_dir = ""  # ... in this directory
+    config.data.size = 96
+    config.data.face_mm = 320.0
+    config.data.workers = 0  # processes to prepare with; 0: the training's own
+    config.data.seed = 0  # of the verification pairs
+    config.data.pairs_validation = ""  # a list of pairs to take instead, see docs/preparing.md
+    config.data.pairs_test = ""
+    config.data.options = ml_collections.ConfigDict()  # of the data set, as in `prepare --help`
+
+    config.depth_code = ml_collections.ConfigDict(dataclasses.asdict(DepthCode()))  # see there
+
+    config.every = ml_collections.ConfigDict()  # in steps
+    config.every.log = 50
+    config.every.save = 1000  # a checkpoint, the validation figures, a picture
+    config.watchdog_sec = 600  # without a step for so long, every thread's stack is printed
+    config.lock()  # a misspelt key in a config file is an error
+    config.data.options.unlock()
+    return config
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        raise FaceDepthError(f"There is no method {name!r}: take one of {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def find(name: str) -> tuple[pathlib.Path, str | None]:
+    """Find a config file and the argument behind the colon: "configs/pandora.py:ae", or "pandora:ae" from anywhere.
+
+    Raises FaceDepthError if there is none.
+    """
+    name, _, argument = name.partition(":")
+    candidates = [pathlib.Path(name)]
+    if "/" not in name and not name.endswith(".py"):
+        candidates += [PACKAGED / f"{name}.py", CHECKOUT / f"{name}.py"]
+    for path in candidates:
+        if path.is_file():
+            return path.resolve(), argument or None
+    known = sorted({path.stem for folder in (CHECKOUT, PACKAGED) for path in folder.glob("*.py")} - {"base"})
+    raise FaceDepthError(f"There is no config file {name}; the project's own are {', '.join(known)}.")
+
+
+def load(name: str, overrides=()) -> ml_collections.ConfigDict:
+    """Read a config file, found as by `find`.
+
+    Args:
+      overrides: "train.steps=100", or a command line's arguments, as ml_collections reads them.
+
+    Raises:
+      FaceDepthError: the file makes no config, there is no such value, or it is of another type.
+    """
+    path, argument = find(name)
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise FaceDepthError(f"The config {path} has no function get_config: see the others in configs/.")
+        config = get_config(argument) if argument else get_config()
+    except FaceDepthError:
+        raise
+    except Exception as error:  # the file is Python: it may raise anything
+        raise FaceDepthError(f"The config {path} cannot be used: {_reason(error)}.") from error
+    argv = ["", *(f"--config.{text}" if re.match(r"[a-z_.0-9]+=", text) else text for text in overrides)]
+    known = flatten(config.to_dict())
+    for key in (text.partition("=")[0].removeprefix("--config.") for text in argv if text.startswith("--config.")):
+        if key not in known:
+            near = ", ".join(difflib.get_close_matches(key, known)) or "one of " + ", ".join(known)
+            raise FaceDepthError(f"The config {path} has no {key}: give {near}.")
+    parser = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=argv)
+    try:
+        rest = parser(argv)[1:]
+    except flags.Error as error:
+        raise FaceDepthError(f"A value of the config {path} cannot be used: {error}.") from None
+    if rest:
+        raise FaceDepthError(f"Unexpected: {' '.join(rest)}; values of the config are given as --config.KEY=VALUE.")
+    return config
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's message without the values of the whole config, which ml_collections adds."""
+    return (
+        f"{type(error).__name__}: {error}".split(" Other fields")[0]
+        .splitlines()[0]
+        .replace("'Key ", "Key ")
+        .rstrip(".")
+    )
+
+
+def check(config):
+    """Raise FaceDepthError for a value that no run can be made with."""
+    values = flatten(config.to_dict())
+    for name, value in values.items():
+        least, below = _LEAST.get(name, -math.inf), _BELOW.get(name, math.inf)
+        if isinstance(value, int | float) and not (math.isfinite(value) and least <= value < below):
+            limits = [f"at least {least}"] * (name in _LEAST) + [f"below {below}"] * (name in _BELOW)
+            raise FaceDepthError(f"{name} is {value}: it must be {' and '.join(limits) or 'finite'}.")
+    if set(config.loss) != set(loss := _method(config.method).loss):
+        raise FaceDepthError(
+            f"The loss has the values {list(config.loss)}, the method {config.method!r} takes {list(loss)}: "
+            f"choose the method by --config=CONFIG:{config.method}."
+        )
+    if config.dtype not in ("float32", "bfloat16"):
+        raise FaceDepthError(f"dtype is {config.dtype!r}: take float32 or bfloat16.")
+    if config.train.schedule not in ("constant", "cosine"):
+        raise FaceDepthError(f"train.schedule is {config.train.schedule!r}: take constant or cosine.")
+    if config.train.schedule == "cosine" and config.train.warmup_steps >= config.train.steps:
+        raise FaceDepthError(f"train.warmup_steps is {config.train.warmup_steps}: give fewer than train.steps.")
+    if config.data.size % 16:
+        raise FaceDepthError(f"data.size is {config.data.size}: the nets halve it four times, take a multiple of 16.")
+
+
+def check_crops(config, data: Arrays):
+    """Raise FaceDepthError unless prepared arrays hold crops as the config has them."""
+    size, face_mm = data.gray.shape[1], data.meta["crop"]["face_mm"]
+    if (size, face_mm) != (config.data.size, config.data.face_mm):
+        raise FaceDepthError(
+            f"{data.path} holds crops of {size} px and {face_mm:g} mm, data.size is {config.data.size} "
+            f"and data.face_mm {config.data.face_mm:g}: prepare it with the same."
+        )
+
+
+def depth_code(config) -> DepthCode:
+    """Make the config's DepthCode."""
+    return DepthCode(**config.depth_code)
+
+
+def with_absolute_paths(config) -> ml_collections.ConfigDict:
+    """Copy a config with its paths made absolute: a run is read from other directories later."""
+    values, config = flatten(config.to_dict()), config.copy_and_resolve_references()
+    for key in ("init_from", "data.dir", "data.raw_dir", "data.pairs_validation", "data.pairs_test"):
+        if values[key] and "://" not in values[key]:
+            config.update_from_flattened_dict({key: str(pathlib.Path(values[key]).absolute())})
+    return config
+
+
+def read_run(run: pathlib.Path) -> ml_collections.ConfigDict:
+    """Read the config of a run directory, also of a run from before the present keys.
+
+    Raises FaceDepthError if there is no run or its config.json cannot be used.
+    """
+    path = pathlib.Path(run) / "config.json"
+    if not path.is_file():
+        raise FaceDepthError(f"There is no run in {run}: give the --workdir of a training.")
+    values = files.read_json(path)
+    try:
+        config = base(values["method"])
+        if "code" in values:
+            values = _upgrade(values)
+        config.update(values)
+        check(config)
+    except (AttributeError, KeyError, TypeError, ValueError, FaceDepthError) as error:
+        raise FaceDepthError(f"{path} is damaged or of another version ({_reason(error)}): train again.") from error
+    return config
+
+
+def _upgrade(values: dict) -> dict:
+    """Give a config of version 0.1 today's keys; what it says stays the same."""
+    values = dict(values)
+    code, every, net = dict(values.pop("code")), dict(values["every"]), values.pop("net")
+    if code.pop("half_range") != 127.5 or not net["dropout_at_test"]:
+        raise ValueError("code.half_range or net.dropout_at_test is not the default, which is not supported any more")
+    values["watchdog_sec"] = every.pop("stuck_sec")
+    del every["evaluate"]
+    loss = {name: values["loss"][name] for name in METHODS[values["method"]].loss}
+    return values | {"depth_code": code, "every": every, "loss": loss}

@@ -1,0 +1,121 @@
+"""Crop faces dynamically (section 3.2, Eq. 6) and resize them to the network's size. NumPy in, NumPy out.
+
+Pixel centres are at whole numbers; resizing maps `source = (target + 0.5) * scale - 0.5` as OpenCV does, for gray and
+depth alike, so that the two stay registered.
+"""
+
+import dataclasses
+import functools
+import math
+
+import cv2
+import numpy as np
+
+# Depths that differ by more are two surfaces, not one: steps on a face at Kinect range are some mm a pixel and the
+# sensor's noise is below 3 mm, while ear, shoulder and background lie centimetres behind.
+EDGE_MM = 25.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Columns x..x+w-1 and rows y..y+h-1 of an image; may reach outside it."""
+
+    x: int
+    y: int
+    w: int
+    h: int
+
+
+def inside(shape: tuple[int, int], head_xy: tuple[float, float]) -> bool:
+    """Check that the head centre (x, y) lies on a pixel of an image of shape (H, W)."""
+    x, y = head_xy
+    return -0.5 <= x < shape[1] - 0.5 and -0.5 <= y < shape[0] - 0.5
+
+
+def head_distance_mm(depth_mm: np.ndarray, head_xy: tuple[float, float], window_px: int) -> float | None:
+    """Measure D of Eq. 6: the mean of the valid depths in a window around the head centre.
+
+    Args:
+      depth_mm: uint16 (H, W), 0 = none.
+      head_xy: head centre, inside the image.
+      window_px: side of the window, odd; cut where it leaves the image.
+
+    Returns:
+      millimetres, None where the window holds no depth.
+    """
+    x, y = _nearest(head_xy[0]), _nearest(head_xy[1])
+    reach = window_px // 2
+    window = depth_mm[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1]
+    window = window[window > 0]
+    return float(window.mean(dtype=np.float64)) if window.size else None
+
+
+def crop_box(head_xy: tuple[float, float], distance_mm: float, focal_px: tuple[float, float], face_mm: float) -> Box:
+    """Return the box of Eq. 6: `w = f_x R / D`, `h = f_y R / D` around the head centre.
+
+    Sizes are rounded to whole pixels, at least 1; the place is the one whose middle is nearest to the head centre, so
+    it is off by half a pixel at most. Halves go up.
+    """
+    w, h = (max(1, _nearest(f * face_mm / distance_mm)) for f in focal_px)
+    return Box(_nearest(head_xy[0] - (w - 1) / 2), _nearest(head_xy[1] - (h - 1) / 2), w, h)
+
+
+def crop(image: np.ndarray, box: Box) -> np.ndarray:
+    """Copy the box (h, w) of an image (H, W); 0 where it leaves the image, never shifted or squeezed."""
+    out = np.zeros((box.h, box.w), image.dtype)
+    y0, y1 = max(box.y, 0), min(box.y + box.h, image.shape[0])
+    x0, x1 = max(box.x, 0), min(box.x + box.w, image.shape[1])
+    if y0 < y1 and x0 < x1:
+        out[y0 - box.y : y1 - box.y, x0 - box.x : x1 - box.x] = image[y0:y1, x0:x1]
+    return out
+
+
+def resize_gray(gray: np.ndarray, size_px: int) -> np.ndarray:
+    """Resize uint8 (H, W) to (size_px, size_px): mean over the pixel's area when shrinking, else bilinear."""
+    shrinks = min(gray.shape) >= size_px
+    return cv2.resize(gray, (size_px, size_px), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def resize_depth(depth_mm: np.ndarray, size_px: int) -> np.ndarray:
+    """Resize uint16 (H, W) in mm, 0 = none, to (size_px, size_px), never averaging "no depth" or two surfaces.
+
+    A target pixel belongs to the surface of the source pixel under its centre: it is the weighted mean of those pixels
+    of its footprint that have a depth within EDGE_MM of that one, and none where that one is none. The weights are the
+    shares of the area when shrinking, else bilinear, as in `resize_gray`.
+    """
+    rows, row_weights, row_nearest = _taps(depth_mm.shape[0], size_px)
+    columns, column_weights, column_nearest = _taps(depth_mm.shape[1], size_px)
+    depth = depth_mm.astype(np.float32)
+    centre = depth[row_nearest[:, None], column_nearest]
+    total = np.zeros_like(centre)
+    weight = np.zeros_like(centre)
+    for r, r_weight in zip(rows, row_weights, strict=True):
+        line = depth[r]
+        for c, c_weight in zip(columns, column_weights, strict=True):
+            value = line[:, c]
+            w = (r_weight[:, None] * c_weight) * ((value > 0) & (np.abs(value - centre) <= EDGE_MM))
+            total += w * (value - centre)  # differences: float32 keeps them exact enough to round
+            weight += w
+    # The weight is 0 only where the centre has no depth.
+    mean = centre + total / np.where(weight > 0, weight, 1)
+    return np.where(centre > 0, np.floor(mean + 0.5), 0).astype(np.uint16)
+
+
+@functools.lru_cache(maxsize=512)
+def _taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return, for one axis, source indices and weights (K, target) of each target pixel, and the nearest (target,)."""
+    scale = source / target
+    first = np.arange(target) * scale  # the target pixel is first..first + scale, edges counted from 0
+    middle = (np.arange(target) + 0.5) * scale
+    if scale >= 1:
+        index = np.floor(first).astype(int) + np.arange(math.ceil(scale) + 1)[:, None]
+        weight = np.minimum(index + 1, first + scale) - np.maximum(index, first)
+    else:
+        index = np.floor(middle - 0.5).astype(int) + np.arange(2)[:, None]
+        weight = 1 - np.abs(index + 0.5 - middle)
+    nearest = np.minimum(np.floor(middle).astype(int), source - 1)
+    return np.clip(index, 0, source - 1), np.clip(weight, 0, None).astype(np.float32), nearest
+
+
+def _nearest(x: float) -> int:
+    return math.floor(x + 0.5)

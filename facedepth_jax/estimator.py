@@ -1,0 +1,149 @@
+"""Use a trained net: `load(RUN)` gives a FaceDepth, which is called on images."""
+
+import dataclasses
+import pathlib
+
+import cv2
+import flax.linen as nn
+import jax
+import numpy as np
+
+from facedepth_jax import config as configs
+from facedepth_jax.checkpoint import load_weights
+from facedepth_jax.data import crop
+from facedepth_jax.depth_code import DepthCode, encode_gray
+from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.methods import METHODS, build
+from facedepth_jax.state import NetState, forward, init_net, variables
+
+MAX_PIXELS = 64 * 1024 * 1024  # of a crop, and of a frame of a video; images have this limit by runtime.tune
+
+
+def load(run) -> "FaceDepth":
+    """Load the net of a run from its `config.json` and `generator.safetensors`.
+
+    Raises FaceDepthError if one of them is missing or damaged.
+    """
+    config, module, net_state = load_net(run, "generator")
+    return FaceDepth(module, net_state, config.data.size, config.data.face_mm, configs.depth_code(config))
+
+
+def load_net(run, name: str) -> tuple:
+    """Load one net of a run: (config, module, NetState without optimiser). Raises FaceDepthError as `load` does."""
+    config = configs.read_run(run)
+    nets = build(config, subjects=1)
+    if name != METHODS[config.method].net:
+        raise FaceDepthError(f"{run} is a run of '{config.method}', which has no {name}: give another.")
+    like = jax.eval_shape(lambda: init_net(nets[name], jax.random.key(0), config.data.size))
+    path = pathlib.Path(run) / f"{name}.safetensors"
+    weights = jax.device_put(load_weights(path, variables(like)))
+    return config, nets[name].module, NetState(weights["params"], weights["batch_stats"], None)
+
+
+def estimate_depth(module: nn.Module, code: DepthCode, net_state: NetState, gray, distance_mm):
+    """Estimate depth maps: gray uint8 (B, S, S), distance_mm float32 (B,) -> float32 (B, S, S), millimetres."""
+    return code.decode(forward(module, net_state, encode_gray(gray)), distance_mm)
+
+
+# The weights are an argument: as constants they would be compiled in, for every batch size again.
+_estimate_depth = jax.jit(estimate_depth, static_argnums=(0, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class FaceDepth:
+    """A trained net together with the crop that it wants.
+
+    Attributes:
+      module, net_state: the net.
+      size: S, pixels of its images and maps.
+      face_mm: width of the window that a face is cropped to, R of Eq. 6, millimetres.
+      code: the meaning of its output.
+    """
+
+    module: nn.Module
+    net_state: NetState
+    size: int
+    face_mm: float
+    code: DepthCode
+
+    def estimate(self, gray, distance_mm):
+        """Apply `estimate_depth`, jitted, to arrays of NumPy or JAX."""
+        return _estimate_depth(self.module, self.code, self.net_state, gray, distance_mm)
+
+    def __call__(self, image, *, box=None, center=None, distance_mm=None, focal_px=None) -> np.ndarray:
+        """Estimate the depth map of the face in an image.
+
+        Args:
+          image: uint8 (H, W), or RGB (H, W, 3).
+          box, center, distance_mm, focal_px: as for `box_of`.
+
+        Returns:
+          float32 (S, S), millimetres.
+
+        Raises:
+          FaceDepthError: the image is of another kind, the box is not usable, or the estimate is not finite.
+        """
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] != 3:
+            raise FaceDepthError(f"The image is {image.dtype} {image.shape}; give uint8, (H, W) or RGB (H, W, 3).")
+        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
+        box = self.box_of(gray.shape, box=box, center=center, distance_mm=distance_mm, focal_px=focal_px)
+        return self.batch(self.crop(gray, box)[None], None if distance_mm is None else [distance_mm])[0]
+
+    def batch(self, gray, distance_mm=None) -> np.ndarray:
+        """Estimate the depth maps of finished crops.
+
+        Args:
+          gray: uint8 (B, S, S).
+          distance_mm: (B,), of the heads; nets with absolute depth do not need it.
+
+        Returns:
+          float32 (B, S, S), millimetres.
+
+        Raises:
+          FaceDepthError: the crops are of another size or type, or an estimate is not finite.
+        """
+        gray = np.asarray(gray)
+        if gray.dtype != np.uint8 or gray.shape[1:] != (self.size, self.size):
+            raise FaceDepthError(f"The crops are {gray.dtype} {gray.shape}; give uint8, (B, {self.size}, {self.size}).")
+        distance_mm = np.zeros(len(gray)) if distance_mm is None else distance_mm
+        depth_mm = np.asarray(self.estimate(gray, np.asarray(distance_mm, np.float32)))
+        if not np.isfinite(depth_mm).all():
+            raise FaceDepthError("The net's estimate is not finite: the run's weights are unusable.")
+        return depth_mm
+
+    def box_of(self, shape, *, box=None, center=None, distance_mm=None, focal_px=None) -> crop.Box:
+        """Choose the part of an image that the net is to see.
+
+        Args:
+          shape: (H, W) of the image.
+          box: (x, y, w, h) in pixels, as it is.
+          center: (x, y) of the head in pixels; with its distance and the camera's focal length the crop is that of
+            Eq. 6. With neither `box` nor `center` it is the smallest square around the whole image.
+
+        Raises:
+          FaceDepthError: the box is empty, outside the image or too large.
+        """
+        height, width = shape
+        if box is not None:
+            box = crop.Box(*box)
+        elif center is not None:
+            if not (distance_mm or 0) > 0 or not (focal_px or 0) > 0:  # NaN too
+                raise FaceDepthError("center wants distance_mm and focal_px above 0, to know how large the face is.")
+            box = crop.crop_box(center, distance_mm, (focal_px, focal_px), self.face_mm)
+        else:
+            side = max(height, width)
+            box = crop.Box(-((side - width) // 2), -((side - height) // 2), side, side)
+        if box.w < 1 or box.h < 1:
+            fault = "is empty; give a width and a height of at least 1 pixel"
+        elif box.x >= width or box.y >= height or box.x + box.w <= 0 or box.y + box.h <= 0:
+            fault = f"lies outside the image of {width} x {height} pixels"
+        elif box.w * box.h > MAX_PIXELS:
+            fault = f"is too large (over {MAX_PIXELS}); check the distance and focal length"
+        else:
+            return box
+        raise FaceDepthError(f"The box of {box.w} x {box.h} pixels at x={box.x}, y={box.y} {fault}.")
+
+    def crop(self, gray, box: crop.Box) -> np.ndarray:
+        """Cut a box out of a gray image uint8 (H, W) and resize it to (S, S); outside the image it is black."""
+        return crop.resize_gray(crop.crop(gray, box), self.size)

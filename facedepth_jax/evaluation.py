@@ -1,0 +1,93 @@
+"""Measure an estimate of depth over the rows of a split: every frame once, {metric: value} at the end.
+
+Every batch has the same size, so nothing is compiled twice; the last one is padded with its own last frame and the
+padding is cut off before anything is summed.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from facedepth_jax import devices, metrics
+from facedepth_jax.data.arrays import Arrays
+from facedepth_jax.depth_code import DepthCode
+from facedepth_jax.errors import FaceDepthError
+
+BATCH = 32  # images a device; no figure depends on it
+MEAN_MAP = "mean training map"  # title of `mean_map` in tables
+# gray uint8 (B, S, S), distance_mm float32 (B,) -> depth float32 (B, S, S), millimetres.
+Estimate = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@functools.partial(jax.jit, static_argnames="code")
+def _batch_sums(estimate_mm, depth_mm, code: DepthCode) -> dict:
+    """Sum up each image of a batch of estimates float32 (B, S, S) against true depth uint16 (B, S, S): values (B,)."""
+    pred_levels, true_levels = code.levels(estimate_mm), code.quantize(depth_mm)
+    valid = depth_mm > 0
+    true_mm = depth_mm.astype(jnp.float32)
+    low, high = code.range_mm
+    return {
+        "all": metrics.image_sums(pred_levels, true_levels, jnp.ones_like(valid)),
+        "valid": metrics.image_sums(pred_levels, true_levels, valid),
+        "mm": metrics.mm_sums(estimate_mm, true_mm, valid & (true_mm >= low) & (true_mm <= high)),
+        "finite": jnp.isfinite(estimate_mm).all(axis=(1, 2)),
+    }
+
+
+def evaluate(estimate: Estimate, data: Arrays, rows: Sequence[int], code: DepthCode, mesh=None) -> dict:
+    """Measure an estimate on rows of prepared arrays.
+
+    Args:
+      estimate: jitted by the caller.
+      rows: the rows to measure, each counted once.
+      code: how depth becomes levels.
+      mesh: the devices among which a batch is divided, each process reading its share; all, by default.
+
+    Returns:
+      `metrics.figures`: "all", the thirteen metrics over all pixels, where "no depth" is its level as in training;
+      "valid", the same over pixels with true depth only; "mm", errors against the true millimetres (not against levels,
+      so the quantisation counts) over pixels whose depth the levels can express; standard errors, counts, and sums by
+      person.
+
+    Raises:
+      FaceDepthError: no rows, an estimate that is not finite (the frames are named), or nothing measurable.
+    """
+    rows = np.asarray(rows, np.int64)
+    if rows.size == 0:
+        raise FaceDepthError("There is no frame to evaluate: the split is empty; check the data set's splits.")
+    mesh = mesh or devices.make_mesh()
+    distance_mm = data.frames["distance_mm"].astype(np.float32)
+    batch_size = BATCH * mesh.size
+    collected = []
+    for start in range(0, rows.size, batch_size):
+        batch_rows = rows[start : start + batch_size]
+        mine = devices.share(np.pad(batch_rows, (0, batch_size - batch_rows.size), mode="edge"))
+        batch = devices.put_batch(mesh, (data.gray[mine], distance_mm[mine], data.depth_mm[mine]))
+        sums = _batch_sums(estimate(*batch[:2]), batch[2], code)
+        collected.append(devices.put_everywhere(mesh, sums))
+        jax.block_until_ready(collected[-2:][0])  # one batch late, so that the device never waits for the host
+    sums = jax.tree.map(lambda *parts: np.concatenate(parts)[: rows.size], *jax.device_get(collected))
+    bad = data.frames["frame"][rows[~sums.pop("finite")]]
+    if bad.size:
+        more = f" and {bad.size - 5} more" if bad.size > 5 else ""
+        raise FaceDepthError(
+            f"The net's estimate is not finite for {', '.join(bad[:5])}{more}: its weights are unusable."
+        )
+    return metrics.figures(metrics.person_sums(sums, data.frames["subject"][rows]))
+
+
+def mean_map(data: Arrays, code: DepthCode) -> Estimate:
+    """Make the estimate that ignores its input: the mean level image of the training rows, the best constant in MSE.
+
+    "No depth" enters the mean as its level, as it enters training.
+    """
+    rows = data.rows("train")
+    total = np.zeros(data.depth_mm.shape[1:], np.float64)
+    for start in range(0, rows.size, 256):
+        true_levels = code.quantize(data.depth_mm[rows[start : start + 256]])
+        total += np.asarray(true_levels).sum(axis=0, dtype=np.float64)
+    mean_mm = np.float32(code.from_levels(total / rows.size))
+    return lambda gray, distance_mm: jnp.broadcast_to(mean_mm, gray.shape)

@@ -1,0 +1,195 @@
+"""Report training runs as Tables 1 and 2, the curve over lambda, the grid of Figure 4: the program.
+
+    python -m facedepth_jax.report --out=DIR [--verifier=RUN ...] [--errors] RUN [RUN ...]
+
+Reads the runs' own config.json, results.json and samples/test.npz. Runs that differ in their seed alone share a column,
+as mean ± standard deviation. Runs on different data never share a table; but those that differ in data.options.fold,
+the folds of a cross-validation, are pooled first: all their frames as if measured in one. Writes report.md, report.json
+and the pictures that report.md shows.
+
+With a verifier, one for each fold, the row of face verification and Table 2 are added. A run needs its data for this
+once; its figures stay in it, as verification.json.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from facedepth_jax import runtime
+
+runtime.tune()
+
+from facedepth_jax import files, tables
+from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.evaluation import MEAN_MAP
+from facedepth_jax.methods import METHODS
+from facedepth_jax.nested import differing_keys
+from facedepth_jax.report.figures import CURVE_METRICS, lambda_curve, sample_grid, table
+from facedepth_jax.report.runs import Run, read
+
+
+def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Group runs on the same data into columns: title -> runs that differ in their seed alone, by seed.
+
+    The title is the method, with lambda where the method has runs with several. Raises FaceDepthError for runs of one
+    method that differ in more than lambda and the seed, or in nothing, and for runs measured in different levels.
+    """
+
+    def refuse(one, other, text):
+        raise FaceDepthError(f"{one.path} and {other.path} {text}.")
+
+    columns, first, order = {}, {}, list(METHODS)
+    for run in sorted(runs, key=lambda run: (order.index(run.method), run.lam or 0.0, run.seed)):
+        if run.config["depth_code"] != runs[0].config["depth_code"]:
+            refuse(runs[0], run, "differ in the meaning of a depth level (config.depth_code): report them apart")
+        other = first.setdefault(run.method, run)
+        if keys := differing_keys(other.settings, run.settings):
+            refuse(other, run, f"are both '{run.method}' but differ in {', '.join(keys)}: report them apart")
+        several = len({other.lam for other in runs if other.method == run.method}) > 1
+        column = columns.setdefault(f"{run.method} λ={run.lam:g}" if several else run.method, [])
+        if column and column[-1].seed == run.seed:
+            refuse(column[-1], run, "have the same method, settings and seed: give one of them")
+        column.append(run)
+    return columns
+
+
+def table_2(columns: dict[str, list[Run]], judge: dict, dataset: str) -> str:
+    """Write Table 2 of every column, with its bounds: the verifier on true depth and on the mean map."""
+    original, mean_map = judge["test"], judge["baseline_mean_map"]
+    auc = "" if original["auc"] is None else f" (area under the ROC curve {original['auc']:.4f})"
+    parts = [
+        "### Table 2, face verification\n",
+        "Original / generated depth (pairs); a pair is in a cell when both of its frames are. On true depth the "
+        f"verifier is right in {original['accuracy']:.4f} of {original['n']} pairs{auc}, on the mean training map, "
+        f"where all look alike, in {mean_map['accuracy']:.4f}.\n",
+    ]
+    for title, runs in columns.items():
+        parts.append(tables.verification_table(original["cells"], [run.verification["cells"] for run in runs], title))
+    if dataset == "pandora":
+        parts.append(tables.paper_verification_table())
+    return "\n".join(parts)
+
+
+def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple[str, dict, dict[str, bytes]]:
+    """Make the tables and pictures of the runs on one data set: markdown, JSON values, {file name: PNG}.
+
+    Args:
+      runs: with their verification if there is a judge.
+      judge: results.json of the verifier.
+      errors: whether the grid of faces has maps of the error.
+    """
+    columns = group_columns(runs)
+    test, dataset, fingerprint = (runs[0].results[name] for name in ("test", "dataset", "fingerprint"))
+    name = f"{dataset}-{fingerprint[:8]}"
+    pooled = f", those of {len(runs[0].folds)} folds together" if runs[0].folds else ""
+    parts = [
+        f"## {dataset}\n",
+        f"{test['n_frames']} test frames{pooled}; data `{fingerprint[:16]}`. Metrics in levels of depth, "
+        f"{_plus_minus(columns)}per cent are relative to the training set's mean depth map.\n",
+        "| | seeds | steps | runs |\n|---|---|---|---|",
+    ]
+    values = {"dataset": dataset, "fingerprint": fingerprint, "n_frames": test["n_frames"], "columns": {MEAN_MAP: {}}}
+    for title, members in columns.items():
+        seeds = ", ".join(str(run.seed) for run in members)
+        steps = ", ".join(f"{'/'.join(map(str, run.steps))} of {run.results['steps']}" for run in members)
+        parts.append(f"| {title} | {seeds} | {steps} | {', '.join(run.path.name for run in members)} |")
+        values["columns"][title] = {
+            "method": members[0].method,
+            "lam": members[0].lam,
+            "seeds": [run.seed for run in members],
+            "steps": [run.steps for run in members],
+            "verification": [run.verification for run in members],
+        }
+    mean_map = dataclasses.replace(
+        runs[0],
+        results={"test": runs[0].results["baseline_mean_map"]},
+        verification=judge and judge["baseline_mean_map"],
+    )
+    with_depth = test["n_frames"] - test["n_frames_without_depth"]
+    for pixels, words, n in (("all", "all pixels", test["n_frames"]), ("valid", "pixels with true depth", with_depth)):
+        found, spread = table(columns | {MEAN_MAP: [mean_map]}, pixels)
+        theirs = tables.paper()["table1"].get(dataset, {}) if pixels == "all" else {}
+        beside = {f"paper: {method}": theirs[method] for method in theirs if method in {run.method for run in runs}}
+        text = tables.markdown_table(found, f"{words}, n = {n}", MEAN_MAP, beside, spread)
+        parts.append(f"\n### Table 1 over {words}\n\n{text}")
+        for title in found:
+            values["columns"][title] |= {pixels: found[title], f"standard_error_{pixels}": spread[title]}
+    if judge:
+        parts.append(table_2(columns, judge, dataset))
+        values["verification_of_true_depth"] = judge["test"]
+        values["verification_of_mean_map"] = judge["baseline_mean_map"]
+    images = {}
+    if (curve := lambda_curve(columns)) is not None:
+        images[f"lambda-{name}.png"] = curve
+        found, spread = table(columns, "all", "validation")
+        found = {title: {k: v for k, v in column.items() if k in CURVE_METRICS} for title, column in found.items()}
+        caption = f"validation, all pixels, n = {runs[0].results['validation']['n_frames']}"
+        parts += [
+            "### Weight λ of the reconstruction, on the validation split\n",
+            f"![curve over lambda](lambda-{name}.png)\n",
+            tables.markdown_table(found, caption, errors=spread),
+        ]
+    if (grid := sample_grid(columns, errors)) is not None:
+        images[f"faces-{name}.png"] = grid
+        where = "the first fold's test split" if runs[0].folds else "the test split"
+        parts.append(f"### Faces of {where}\n\n![gray, truth and estimates](faces-{name}.png)\n")
+    return "\n".join(parts), values, images
+
+
+def _plus_minus(columns):
+    seeds = "the standard deviation over seeds" if any(len(runs) > 1 for runs in columns.values()) else ""
+    count = max(run.results["test"].get("n_people", 0) for runs in columns.values() for run in runs)
+    people = f"the standard error over {count} people" if count > 1 else ""
+    if seeds and people:
+        return f"± is {seeds} or {people} where there is one seed, "
+    return f"± is {seeds or people}, " if seeds or people else ""
+
+
+def write_report(paths: Sequence[Path], out: Path, verifiers: Sequence[Path] = (), errors: bool = False) -> str:
+    """Read the runs, write the report into the directory `out`, return its markdown.
+
+    Args:
+      verifiers: verifiers' runs, one for each data set (or fold) of the runs.
+      errors: whether the grid of faces has maps of the error.
+
+    Raises:
+      FaceDepthError: a run cannot be used or the report cannot be written.
+    """
+    runs, judged = read(paths, verifiers)
+    by_data = {}
+    for run in runs:
+        by_data.setdefault(run.results["fingerprint"], []).append(run)
+    # Everything is made before anything is written.
+    made = [make_section(group, judged.get(data), errors) for data, group in by_data.items()]
+    markdown = "# Report\n\n" + "\n".join(section for section, _, _ in made)
+    for _, _, images in made:
+        for name, content in images.items():
+            files.write_bytes(out / name, content)
+    files.write_json(out / "report.json", [values for _, values, _ in made])
+    files.write_bytes(out / "report.md", markdown.encode())
+    return markdown
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; see --help."""
+    parser = argparse.ArgumentParser(
+        prog="python -m facedepth_jax.report", description="Tables and pictures of finished training runs."
+    )
+    flag = parser.add_argument
+    flag("paths", nargs="+", type=Path, metavar="RUN", help="directory of a finished run")
+    flag("--out", required=True, type=Path, help="directory to write to; files there are replaced")
+    text = "a verifier's run on the same data, for Table 2; with folds give one for each"
+    flag("--verifier", dest="verifiers", action="append", default=[], type=Path, metavar="RUN", help=text)
+    flag("--errors", action="store_true", help="maps of the error in the grid of faces")
+    try:
+        print(write_report(**vars(parser.parse_args(argv))))
+    except FaceDepthError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

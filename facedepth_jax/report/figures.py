@@ -1,0 +1,109 @@
+"""Values and pictures of the report: the columns of the tables, the curve over lambda, the grid of Figure 4."""
+
+import io
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from facedepth_jax import pictures
+from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.metrics import METRICS
+from facedepth_jax.report.runs import Run
+from facedepth_jax.tables import FACE_VERIFICATION
+
+CURVE_METRICS = {metric.key: metric for metric in METRICS if metric.key in ("l1", "rmse_lin", "delta_1.25^(1/4)")}
+GRID_FACES = 8
+
+
+def table(columns: dict[str, list[Run]], pixels: str, measured: str = "test") -> tuple[dict, dict]:
+    """Collect the figures of columns of runs, as `tables.markdown_table` wants them.
+
+    Args:
+      columns: title -> runs that differ in their seed alone.
+      pixels: "all", or "valid" for those with true depth, with the errors in millimetres.
+      measured: "test", with face verification over all pixels, or "validation".
+
+    Returns:
+      title -> {metric key: one value a run} of the metrics that all its runs have;
+      title -> {metric key: standard error over people} if it is one run, and has any.
+    """
+    values, errors = {}, {}
+    for title, runs in columns.items():
+        found, spread = zip(*(_figures(run, pixels, measured) for run in runs), strict=True)
+        values[title] = {key: [row[key] for row in found] for key in found[0] if all(key in row for row in found)}
+        errors[title] = spread[0] if len(runs) == 1 else {}
+    return values, errors
+
+
+def _figures(run, pixels, measured):
+    result = run.results[measured]
+    errors = result.get("standard_error", {"all": {}, "valid": {}, "mm": {}})  # older results have none
+    if pixels == "valid":
+        return result["valid"] | result["mm"], errors["valid"] | errors["mm"]
+    if measured == "validation" or not run.verification:
+        return result["all"], errors["all"]
+    key, verified = FACE_VERIFICATION.key, run.verification
+    return result["all"] | {key: verified["accuracy"]}, errors["all"] | {key: verified.get("standard_error")}
+
+
+def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
+    """Draw metrics over lambda, all pixels: dots are seeds, the line their mean; the autoencoder is a level line.
+
+    On the validation split: lambda is chosen by it, and the test split must not choose.
+
+    Returns:
+      PNG, None where the runs of the cGAN have fewer than two lambdas.
+    """
+    sweep = dict(sorted((runs[0].lam, title) for title, runs in columns.items() if runs[0].method == "cgan"))
+    if len(sweep) < 2:
+        return None
+    lams, (values, _) = list(sweep), table(columns, "all", "validation")
+    figure = Figure(figsize=(4 * len(CURVE_METRICS), 3.4), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(CURVE_METRICS)), CURVE_METRICS.values(), strict=True):
+        seeds = [values[title].get(metric.key, [np.nan]) for title in sweep.values()]
+        axes.plot(lams, [np.mean(found) for found in seeds], "-", color="tab:blue", label="cGAN")
+        dots = [(lam, value) for lam, found in zip(lams, seeds, strict=True) for value in found]
+        axes.plot(*zip(*dots, strict=True), ".", color="tab:blue")
+        if level := values.get("ae", {}).get(metric.key):
+            axes.axhline(np.mean(level), color="tab:orange", label="AE")
+            axes.axhspan(min(level), max(level), color="tab:orange", alpha=0.2)
+        if lams[0] > 0:
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=lams[1])
+        axes.set_xticks(lams, [f"{lam:g}" for lam in lams])
+        axes.minorticks_off()
+        axes.set_xlabel("λ")
+        axes.set_title(f"{metric.label} ({metric.better} is better)", fontsize=10)
+    axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return content.getvalue()
+
+
+def sample_grid(columns: dict[str, list[Run]], errors: bool = False) -> bytes | None:
+    """Draw the grid of Figure 4 from samples/test.npz of each column's first run, on request with maps of the error.
+
+    Returns a PNG, None where a run kept no samples or the runs have no frame in common. Raises FaceDepthError if a file
+    of samples is damaged.
+    """
+    samples = {}
+    for title, runs in columns.items():
+        path = runs[0].path / "samples" / "test.npz"
+        if not path.is_file():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                names, *images = (arrays[name] for name in ("frame", "gray", "truth_mm", "estimate_mm"))
+        except Exception as error:  # zip, zlib, header, key: each has its own
+            raise FaceDepthError(f"{path} is damaged; evaluate the run again.") from error
+        samples[title] = {name: faces for name, *faces in zip(names.tolist(), *images, strict=True)}
+    first = next(iter(samples.values()))
+    shared = [name for name in first if all(name in faces for faces in samples.values())][:GRID_FACES]
+    if not shared:
+        return None
+    gray, truth = (np.stack([first[name][i] for name in shared]) for i in (0, 1))
+    rows = {"truth": truth}
+    for title, faces in samples.items():
+        rows[title.replace("λ", "lambda")] = np.stack([faces[name][2] for name in shared])
+    return pictures.encode_png(pictures.grid(gray, rows, errors))

@@ -1,0 +1,196 @@
+"""Read finished runs for the report: checked, judged by a verifier, folds pooled."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from facedepth_jax import config, estimator, files, metrics, verification
+from facedepth_jax.data import arrays
+from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.methods import METHODS
+
+MEASURED = ("test", "validation", "baseline_mean_map")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+      path, config, results: its directory, and there config.json (upgraded) and results.json, plain values.
+      verification: the figures of its depth maps, as `verification.verify` gives them.
+      folds: the runs that it was pooled from.
+    """
+
+    path: Path
+    config: dict
+    results: dict
+    verification: dict | None = None
+    folds: tuple["Run", ...] = ()
+
+    @property
+    def method(self) -> str:
+        return self.results["method"]
+
+    @property
+    def seed(self) -> int:
+        return self.results["seed"]
+
+    @property
+    def lam(self) -> float | None:
+        """Weight of the reconstruction in Eq. 5; the other methods have none."""
+        return self.config["loss"].get("lam")
+
+    @property
+    def settings(self) -> dict:
+        """Values that decide the figures besides lambda and the seed; the data has a fingerprint of its own."""
+        loss = {key: value for key, value in self.config["loss"].items() if key != "lam"}
+        others = ("seed", "data", "every", "watchdog_sec")
+        return {key: value for key, value in self.config.items() if key not in others} | {"loss": loss}
+
+    @property
+    def steps(self) -> list[int]:
+        """The step at which the weights were kept, of every fold."""
+        return [run.results["step"] for run in self.folds or (self,)]
+
+
+def read(paths: Sequence[Path], verifiers: Sequence[Path] = ()) -> tuple[list[Run], dict[str, dict]]:
+    """Read finished runs and pool their folds; with verifiers, verify the runs that have not been verified yet.
+
+    Args:
+      verifiers: none, or one for each data set (or fold) of the runs.
+
+    Returns:
+      The runs, and {fingerprint of the data: results.json of its verifier}.
+
+    Raises:
+      FaceDepthError: a run or a verifier cannot be used, or two verifiers are of the same data.
+    """
+    runs, judges = [_read(path, "generator") for path in paths], {}
+    for judge in (_read(path, "verifier") for path in verifiers):
+        other = judges.setdefault(judge.results["fingerprint"], judge)
+        if other is not judge:
+            raise FaceDepthError(f"{other.path} and {judge.path} are verifiers of the same data: give one of them.")
+    if judges:
+        runs = [dataclasses.replace(run, verification=_verify(run, judges)) for run in runs]
+    return _pool_folds(runs, {fingerprint: judge.results for fingerprint, judge in judges.items()})
+
+
+def _read(path, net):
+    for name in ("config.json", "results.json"):
+        if not (path / name).is_file():
+            raise FaceDepthError(f"{path} has no {name}: give a finished run, or continue this one with `main`.")
+    run = Run(path, config.read_run(path).to_dict(), files.read_json(path / "results.json"))
+    try:  # everything that is read of it later
+        if METHODS[run.method].net != net:
+            raise FaceDepthError(f"{path} is a run of '{run.method}': give generators as RUN, verifiers as --verifier.")
+        for name in ("seed", "dataset", "fingerprint", "step", "steps"):
+            run.results[name]
+        if net == "verifier":
+            for name in ("test", "baseline_mean_map"):
+                _pool_verification([run.results[name]])
+            return run
+        for found in (run.results[name] for name in MEASURED):
+            int(found["n_frames"]), int(found["n_frames_without_depth"])
+            for part in ("all", "valid", "mm"):
+                [float(value) for value in found[part].values()]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FaceDepthError(f"{path / 'results.json'} is damaged or of another version ({error!r}).") from error
+    return run
+
+
+def _verify(run, judges):
+    """Take the figures of a run's test pairs from its verification.json or, the first time, from its data."""
+    judge = judges.get(run.results["fingerprint"])
+    if not judge:
+        paths = ", ".join(str(judge.path) for judge in judges.values())
+        raise FaceDepthError(f"{paths} and {run.path} are of different data: give the verifier of the run's data.")
+    nets, file = {"verifier": judge.path, "generator": run.path}, run.path / "verification.json"
+    try:
+        weights = {net: files.sha256(path / f"{net}.safetensors") for net, path in nets.items()}
+    except FileNotFoundError as error:
+        raise FaceDepthError(
+            f"{error.filename} does not exist; continue the run with `main`, which writes it at its end."
+        ) from None
+    known = files.read_json(file) if file.is_file() else None
+    if isinstance(known, dict) and known.get("weights") == weights and "test" in known:
+        return known["test"]
+    if judge.config["depth_code"] != run.config["depth_code"]:
+        raise FaceDepthError(f"{run.path} and {judge.path} differ in the meaning of a depth level (config.depth_code).")
+    data = arrays.open(run.config["data"]["dir"])
+    if data.fingerprint != run.results["fingerprint"]:
+        raise FaceDepthError(
+            f"{data.path} is not the data that {run.path} was trained on: prepare it as it was, with the run's config."
+        )
+    verifier, net = verification.load_verifier(judge.path), estimator.load(run.path)
+    found = verification.verify(verifier, verification.generated_depth(net.batch, data), data, "test")
+    files.write_json(file, {"weights": weights, "test": found})
+    return found
+
+
+def _pool_folds(runs, judged):
+    """Make one run of those that differ in data.options.fold alone, as if their test frames were measured in one."""
+    groups = {}
+    for run in runs:
+        data = {key: value for key, value in run.config["data"].items() if key not in ("dir", "workers", "options")}
+        options = {key: value for key, value in run.config["data"]["options"].items() if key != "fold"}
+        same = [run.results["dataset"], data, options, run.lam, run.seed, run.settings]
+        groups.setdefault(json.dumps(same, sort_keys=True), []).append(run)
+    pooled = []
+    for group in groups.values():
+        parts = sorted({run.results["fingerprint"] for run in group})
+        numbers = {run.config["data"]["options"].get("fold") for run in group}
+        if len(group) == 1 or min(len(parts), len(numbers)) < len(group):  # a run given twice is refused later
+            pooled += group
+            continue
+        results = group[0].results | {name: _pool_figures(group, name) for name in MEASURED}
+        results["fingerprint"] = hashlib.sha256("".join(parts).encode()).hexdigest()
+        verified = None
+        if judged:
+            verified = _pool_verification([run.verification for run in group])
+            judged[results["fingerprint"]] = {
+                name: _pool_verification([judged[part][name] for part in parts])
+                for name in ("test", "baseline_mean_map")
+            }
+        pooled.append(dataclasses.replace(group[0], results=results, verification=verified, folds=tuple(group)))
+    return pooled, judged
+
+
+def _pool_figures(folds, name):
+    for run in folds:
+        if "people" not in run.results[name]:
+            raise FaceDepthError(
+                f"{run.path} is a fold from before results kept the sums by which folds are pooled: "
+                "report the folds one at a time, or train them again."
+            )
+    return metrics.figures(metrics.join_people([run.results[name]["people"] for run in folds]))
+
+
+def _pool_verification(folds):
+    """Pool results of `verification.verify`, weighted by pairs; a figure that one fold lacks is None.
+
+    The "auc" is the folds' mean, as scores of different verifiers cannot be ranked together.
+    """
+    folds = [{"standard_error": None} | fold for fold in folds]  # results from before have none
+    shares = np.array([fold["n"] for fold in folds]) / sum(fold["n"] for fold in folds)
+
+    def pool(name, combine=np.sum):
+        values = [fold[name] for fold in folds]
+        return None if None in values else float(combine(np.multiply(values, shares)))
+
+    def cell(angles, sequences):
+        cells = [fold["cells"][angles][sequences] for fold in folds]
+        pairs = sum(cell["n"] for cell in cells)
+        right = sum(cell["n"] * (cell["accuracy"] or 0) for cell in cells)
+        return {"accuracy": right / pairs if pairs else None, "n": pairs}
+
+    return {
+        **{name: sum(fold[name] for fold in folds) for name in ("n", "n_same", "n_frames")},
+        **{name: pool(name) for name in ("accuracy", "auc", "loss")},
+        "standard_error": pool("standard_error", np.linalg.norm),  # of sums over other people, which are independent
+        "cells": {a: {s: cell(a, s) for s in row} for a, row in folds[0]["cells"].items()},
+    }

@@ -1,0 +1,73 @@
+"""depth_code.py: the paper's 8-bit depth, by hand and against plain NumPy."""
+
+import jax
+import numpy as np
+import pytest
+
+from facedepth_jax.depth_code import DepthCode, encode_gray
+
+CODE = DepthCode()
+ODD = DepthCode(offset_mm=300.5, step_mm=7.3, none_level=3)
+FAR = np.zeros(1)  # where the head is does not matter to absolute depth
+
+
+@pytest.mark.parametrize(
+    "mm, level",
+    [
+        (0, 194),
+        (1, 0),
+        (499, 0),
+        (500, 0),
+        (503, 0),
+        (505, 1),
+        (508, 1),
+        (516, 2),
+        (2539, 255),
+        (2540, 255),
+        (2541, 255),
+        (65535, 255),
+    ],
+)
+def test_by_hand(mm, level):
+    got = CODE.quantize(np.array([[mm]], np.uint16))
+    assert got.dtype == np.float32 and got.shape == (1, 1) and got[0, 0] == level
+
+
+@pytest.mark.parametrize("code", [CODE, ODD])
+def test_equals_plain_numpy(code):
+    mm = np.arange(65536, dtype=np.uint16)
+    exact = (mm.astype(np.float64) - code.offset_mm) / code.step_mm
+    np.testing.assert_allclose(code.levels(mm), exact, rtol=1e-6, atol=1e-5)
+    clipped = np.clip(exact, 0, 255)
+    got = np.asarray(jax.jit(code.quantize)(mm), np.float64)
+    assert (got == np.round(got)).all() and got[0] == code.none_level
+    assert np.abs(got - clipped)[1:].max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("code", [CODE, ODD])
+def test_there_and_back(code):
+    """A map of all depths: what the levels can express comes back to half a level, the rest to the nearest end."""
+    mm = np.arange(65536, dtype=np.uint16).reshape(1, 256, 256)
+    image = jax.jit(code.encode)(mm, FAR)
+    assert image.shape == (1, 256, 256, 1) and image.dtype == np.float32
+    assert image.min() == -1 and image.max() == 1
+    back = np.asarray(code.decode(image, FAR))
+    assert back.shape == mm.shape and back.dtype == np.float32
+    low, high = code.range_mm
+    assert (low, high) == (code.offset_mm, code.offset_mm + 255 * code.step_mm)
+    assert np.abs(back - np.clip(mm, low, high))[mm > 0].max() <= code.step_mm / 2 + 1e-3
+    assert back.flat[0] == pytest.approx(code.offset_mm + code.none_level * code.step_mm)
+
+
+def test_the_tanhs_ends_are_the_first_and_the_last_level():
+    image = np.array([-1.0, 0.0, 1.0]).reshape(1, 1, 3, 1)
+    np.testing.assert_array_equal(CODE.decode(image, FAR)[0, 0], [500, 500 + 127.5 * 8, 2540])
+    np.testing.assert_array_equal(CODE.encode(np.array([[[500, 2540]]], np.uint16), FAR)[0, 0, :, 0], [-1, 1])
+
+
+def test_gray():
+    gray = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    image = encode_gray(gray)
+    assert image.dtype == np.float32 and image.shape == (1, 16, 16, 1)
+    assert image.min() == -1 and image.max() == 1
+    np.testing.assert_allclose(image[..., 0], (gray - 127.5) / 127.5, rtol=1e-6, atol=2e-7)

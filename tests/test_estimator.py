@@ -1,0 +1,120 @@
+"""estimator.py: a trained net in a user's hands. From a real run's files: test_train.py and test_end_to_end.py."""
+
+import dataclasses
+import re
+
+import cv2
+import numpy as np
+import pytest
+from small import gray_net
+
+import facedepth_jax
+from facedepth_jax.data.crop import Box
+from facedepth_jax.errors import FaceDepthError
+
+SIZE = 24
+
+
+@pytest.fixture(scope="module")
+def net():
+    return gray_net(SIZE)
+
+
+def image(height=SIZE, width=SIZE, *channels):
+    return np.random.default_rng(0).integers(0, 256, (height, width, *channels), np.uint8)
+
+
+def to_mm(gray):
+    return gray * 8.0 + 500.0
+
+
+def test_a_gray_image_of_the_nets_size(net):
+    gray = image()
+    depth_mm = net(gray)
+    assert depth_mm.shape == (SIZE, SIZE) and depth_mm.dtype == np.float32
+    np.testing.assert_allclose(depth_mm, to_mm(gray), rtol=1e-6)
+
+
+def test_colours_are_red_green_and_blue(net):
+    color = image(SIZE, SIZE, 3)
+    luma = color @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(net(color) - to_mm(luma)).max() <= 8 * 0.51
+
+
+def test_a_box(net):
+    gray = image(60, 50)
+    np.testing.assert_allclose(net(gray, box=(10, 20, SIZE, SIZE)), to_mm(gray[20:44, 10:34]), rtol=1e-6)
+    beyond = np.zeros((SIZE, SIZE))
+    beyond[:, 4:] = gray[20:44, :20]
+    np.testing.assert_allclose(net(gray, box=(-4, 20, SIZE, SIZE)), to_mm(beyond), rtol=1e-6)
+
+
+def test_center_and_distance_give_the_crop_of_eq_6(net):
+    """w = 300 * 320 / 1000 = 96 pixels, four to a map pixel."""
+    gray = image(200, 260)
+    depth_mm = net(gray, center=(129.5, 99.5), distance_mm=1000.0, focal_px=300.0)
+    want = gray[52:148, 82:178].reshape(SIZE, 4, SIZE, 4).mean(axis=(1, 3))
+    assert np.abs(depth_mm - to_mm(want)).max() <= 8 * 0.51
+
+
+def test_a_whole_image_becomes_the_smallest_square_around_it(net):
+    assert net.box_of((30, 20)) == Box(-5, 0, 30, 30)
+    assert net.box_of((20, 31)) == Box(0, -5, 31, 31)
+
+
+def test_a_batch_is_its_images(net):
+    crops = np.stack([image(), 255 - image(), image() // 2])
+    depth_mm = net.batch(crops, [700.0, 800.0, 900.0])
+    assert depth_mm.shape == (3, SIZE, SIZE) and depth_mm.dtype == np.float32
+    for crop, found in zip(crops, depth_mm, strict=True):
+        np.testing.assert_array_equal(found, net(crop))
+    np.testing.assert_array_equal(net.batch(crops), depth_mm)  # absolute depth does not ask for the distance
+
+
+def test_a_crop_is_resized_as_prepare_does(net):
+    gray = image(96, 96)
+    crop = net.crop(gray, Box(0, 0, 96, 96))
+    np.testing.assert_array_equal(crop, cv2.resize(gray, (SIZE, SIZE), interpolation=cv2.INTER_AREA))
+
+
+@pytest.mark.parametrize(
+    "image, where, sentence",
+    [
+        (np.zeros((9, 9), np.float32), {}, "float32 (9, 9); give uint8, (H, W) or RGB (H, W, 3)"),
+        (np.zeros((9, 9, 4), np.uint8), {}, "uint8 (9, 9, 4); give uint8"),
+        (np.zeros((2, 9, 9, 3), np.uint8), {}, "uint8 (2, 9, 9, 3); give uint8"),
+        (np.zeros((9, 9), np.uint8), {"box": (0, 0, 0, 5)}, "is empty"),
+        (np.zeros((9, 9), np.uint8), {"box": (9, 0, 5, 5)}, "lies outside the image of 9 x 9 pixels"),
+        (np.zeros((9, 9), np.uint8), {"box": (-5, -5, 10**5, 10**5)}, "is too large"),
+        (np.zeros((9, 9), np.uint8), {"center": (4, 4)}, "center wants distance_mm and focal_px above 0"),
+        (np.zeros((9, 9), np.uint8), {"center": (4, 4), "distance_mm": -900, "focal_px": 300}, "focal_px above 0"),
+        (
+            np.zeros((9, 9), np.uint8),
+            {"center": (4, 4), "distance_mm": 1e-3, "focal_px": 300.0},
+            "is too large (over 67108864); check the distance and focal length",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(net, image, where, sentence):
+    with pytest.raises(FaceDepthError, match=re.escape(sentence)):
+        net(image, **where)
+
+
+@pytest.mark.parametrize("crops", [np.zeros((2, SIZE, 25), np.uint8), np.zeros((2, SIZE, SIZE)), image()])
+def test_crops_that_the_net_was_not_trained_on(net, crops):
+    with pytest.raises(FaceDepthError, match=re.escape(f"{crops.shape}; give uint8, (B, 24, 24).")):
+        net.batch(crops)
+
+
+def test_an_estimate_that_is_not_finite(net):
+    broken = dataclasses.replace(net, code=dataclasses.replace(net.code, step_mm=np.inf))
+    with pytest.raises(FaceDepthError, match="The net's estimate is not finite"):
+        broken(image())
+
+
+def test_where_there_is_no_run(tmp_path):
+    with pytest.raises(FaceDepthError, match="There is no run in"):
+        facedepth_jax.load(tmp_path)
+    with pytest.raises(AttributeError, match="no attribute 'loud'"):
+        _ = facedepth_jax.loud
+    assert facedepth_jax.FaceDepth is type(gray_net(SIZE))

@@ -1,0 +1,144 @@
+"""Evaluation: every frame once, the same figures however it is batched. On several devices: test_processes.py."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small import write_arrays
+from test_metrics import reference
+
+from facedepth_jax import evaluation as ev
+from facedepth_jax.depth_code import DepthCode
+from facedepth_jax.errors import FaceDepthError
+
+CODE = DepthCode()
+N, SIZE = 65, 12
+
+
+def make_arrays(path):
+    rng = np.random.default_rng(0)
+    gray = rng.integers(0, 256, (N, SIZE, SIZE), np.uint8)
+    depth_mm = rng.integers(450, 3000, (N, SIZE, SIZE)).astype(np.uint16)  # beyond the levels at both ends
+    depth_mm[rng.random(depth_mm.shape) < 0.2] = 0
+    depth_mm[7] = 0
+    return write_arrays(
+        path,
+        gray,
+        depth_mm,
+        [f"p{i % 4}" for i in range(N)],
+        ["train"] * 40 + ["validation"] * 5 + ["test"] * 20,
+        distance_mm=[600.0 + 10 * i for i in range(N)],
+    )
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_arrays(tmp_path_factory.mktemp("data") / "arrays")
+
+
+@jax.jit
+def estimate(gray, distance_mm):
+    """A stand-in for a net: a depth that depends on the gray value and on the frame's distance."""
+    return 700 + 9 * jnp.abs(gray.astype(jnp.float32) - 100) + distance_mm[:, None, None] / 10
+
+
+def counts(result):
+    return {name: value for name, value in result.items() if name.startswith("n_")}
+
+
+def test_equals_plain_numpy(data):
+    rows = np.arange(0, N, 2)
+    got = ev.evaluate(estimate, data, rows, CODE)
+
+    distance_mm = (600 + 10 * rows)[:, None, None]
+    pred_mm = 700 + 9 * np.abs(data.gray[rows].astype(np.float64) - 100) + distance_mm / 10
+    pred, true_mm = (pred_mm - 500) / 8, data.depth_mm[rows].astype(np.float64)
+    true = np.clip(np.round((true_mm - 500) / 8), 0, 255)
+    true[true_mm == 0] = 194
+    valid = true_mm > 0
+    for column, mask in (("all", np.ones_like(valid)), ("valid", valid)):
+        want = reference(pred, true, mask)
+        for key in want:
+            # one pixel of the share of pixels may fall on the other side in float32
+            assert got[column][key] == pytest.approx(want[key], rel=1e-5, abs=1.5 / mask.sum()), (column, key)
+    in_range = (true_mm >= 500) & (true_mm <= 2540)
+    error_mm = (pred_mm - true_mm)[in_range]
+    assert got["mm"]["mae_mm"] == pytest.approx(np.abs(error_mm).mean(), rel=1e-5)
+    assert got["mm"]["rmse_mm"] == pytest.approx(np.sqrt((error_mm**2).mean()), rel=1e-5)
+    assert counts(got) == {
+        "n_people": 2,  # p0 and p2 have the even rows
+        "n_frames": rows.size,
+        "n_frames_without_depth": 0,  # row 7 is not among the even rows
+        "n_pixels": true.size,
+        "n_pixels_valid": valid.sum(),
+        "n_pixels_mm": in_range.sum(),
+    }
+    assert got["people"].keys() == {"p0", "p2"}
+    assert json.loads(json.dumps(got)) == got
+
+
+def test_any_batch_size_gives_the_same_figures(data, monkeypatch):
+    want = ev.evaluate(estimate, data, range(N), CODE)
+    assert want["n_frames"] == N and want["n_frames_without_depth"] == 1
+    for batch_size in (1, 7, 64, N):
+        monkeypatch.setattr(ev, "BATCH", batch_size)
+        got = ev.evaluate(estimate, data, range(N), CODE)
+        for column in ("all", "valid", "mm"):
+            assert got[column] == pytest.approx(want[column], rel=1e-6), (batch_size, column)
+        assert counts(got) == counts(want)
+
+
+def test_the_padded_frames_do_not_count(data, monkeypatch):
+    seen = []
+
+    def counting(gray, distance_mm):
+        seen.append((gray.shape, distance_mm.shape))
+        return estimate(gray, distance_mm)
+
+    one = ev.evaluate(counting, data, [3], CODE)
+    assert seen == [((ev.BATCH, SIZE, SIZE), (ev.BATCH,))]
+    assert one["n_pixels"] == SIZE * SIZE
+    monkeypatch.setattr(ev, "BATCH", 1)
+    alone = ev.evaluate(estimate, data, [3], CODE)
+    assert one["all"] == pytest.approx(alone["all"], rel=1e-6) and counts(one) == counts(alone)
+
+
+def test_an_estimate_that_is_not_finite_names_its_frames(data):
+    bad = jnp.asarray(data.gray[[4, 11]])
+
+    def broken(gray, distance_mm):
+        named = (gray[:, None] == bad[None]).all(axis=(2, 3)).any(axis=1)
+        return jnp.where(named[:, None, None], jnp.nan, estimate(gray, distance_mm))
+
+    with pytest.raises(FaceDepthError, match="not finite for f4, f11: "):
+        ev.evaluate(broken, data, range(20), CODE)
+    with pytest.raises(FaceDepthError, match="not finite for f0, f1, f2, f3, f4 and 35 more: "):
+        ev.evaluate(lambda *args: estimate(*args) * jnp.inf, data, range(40), CODE)
+
+
+def test_no_rows(data):
+    with pytest.raises(FaceDepthError, match="no frame to evaluate"):
+        ev.evaluate(estimate, data, [], CODE)
+
+
+def test_mean_map_is_the_best_constant_map(data):
+    rows = data.rows("train")
+    mean_map = ev.mean_map(data, CODE)
+    true = np.clip(np.round((data.depth_mm[rows].astype(np.float64) - 500) / 8), 0, 255)
+    true[data.depth_mm[rows] == 0] = 194
+    got_mm = np.asarray(mean_map(data.gray[:2], np.zeros(2)))
+    assert got_mm.shape == (2, SIZE, SIZE)
+    np.testing.assert_allclose((got_mm[1] - 500) / 8, true.mean(axis=0), rtol=1e-5)
+    got = ev.evaluate(mean_map, data, rows, CODE)
+    assert got["all"]["rmse_lin"] == pytest.approx(np.sqrt(true.var(axis=0).mean()), rel=1e-5)
+
+
+def test_mean_map_over_more_rows_than_one_chunk(tmp_path):
+    depth_mm = np.full((600, 2, 2), 500, np.uint16)
+    depth_mm[300:] = 500 + 8 * 100
+    data = write_arrays(tmp_path / "arrays", np.zeros((600, 2, 2)), depth_mm, ["p"] * 600, ["train"] * 600)
+    mean_mm = ev.mean_map(data, CODE)(jnp.zeros((3, 2, 2), jnp.uint8), jnp.zeros(3))
+    assert mean_mm.shape == (3, 2, 2)
+    np.testing.assert_allclose(mean_mm, 900, rtol=1e-6)
