@@ -93,7 +93,8 @@ def read_entry(entry, frame: int, ratio: float | None) -> list[float]:
             raise Unusable("joints give no map", f"scales {scale[0]:.3g} and {scale[1]:.3g}")
         heads[1] = np.array(heads[0]) * scale + shift
     # Kinect's camera space (C): metres, y up.
-    head_mm = [factor * _number(_get(entry, "joints3D", HEAD, i)) for i, factor in enumerate((1000, -1000, 1000))]
+    head_m = _point(_get(entry, "joints3D", HEAD), 3)
+    head_mm = [factor * x for factor, x in zip((1000, -1000, 1000), head_m, strict=True)]
     if not all(map(math.isfinite, head_mm)):
         head_mm = [math.nan] * 3
     return [*angles, *heads[0], *heads[1], *scale, *head_mm]
@@ -117,8 +118,11 @@ def _number(value) -> float:
         return math.nan
 
 
-def _point(value) -> tuple[float, float]:
-    return _number(_get(value, 0)), _number(_get(value, 1))
+def _point(value, size: int = 2) -> tuple[float, ...]:
+    """Return a point's coordinates; NaN for everything else."""
+    if not isinstance(value, list) or len(value) != size:
+        return (math.nan,) * size
+    return tuple(map(_number, value))
 
 
 def _fit_map(joints: np.ndarray, colour: np.ndarray) -> tuple[list[float], list[float]]:
