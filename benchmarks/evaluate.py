@@ -31,7 +31,7 @@ def measured(width, frames, turns):
     depth_mm = rng.integers(0, 2000, gray.shape).astype(np.uint16)
     distance_mm, names = np.full(frames, 900, np.float32), np.arange(frames).astype(str)
     columns = {"distance_mm": distance_mm, "frame": names, "subject": names}
-    data = Arrays(Path(), gray, depth_mm, columns, {})
+    data = Arrays(Path(), gray, depth_mm, columns, {"crop": {"face_mm": 320.0}})
     net = Generator(width)
     state = init_net(Net(net, adam(2e-4, 0.5, 0.999)), jax.random.key(0), 96)
     estimate = functools.partial(jax.jit(functools.partial(estimate_depth, net, DepthCode())), state)

@@ -23,7 +23,7 @@ CHECKOUT = pathlib.Path(__file__).parent.parent / "configs"
 _LEAST = {
     **{"seed": 0, "width": 2, "data.size": 16, "every.log": 1, "every.save": 1, "watchdog_sec": 1},
     **{"train.steps": 1, "train.warmup_steps": 0, "train.learning_rate": 0, "train.clip_norm": 0},
-    **{"train.b1": 0, "train.b2": 0, "train.average_decay": 0, "depth_code.step_mm": 0.001},
+    **{"train.weight_decay": 0, "train.b1": 0, "train.b2": 0, "train.average_decay": 0, "depth_code.step_mm": 0.001},
 }
 _BELOW = {"seed": 2**63, "watchdog_sec": 10**6, "train.b1": 1, "train.b2": 1, "train.average_decay": 1}
 
@@ -49,8 +49,10 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.train.b2 = 0.999
     config.train.schedule = "constant"  # or "cosine", down to a hundredth
     config.train.warmup_steps = 0
+    config.train.weight_decay = 0.0
     config.train.clip_norm = 0.0  # the largest norm of a net's gradient; 0.0: not clipped
     config.train.average_decay = 0.0  # of the averaged weights, which are then evaluated and exported; 0.0: none
+    config.train.augment = False
 
     config.data = ml_collections.ConfigDict()
     config.data.dir = ""  # prepared arrays
@@ -64,7 +66,8 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.data.pairs_test = ""
     config.data.options = ml_collections.ConfigDict()  # of the data set, as in `prepare --help`
 
-    config.depth_code = ml_collections.ConfigDict(dataclasses.asdict(DepthCode()))  # see there
+    code = DepthCode(origin=_method(method).origins[0])
+    config.depth_code = ml_collections.ConfigDict(dataclasses.asdict(code))  # see there
 
     config.every = ml_collections.ConfigDict()  # in steps
     config.every.log = 50
@@ -156,6 +159,13 @@ def check(config):
             f"The loss has the values {list(config.loss)}, the method {config.method!r} takes {list(loss)}: "
             f"choose the method by --config=CONFIG:{config.method}."
         )
+    origins = METHODS[config.method].origins
+    if config.depth_code.origin not in origins:
+        raise FaceDepthError(
+            f"depth_code.origin is {config.depth_code.origin!r}: {config.method!r} takes {' or '.join(origins)}."
+        )
+    if config.train.augment and config.method == "verifier":
+        raise FaceDepthError("train.augment is for photographs: the verifier has its own, leave it False.")
     if config.dtype not in ("float32", "bfloat16"):
         raise FaceDepthError(f"dtype is {config.dtype!r}: take float32 or bfloat16.")
     if config.train.schedule not in ("constant", "cosine"):

@@ -13,7 +13,7 @@ import numpy as np
 
 from facedepth_jax import devices, metrics
 from facedepth_jax.data.arrays import Arrays
-from facedepth_jax.depth_code import DepthCode
+from facedepth_jax.depth_code import RELIEF_MM, DepthCode
 from facedepth_jax.errors import FaceDepthError
 
 BATCH = 32  # images a device; no figure depends on it
@@ -23,16 +23,25 @@ Estimate = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 @functools.partial(jax.jit, static_argnames="code")
-def _batch_sums(estimate_mm, depth_mm, code: DepthCode) -> dict:
-    """Sum up each image of a batch of estimates float32 (B, S, S) against true depth uint16 (B, S, S): values (B,)."""
-    pred_levels, true_levels = code.levels(estimate_mm), code.quantize(depth_mm)
+def _batch_sums(estimate_mm, depth_mm, distance_mm, pitch_mm, code: DepthCode) -> dict:
+    """Sum up each image of a batch of estimates float32 (B, S, S) against true depth uint16 (B, S, S): values (B,).
+
+    A pixel without an estimate (0) counts as what the paper's files have there.
+    """
+    pred_levels, true_levels = code.estimated_levels(estimate_mm), code.quantize(depth_mm)
     valid = depth_mm > 0
     true_mm = depth_mm.astype(jnp.float32)
+    in_front = valid & (true_mm - distance_mm[:, None, None] < RELIEF_MM)
+    relief = metrics.relief_sums(estimate_mm, true_mm, distance_mm, in_front, pitch_mm)
+    absent = estimate_mm == 0
+    estimate_mm = jnp.where(absent, code.from_levels(code.none_level), estimate_mm)
     low, high = code.range_mm
     return {
         "all": metrics.image_sums(pred_levels, true_levels, jnp.ones_like(valid)),
         "valid": metrics.image_sums(pred_levels, true_levels, valid),
         "mm": metrics.mm_sums(estimate_mm, true_mm, valid & (true_mm >= low) & (true_mm <= high)),
+        "relief": relief,
+        "masked": absent.any(axis=(1, 2)),
         "finite": jnp.isfinite(estimate_mm).all(axis=(1, 2)),
     }
 
@@ -49,8 +58,8 @@ def evaluate(estimate: Estimate, data: Arrays, rows: Sequence[int], code: DepthC
     Returns:
       `metrics.figures`: "all", the thirteen metrics over all pixels, where "no depth" is its level as in training;
       "valid", the same over pixels with true depth only; "mm", errors against the true millimetres (not against levels,
-      so the quantisation counts) over pixels whose depth the levels can express; standard errors, counts, and sums by
-      person.
+      so the quantisation counts) over pixels whose depth the levels can express; "relief", the shape of faces; standard
+      errors, counts, and sums by person.
 
     Raises:
       FaceDepthError: no rows, an estimate that is not finite (the frames are named), or nothing measurable.
@@ -60,13 +69,14 @@ def evaluate(estimate: Estimate, data: Arrays, rows: Sequence[int], code: DepthC
         raise FaceDepthError("There is no frame to evaluate: the split is empty; check the data set's splits.")
     mesh = mesh or devices.make_mesh()
     distance_mm = data.frames["distance_mm"].astype(np.float32)
+    pitch_mm = data.meta["crop"]["face_mm"] / data.gray.shape[-1]
     batch_size = BATCH * mesh.size
     collected = []
     for start in range(0, rows.size, batch_size):
         batch_rows = rows[start : start + batch_size]
         mine = devices.share(np.pad(batch_rows, (0, batch_size - batch_rows.size), mode="edge"))
-        batch = devices.put_batch(mesh, (data.gray[mine], distance_mm[mine], data.depth_mm[mine]))
-        sums = _batch_sums(estimate(*batch[:2]), batch[2], code)
+        gray, distances, depth_mm = devices.put_batch(mesh, (data.gray[mine], distance_mm[mine], data.depth_mm[mine]))
+        sums = _batch_sums(estimate(gray, distances), depth_mm, distances, pitch_mm, code)
         collected.append(devices.put_everywhere(mesh, sums))
         jax.block_until_ready(collected[-2:][0])  # one batch late, so that the device never waits for the host
     sums = jax.tree.map(lambda *parts: np.concatenate(parts)[: rows.size], *jax.device_get(collected))
@@ -76,18 +86,25 @@ def evaluate(estimate: Estimate, data: Arrays, rows: Sequence[int], code: DepthC
         raise FaceDepthError(
             f"The net's estimate is not finite for {', '.join(bad[:5])}{more}: its weights are unusable."
         )
+    if not sums.pop("masked").any():  # the net has no mask
+        del sums["relief"]["mask_iou"]
     return metrics.figures(metrics.person_sums(sums, data.frames["subject"][rows]))
 
 
 def mean_map(data: Arrays, code: DepthCode) -> Estimate:
-    """Make the estimate that ignores its input: the mean level image of the training rows, the best constant in MSE.
+    """Make the estimate that ignores its input: the mean image of the training rows, the best constant in MSE.
 
-    "No depth" enters the mean as its level, as it enters training.
+    "No depth" enters the mean as it enters training: as its level, or from the head not at all.
     """
     rows = data.rows("train")
-    total = np.zeros(data.depth_mm.shape[1:], np.float64)
+    distance_mm = data.frames["distance_mm"].astype(np.float32)
+    total, count = np.zeros((2, *data.depth_mm.shape[1:]))
     for start in range(0, rows.size, 256):
-        true_levels = code.quantize(data.depth_mm[rows[start : start + 256]])
-        total += np.asarray(true_levels).sum(axis=0, dtype=np.float64)
-    mean_mm = np.float32(code.from_levels(total / rows.size))
-    return lambda gray, distance_mm: jnp.broadcast_to(mean_mm, gray.shape)
+        some = rows[start : start + 256]
+        depth_mm = data.depth_mm[some]
+        learnt = np.asarray(code.learnt(depth_mm))[..., 0]
+        total += np.asarray(code.encode(depth_mm, distance_mm[some]))[..., 0].sum(0, np.float64, where=learnt)
+        count += learnt.sum(0)
+    # where no frame has depth, the farthest
+    mean = np.where(count > 0, total / np.maximum(count, 1), 1.0)[None, ..., None].astype(np.float32)
+    return lambda gray, distance_mm: code.decode(jnp.broadcast_to(mean, (*gray.shape, 1)), distance_mm)

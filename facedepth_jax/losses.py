@@ -54,3 +54,36 @@ def conditional_generator(image, target, logits, l1_weight):
 def identity(logits, subject):
     """Compute the cross entropy of the person: logits (B, subjects), int (B,) -> (B,)."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, subject)
+
+
+def shift_aware_l1(image, target, counted):
+    """Average the absolute error, half of it after the image's mean error is taken away: (B, S, S) thrice -> (B,).
+
+    The shape of a face counts even where its distance is wrong. After Eigen et al. (2014), Eq. 4, whose log-scale is a
+    shift here. `counted` is bool; an image without a pixel that counts has no error.
+    """
+    error = jnp.where(counted, image - target, 0.0)
+    count = jnp.maximum(counted.sum((1, 2)), 1)
+    shift = (error.sum((1, 2)) / count)[:, None, None]
+    centred = jnp.where(counted, error - shift, 0.0)
+    return 0.5 * (jnp.abs(error) + jnp.abs(centred)).sum((1, 2)) / count
+
+
+def gradient_matching(image, target, counted, limit, steps=(1, 2, 4)):
+    """Average the absolute error of differences over `steps` pixels, along rows and columns: (B, S, S) thrice -> (B,).
+
+    After Ranftl et al. (MiDaS, 2020), Eq. 11, with differences instead of a pyramid. Each error counts up to `limit`:
+    what lies beyond is an edge in another place.
+    """
+    error, total = jnp.where(counted, image - target, 0.0), 0.0
+    for turned, here in ((error, counted), (error.swapaxes(1, 2), counted.swapaxes(1, 2))):
+        for step in steps:
+            both = here[:, step:] & here[:, :-step]
+            change = jnp.minimum(jnp.abs(turned[:, step:] - turned[:, :-step]), limit)
+            total += jnp.where(both, change, 0.0).sum((1, 2)) / jnp.maximum(both.sum((1, 2)), 1)
+    return total / (2 * len(steps))
+
+
+def foreground(logits, inside):
+    """Average the binary cross entropy of the foreground's mask: float and bool (B, S, S) -> (B,)."""
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, inside.astype(logits.dtype)), axis=(1, 2))

@@ -7,10 +7,13 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from facedepth_jax import steps
-from facedepth_jax.models import cgan, cui, pix2pix, siamese
+from facedepth_jax.augment import augment
+from facedepth_jax.depth_code import ORIGINS
+from facedepth_jax.models import cgan, cui, pix2pix, relief, siamese
 from facedepth_jax.state import Net, adam, average_weights
 
 
@@ -23,15 +26,17 @@ class Method:
       step: the pure step.
       loss: the step's own loss values and their defaults, `config.loss`.
       net: name of the net that is evaluated and exported.
+      origins: where the depth that its nets make may be counted from, see DepthCode; the first is the default.
     """
 
     modules: Callable
     step: Callable
     loss: dict[str, float] = dataclasses.field(default_factory=dict)
     net: str = "generator"
+    origins: tuple[str, ...] = ORIGINS
 
 
-# The columns of Table 1, in the paper's order, and the judge of its last row, whose batches are pairs.
+# The columns of Table 1, in the paper's order; the project's own; the judge of Table 1's last row, fed with pairs.
 METHODS = {
     "cgan": Method(
         lambda width, dtype, subjects: {
@@ -63,6 +68,12 @@ METHODS = {
         # is a mean, so 0.001 x 9,216. An assumption.
         {"mse_weight": 9.216},
     ),
+    "relief": Method(
+        lambda width, dtype, subjects: {"generator": relief.Generator(width, dtype)},
+        steps.relief_step,
+        {"gradient_weight": 0.5, "foreground_weight": 0.2},
+        origins=("head",),
+    ),
     "verifier": Method(
         lambda width, dtype, subjects: {"verifier": siamese.Siamese(width, dtype)},
         steps.pairwise_step,
@@ -83,6 +94,7 @@ def build(config, subjects: int) -> dict[str, Net]:
         warmup_steps=train.warmup_steps,
         steps=train.steps,
         clip_norm=train.clip_norm,
+        weight_decay=train.weight_decay,
     )
     return {name: Net(module, optimizer) for name, module in modules.items()}
 
@@ -92,9 +104,14 @@ def make_step(config, nets: dict[str, Net], code: steps.DepthCode) -> Callable:
     method, decay = METHODS[config.method], config.train.average_decay
     step = functools.partial(method.step, nets=nets, code=code, seed=config.seed, **config.loss)
 
-    def averaging_step(state, batch):
+    def whole_step(state, batch):
+        if config.train.augment:
+            key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+            batch = augment(batch, jax.random.fold_in(key, 1))  # the step draws from `key` itself
         new, metrics = step(state, batch)
-        average = average_weights(state.average, new.nets[method.net], new.step, decay)
-        return dataclasses.replace(new, average=average), metrics
+        if decay:
+            average = average_weights(state.average, new.nets[method.net], new.step, decay)
+            new = dataclasses.replace(new, average=average)
+        return new, metrics
 
-    return averaging_step if decay else step
+    return whole_step

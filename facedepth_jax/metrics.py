@@ -1,19 +1,22 @@
-"""Compute the thirteen pixel-wise metrics of the paper's Table 1, in levels, and errors in millimetres.
+"""Compute the thirteen pixel-wise metrics of the paper's Table 1, in levels; errors in millimetres; errors of relief.
 
 Sums first, ratios and roots last, so that neither batch size nor device count nor padding can change a figure, and
-folds and seeds pool by adding: on the device `image_sums` and `mm_sums` reduce every image to a few numbers,
-`person_sums` adds them up by person, and `figures` turns the sums of any set of people into metrics, in float64, each
-with a standard error over people.
+folds and seeds pool by adding: on the device `image_sums`, `mm_sums` and `relief_sums` reduce every image to a few
+numbers, `person_sums` adds them up by person, and `figures` turns the sums of any set of people into metrics, in
+float64, each with a standard error over people.
 
 Definitions: Pini et al. (2018), Table 1, after Eigen et al., "Depth map prediction from a single image using a
 multi-scale deep network" (2014). The paper's figures decide where its words do not: RMSE lin and log take the root
 last, over the whole split; the L2 norm is an image's own norm, averaged over images (in all eight columns of Table 1
 it is just below 96 times RMSE lin). Before a logarithm or a ratio both depths are raised to one level.
+
+Relief is the shape of a face wherever it is: of each image, over the pixels of the face.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -63,7 +66,21 @@ MM_METRICS = (
     Metric("mae_mm", "Mean absolute error, mm", "lower", 2, lambda sums: sums["abs"] / sums["count"]),
     Metric("rmse_mm", "RMSE, mm", "lower", 2, lambda sums: np.sqrt(sums["squared"] / sums["count"])),
 )
-_PARTS = {"all": METRICS, "valid": METRICS, "mm": MM_METRICS}
+RELIEF_METRICS = (
+    Metric("relief_mae", "Relief error, mm", "lower", 2, lambda sums: sums["relief_mae"] / sums["images"]),
+    Metric(
+        "relief_mae_scaled",
+        "Relief error at the best scale, mm",
+        "lower",
+        2,
+        lambda sums: sums["relief_mae_scaled"] / sums["images"],
+    ),
+    Metric("normals_deg", "Normals, degrees", "lower", 2, lambda sums: sums["normals_deg"] / sums["images"]),
+    Metric("mask_iou", "Foreground, IoU", "higher", 4, lambda sums: sums["mask_iou"] / sums["images"]),
+)
+_PARTS = {"all": METRICS, "valid": METRICS, "mm": MM_METRICS, "relief": RELIEF_METRICS}
+FACE_MM, FACE_RADIUS = 100.0, 0.30  # of the head's distance; of the image's side, about its middle
+FACE_LEAST = 200 / 96**2  # of an image's pixels: with fewer it shows no face
 _EMPTY = "No pixel with depth to measure on: the evaluated frames are empty; check the prepared depth."
 _NOTHING = {
     "all": _EMPTY,
@@ -123,11 +140,85 @@ def mm_sums(pred_mm, true_mm, mask) -> dict:
     }
 
 
+def relief_sums(pred_mm, true_mm, distance_mm, foreground, pitch_mm) -> dict:
+    """Measure the relief of each image over its face: true depth within FACE_MM of the head's, within FACE_RADIUS.
+
+    "relief_mae" is the mean absolute error after its median is taken away; for "relief_mae_scaled" the estimate has got
+    its best scale by least squares before; "normals_deg" is the mean angle between the normals of both maps, each
+    smoothed by a mean of 3x3; "mask_iou" compares the pixels that have an estimate with the true foreground.
+
+    Args:
+      pred_mm, true_mm: float32 (B, S, S), millimetres, 0 = none.
+      distance_mm: float32 (B,), of the head, D of Eq. 6.
+      foreground: bool (B, S, S), the true one.
+      pitch_mm: a pixel's side at that distance.
+
+    Returns:
+      name -> float32 (B,); the "count" of pixels is 0 for an image without a face.
+    """
+    size = true_mm.shape[-1]
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    circle = x**2 + y**2 <= (FACE_RADIUS * size) ** 2
+    face = (true_mm > 0) & (jnp.abs(true_mm - distance_mm[:, None, None]) <= FACE_MM) & circle[None]
+    p, t, m = (image[:, *np.nonzero(circle)] for image in (pred_mm, true_mm, face))
+    p, t = p - _median(p, m), t - _median(t, m)
+    count = m.sum(1)
+
+    def mean(values):
+        return jnp.where(m, values, 0.0).sum(1) / jnp.maximum(count, 1)
+
+    def error(values):
+        return mean(jnp.abs(values - _median(values, m)))
+
+    scale = mean(p * t) / jnp.maximum(mean(p * p), 1e-9)
+    angle, angles = _angles_deg(pred_mm, true_mm, face, pitch_mm)
+    both, either = (pred_mm > 0) & foreground, (pred_mm > 0) | foreground
+    return {
+        "count": jnp.where((count >= FACE_LEAST * size**2) & (angles > 0), count, 0).astype(jnp.float32),
+        "relief_mae": error(p - t),
+        "relief_mae_scaled": error(scale[:, None] * p - t),
+        "normals_deg": angle,
+        "mask_iou": both.sum((1, 2)) / jnp.maximum(either.sum((1, 2)), 1),
+    }
+
+
+def _median(values, mask):
+    """Take the median of each row (B, n) over its mask, (B, 1); that of an even number lies between two values."""
+    ordered, count = jnp.sort(jnp.where(mask, values, jnp.inf), 1), mask.sum(1)[:, None]
+    low, high = (jnp.take_along_axis(ordered, jnp.maximum(at, 0), 1) for at in ((count - 1) // 2, count // 2))
+    return jnp.where(count > 0, (low + high) / 2, 0.0)
+
+
+def _angles_deg(pred_mm, true_mm, face, pitch_mm):
+    """Average the angle between the normals of two maps where a pixel and its four neighbours are of the face.
+
+    Returns float32 (B,), degrees, and over how many pixels.
+    """
+
+    def around(image):  # the mean over the face's pixels of 3x3
+        kernel = (1, 3, 3), (1, 1, 1), "SAME"
+        total = jax.lax.reduce_window(jnp.where(face, image, 0.0), 0.0, jax.lax.add, *kernel)
+        return total / jnp.maximum(jax.lax.reduce_window(face.astype(jnp.float32), 0.0, jax.lax.add, *kernel), 1.0)
+
+    def normals(image):
+        image = around(image)
+        dx = (image[:, 1:-1, 2:] - image[:, 1:-1, :-2]) / (2 * pitch_mm)
+        dy = (image[:, 2:, 1:-1] - image[:, :-2, 1:-1]) / (2 * pitch_mm)
+        return jnp.stack([dx, dy, -jnp.ones_like(dx)], -1)
+
+    counted = face[:, 1:-1, 1:-1] & face[:, 1:-1, 2:] & face[:, 1:-1, :-2] & face[:, 2:, 1:-1] & face[:, :-2, 1:-1]
+    a, b = normals(pred_mm), normals(true_mm)
+    # not by the arc cosine, which is blind to small angles
+    angle = jnp.rad2deg(jnp.arctan2(jnp.linalg.norm(jnp.cross(a, b), axis=-1), (a * b).sum(-1)))
+    count = counted.sum((1, 2))
+    return jnp.where(counted, angle, 0.0).sum((1, 2)) / jnp.maximum(count, 1), count
+
+
 def person_sums(per_image: Mapping[str, Mapping[str, np.ndarray]], subjects: Sequence[str]) -> dict:
     """Add up the sums of each person's images.
 
     Args:
-      per_image: {"all", "valid": `image_sums`, "mm": `mm_sums`}, values (N,), padding removed.
+      per_image: {"all", "valid": `image_sums`, "mm": `mm_sums`, "relief": `relief_sums`}, values (N,), padding removed.
       subjects: (N,), the person in each image.
 
     Returns:
@@ -159,10 +250,11 @@ def figures(people: Mapping[str, Mapping]) -> dict:
       people: as `person_sums` gives them, of one evaluation or of several with other people (folds), joined.
 
     Returns:
-      Plain JSON values: "all" and "valid" {key of METRICS: value}, "mm" {key of MM_METRICS: value};
-      "standard_error": the same three, each over people, None with fewer than two of them;
-      "n_people", "n_frames", "n_frames_without_depth" (left out of "valid"), "n_pixels", "n_pixels_valid",
-      "n_pixels_mm": what they were taken over; "people": the sums.
+      Plain JSON values: "all" and "valid" {key of METRICS: value}, "mm" {key of MM_METRICS: value}, "relief" {key of
+      RELIEF_METRICS: value}, which is missing where no image shows a face;
+      "standard_error": the same, each over people, None with fewer than two of them;
+      "n_people", "n_frames", "n_frames_without_depth" (left out of "valid"), "n_faces" (of "relief"), "n_pixels",
+      "n_pixels_valid", "n_pixels_mm": what they were taken over; "people": the sums.
 
     Raises:
       FaceDepthError: no image has a pixel that counts.
@@ -175,6 +267,8 @@ def figures(people: Mapping[str, Mapping]) -> dict:
         table = {name: np.array([sums[part][name] for sums in people.values()]) for name in names}
         total = {name: column.sum() for name, column in table.items()}
         if not total["count"]:
+            if part not in _NOTHING:
+                continue
             raise FaceDepthError(_NOTHING[part])
         counted = table["count"] > 0  # a person without a pixel that counts has nothing to leave out
         rest = {name: total[name] - column[counted] for name, column in table.items()}
@@ -190,6 +284,7 @@ def figures(people: Mapping[str, Mapping]) -> dict:
         "n_people": len(people),
         "n_frames": int(totals["all"]["images"]),
         "n_frames_without_depth": int(totals["all"]["images"] - totals["valid"]["images"]),
+        "n_faces": int(totals["relief"]["images"]) if "relief" in totals else 0,
         "n_pixels": int(totals["all"]["count"]),
         "n_pixels_valid": int(totals["valid"]["count"]),
         "n_pixels_mm": int(totals["mm"]["count"]),

@@ -60,7 +60,7 @@ class Net:
     optimizer: optax.GradientTransformation
 
 
-def adam(learning_rate, b1, b2, *, schedule="constant", warmup_steps=0, steps=0, clip_norm=0.0):
+def adam(learning_rate, b1, b2, *, schedule="constant", warmup_steps=0, steps=0, clip_norm=0.0, weight_decay=0.0):
     """Build the paper's optimiser (section 3.1.2: Adam, 2e-4, 0.5, 0.999), with what others add to it.
 
     Args:
@@ -68,12 +68,15 @@ def adam(learning_rate, b1, b2, *, schedule="constant", warmup_steps=0, steps=0,
       schedule: "constant", as in the paper, or "cosine", down to a hundredth at the last of `steps`.
       warmup_steps: steps in which the rate grows linearly from 0.
       clip_norm: the most that the norm of a net's gradient may be; 0.0 is off.
+      weight_decay: share of itself, times the rate, that a weight loses in a step (Loshchilov and Hutter 2019, AdamW).
     """
     if schedule == "cosine":
         learning_rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, steps, learning_rate / 100)
     elif warmup_steps:
         learning_rate = optax.warmup_constant_schedule(0.0, learning_rate, warmup_steps)
     optimizer = optax.adam(learning_rate, b1=b1, b2=b2)
+    if weight_decay:
+        optimizer = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay)
     return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
 
 

@@ -3,23 +3,40 @@
 The batch is the pipeline's, stored arrays: gray uint8 (B, S, S), depth_mm uint16 (B, S, S), 0 = none, distance_mm
 float32 (B,), D of Eq. 6, subject int32 (B,), the person's place among the training people. Metrics are float32 scalars.
 Randomness comes from `fold_in(key(seed), state.step)`. methods.py says which step belongs to which method.
+
+Where there is nothing to learn (`DepthCode.learnt`) the generated map shows the true one: no loss and no net that looks
+at it can tell the two apart there, and no gradient comes back.
 """
 
 import jax
 import jax.numpy as jnp
 
 from facedepth_jax import losses
-from facedepth_jax.depth_code import DepthCode, encode_gray
+from facedepth_jax.depth_code import RELIEF_MM, DepthCode, encode_gray
 from facedepth_jax.models import siamese
-from facedepth_jax.state import Net, TrainState, apply_gradients, forward_train, gradient_norm
+from facedepth_jax.state import Net, NetState, TrainState, apply_gradients, forward_train, gradient_norm
+
+INSIDE_MM = 250.0  # relief that counts in the loss of it
+EDGE_MM = 30.0  # errors of a difference count up to this
 
 
 def encode(batch, code: DepthCode):
-    """Turn stored arrays into what the nets see: gray and depth, float32 (B, S, S, 1) in [-1, 1]."""
+    """Turn stored arrays into what the nets see: gray and depth, float32 (B, S, S, 1) in [-1, 1]; "learnt", bool."""
     return {
         "gray": encode_gray(batch["gray"]),
         "depth": code.encode(batch["depth_mm"], batch["distance_mm"]),
+        "learnt": code.learnt(batch["depth_mm"]),
     }
+
+
+def _generator(net: Net, net_state: NetState, batch, key=None):
+    """Close the generator over a batch: params -> (map, batch statistics)."""
+
+    def generate(params):
+        image, stats = forward_train(net, params, net_state.batch_stats, batch["gray"], key)
+        return jnp.where(batch["learnt"], image, batch["depth"]), stats
+
+    return generate
 
 
 def adversarial_step(state: TrainState, batch, *, nets: dict[str, Net], code: DepthCode, seed: int, lam: float):
@@ -30,10 +47,7 @@ def adversarial_step(state: TrainState, batch, *, nets: dict[str, Net], code: De
     """
     batch = encode(batch, code)
     g, d = state.nets["generator"], state.nets["discriminator"]
-
-    def generate(params):
-        return forward_train(nets["generator"], params, g.batch_stats, batch["gray"])
-
+    generate = _generator(nets["generator"], g, batch)
     generated, pull_back, g_stats = jax.vjp(generate, g.params, has_aux=True)
 
     def d_loss(params):
@@ -71,9 +85,10 @@ def supervised_step(state: TrainState, batch, *, nets: dict[str, Net], code: Dep
     """Apply the autoencoder's step: the same generator on Eq. 3 alone."""
     batch = encode(batch, code)
     g = state.nets["generator"]
+    generate = _generator(nets["generator"], g, batch)
 
     def loss_of(params):
-        image, stats = forward_train(nets["generator"], params, g.batch_stats, batch["gray"])
+        image, stats = generate(params)
         return jnp.mean(losses.mse(image, batch["depth"])), stats
 
     (loss, stats), grads = jax.value_and_grad(loss_of, has_aux=True)(g.params)
@@ -92,10 +107,7 @@ def conditional_adversarial_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     batch = encode(batch, code)
     g, d = state.nets["generator"], state.nets["discriminator"]
-
-    def generate(params):
-        return forward_train(nets["generator"], params, g.batch_stats, batch["gray"], key)
-
+    generate = _generator(nets["generator"], g, batch, key)
     generated, pull_back, g_stats = jax.vjp(generate, g.params, has_aux=True)
 
     def judge(params, stats, depth):
@@ -144,10 +156,7 @@ def discriminative_step(
     """
     batch = encode(batch, code) | {"subject": batch["subject"]}
     g, i = state.nets["generator"], state.nets["identity"]
-
-    def generate(params):
-        return forward_train(nets["generator"], params, g.batch_stats, batch["gray"])
-
+    generate = _generator(nets["generator"], g, batch)
     generated, pull_back, g_stats = jax.vjp(generate, g.params, has_aux=True)
 
     def identity_loss(image, params):
@@ -177,13 +186,51 @@ def discriminative_step(
     return TrainState(state.step + 1, {"generator": g, "identity": i}), metrics
 
 
+def relief_step(
+    state: TrainState,
+    batch,
+    *,
+    nets: dict[str, Net],
+    code: DepthCode,
+    seed: int,
+    gradient_weight: float,
+    foreground_weight: float,
+):
+    """Apply the step of the project's own net: relief where it is nearer than INSIDE_MM, and the foreground everywhere.
+
+    Losses are in units of 100 mm. A pixel without depth counts as background.
+    """
+    batch = encode(batch, code)
+    g, unit = state.nets["generator"], RELIEF_MM / 100
+    target = unit * batch["depth"][..., 0]
+    learnt = batch["learnt"][..., 0]
+    inside = learnt & (jnp.abs(target) < INSIDE_MM / 100)
+    in_front = learnt & (target < unit)
+
+    def loss_of(params):
+        output, stats = forward_train(nets["generator"], params, g.batch_stats, batch["gray"])
+        relief, logits = unit * output[..., 0], output[..., 1]
+        terms = {
+            "loss_relief": jnp.mean(losses.shift_aware_l1(relief, target, inside)),
+            "loss_gradient": jnp.mean(losses.gradient_matching(relief, target, inside, EDGE_MM / 100)),
+            "loss_foreground": jnp.mean(losses.foreground(logits, in_front)),
+        }
+        loss = terms["loss_relief"] + gradient_weight * terms["loss_gradient"]
+        return loss + foreground_weight * terms["loss_foreground"], (stats, terms)
+
+    (loss, (stats, terms)), grads = jax.value_and_grad(loss_of, has_aux=True)(g.params)
+    g = apply_gradients(nets["generator"], g, grads, stats)
+    metrics = {"loss_g": loss, "grad_norm_g": gradient_norm(grads)} | terms
+    return TrainState(state.step + 1, {"generator": g}), metrics
+
+
 def pairwise_step(state: TrainState, batch, *, nets: dict[str, Net], code: DepthCode, seed: int):
     """Apply the verifier's step (section 4.2): binary cross entropy of pairs of real depth maps, augmented.
 
-    The batch is the pairs': depth_mm uint16 (B, 2, S, S), same int32 (B,), 1 = one person.
+    The batch is the pairs': depth_mm uint16 (B, 2, S, S), distance_mm float32 (B, 2), same int32 (B,), 1 = one person.
     """
     size = batch["depth_mm"].shape[-1]
-    maps = code.quantize(batch["depth_mm"].reshape(-1, size, size))
+    maps = code.picture(batch["depth_mm"].reshape(-1, size, size), batch["distance_mm"].reshape(-1))
     maps = siamese.augment(maps, jax.random.fold_in(jax.random.key(seed), state.step))
     pair = siamese.normalize(maps).reshape(-1, 2, size, size).transpose(0, 2, 3, 1)
     same = batch["same"]

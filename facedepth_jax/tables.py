@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from facedepth_jax.data.pairs import ANGLE_SUBSETS, SEQUENCE_SUBSETS
-from facedepth_jax.metrics import METRICS, MM_METRICS, Metric
+from facedepth_jax.metrics import METRICS, MM_METRICS, RELIEF_METRICS, Metric
 
 FACE_VERIFICATION = Metric("face_verification", "Face verification", "higher", 4)  # the last row of Table 1
 
@@ -34,8 +34,8 @@ def markdown_table(
     """Write Table 1 as markdown: a row a metric with its arrow, the best column in bold.
 
     Args:
-      columns: title -> {metric key: value, or one value a seed}. Rows are the metrics of METRICS, MM_METRICS and
-        FACE_VERIFICATION that a column has; "-" stands where another has none.
+      columns: title -> {metric key: value, or one value a seed}. Rows are the metrics of METRICS, MM_METRICS,
+        RELIEF_METRICS and FACE_VERIFICATION that a column has; "-" stands where another has none.
       caption: the first header cell; say there what was measured and n.
       baseline: title of the column that the others' relative change is given to, in per cent.
       beside: further columns out of competition, as the paper's own.
@@ -43,7 +43,7 @@ def markdown_table(
     """
     beside, errors = beside or {}, errors or {}
     rows = []
-    for metric in (*METRICS, *MM_METRICS, FACE_VERIFICATION):
+    for metric in (*METRICS, *MM_METRICS, *RELIEF_METRICS, FACE_VERIFICATION):
         key, decimals = metric.key, metric.decimals
         means = {title: np.mean(column[key]) for title, column in columns.items() if key in column}
         best = (min if metric.better == "lower" else max)(means.values(), default=None)
@@ -62,7 +62,7 @@ def markdown_table(
 
 
 def figures_tables(columns: Mapping[str, Mapping], baseline: str | None = None) -> str:
-    """Write the figures of evaluations (`metrics.figures`) as three tables: all pixels, those with depth, millimetres.
+    """Write the figures of evaluations (`metrics.figures`) as tables: all pixels, with depth, millimetres, relief.
 
     Args:
       columns: title -> figures on the same frames; ± is the standard error over people.
@@ -74,6 +74,8 @@ def figures_tables(columns: Mapping[str, Mapping], baseline: str | None = None) 
         "valid": f"pixels with depth, n = {n['n_frames'] - n['n_frames_without_depth']} frames",
         "mm": f"millimetres, n = {n['n_pixels_mm']} pixels",
     }
+    if n.get("n_faces"):
+        captions["relief"] = f"relief, n = {n['n_faces']} faces"
     parts = []
     for part, caption in captions.items():
         values = {title: figures[part] for title, figures in columns.items()}

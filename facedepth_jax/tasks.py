@@ -34,6 +34,7 @@ class _Task:
     def __init__(self, config, nets: dict[str, Net], data: Arrays, mesh):
         self._config, self._data, self._mesh = config, data, mesh
         self._code = configs.depth_code(config)
+        self._distance_mm = data.frames["distance_mm"].astype(np.float32)
         self._module = nets[METHODS[config.method].net].module
 
     def batches(self, train_rows, **options):
@@ -70,12 +71,12 @@ class _Task:
 class DepthTask(_Task):
     """Train a generator; keep the weights of the lowest L1 over all pixels, the first row of Table 1.
 
-    The paper does not say which weights it takes. A batch has each person's place among the training people, sorted.
+    The paper does not say which weights it takes. Where depth is counted from the head, the lowest error of relief
+    decides. A batch has each person's place among the training people, sorted.
     """
 
     def __init__(self, config, nets: dict[str, Net], data: Arrays, mesh):
         super().__init__(config, nets, data, mesh)
-        self._distance_mm = data.frames["distance_mm"].astype(np.float32)
         estimate = functools.partial(estimate_depth, self._module, self._code)
         self._estimate = jax.jit(estimate, out_shardings=devices.divided(mesh))
 
@@ -94,7 +95,11 @@ class DepthTask(_Task):
         sample = self._sample(generator, rows)
         if jax.process_index() == 0:
             pictures.write_png(workdir / f"samples/{step:08d}.png", _grid(sample))
-        return found["valid"] | found["mm"], np.float32([found["all"]["l1"], found["all"]["rmse_lin"]])
+        relief = found.get("relief", {})
+        rank = [found["all"]["l1"], found["all"]["rmse_lin"]]
+        if self._code.origin == "head" and relief:
+            rank = [relief["relief_mae"], found["all"]["l1"]]
+        return found["valid"] | found["mm"] | relief, np.float32(rank)
 
     def finish(self, best: Best, state: TrainState, workdir: pathlib.Path):
         """Write the weights, and the test split's figures, table and pictures."""
@@ -150,7 +155,7 @@ class VerifierTask(_Task):
             verification.pair_rows(data, split)  # unusable lists are found now
 
     def _examples(self, train_rows):
-        return {"depth_mm": self._data.depth_mm}
+        return {"depth_mm": self._data.depth_mm, "distance_mm": self._distance_mm}
 
     def _draw(self, arrays, train_rows, **options):
         return pipeline.pair_batches(arrays, train_rows, self._data.frames["subject"][train_rows], **options)

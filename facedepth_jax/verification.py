@@ -38,7 +38,7 @@ class Verifier:
 
     Attributes:
       module, net_state: the net.
-      code: the levels that it was trained on.
+      code: the pictures of depth that it was trained on.
     """
 
     module: siamese.Siamese
@@ -63,8 +63,8 @@ def generated_depth(estimate: Estimate, data: Arrays) -> DepthMaps:
 
 
 @functools.partial(jax.jit, static_argnames=("module", "code"))
-def _features(module, code, weights, depth_mm):
-    return module.apply(weights, siamese.normalize(code.quantize(depth_mm)), method="features")
+def _features(module, code, weights, depth_mm, distance_mm):
+    return module.apply(weights, siamese.normalize(code.picture(depth_mm, distance_mm)), method="features")
 
 
 @functools.partial(jax.jit, static_argnames="module")
@@ -83,12 +83,22 @@ def _in_batches(function, *arrays):
     return np.concatenate(results)
 
 
-def scores(verifier: Verifier, depth_maps: DepthMaps, rows_a: np.ndarray, rows_b: np.ndarray) -> np.ndarray:
-    """Compute the logits of the pairs (rows_a[i], rows_b[i]), float64 (2, n): in this order and in the other one."""
+def scores(
+    verifier: Verifier, depth_maps: DepthMaps, distance_mm: np.ndarray, rows_a: np.ndarray, rows_b: np.ndarray
+) -> np.ndarray:
+    """Compute the logits of the pairs (rows_a[i], rows_b[i]), float64 (2, n): in this order and in the other one.
+
+    `distance_mm` is that of every row's head, (N,).
+    """
     # Every process does all of it, on one device: there are few pairs.
     weights = devices.local(variables(verifier.net_state))
     rows, places = np.unique(np.concatenate([rows_a, rows_b]), return_inverse=True)
-    features = _in_batches(lambda rows: _features(verifier.module, verifier.code, weights, depth_maps(rows)), rows)
+
+    def features_of(rows):
+        distances = distance_mm[rows].astype(np.float32)
+        return _features(verifier.module, verifier.code, weights, depth_maps(rows), distances)
+
+    features = _in_batches(features_of, rows)
     a, b = features[places[: len(rows_a)]], features[places[len(rows_a) :]]
     compare = functools.partial(_compare, verifier.module, weights)
     return np.stack([_in_batches(compare, *order) for order in [(a, b), (b, a)]]).astype(np.float64)
@@ -114,7 +124,7 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
       FaceDepthError: no pairs, or one of a frame that the data do not have; an output that is not finite.
     """
     rows_a, rows_b, same = pair_rows(data, split)
-    logits = scores(verifier, depth_maps, rows_a, rows_b)
+    logits = scores(verifier, depth_maps, data.frames["distance_mm"], rows_a, rows_b)
     bad = ~np.isfinite(logits).all(axis=0)
     if bad.any():
         a, b = (data.frames["frame"][rows[bad][0]] for rows in (rows_a, rows_b))

@@ -48,6 +48,7 @@ def training_flops(config) -> float:
     batch["distance_mm"] = people.update(dtype=np.float32)
     if config.method == "verifier":
         batch = {"depth_mm": images.update(shape=(batch_size, 2, size, size)), "same": people}
+        batch["distance_mm"] = people.update(shape=(batch_size, 2), dtype=np.float32)
     step = make_step(config, nets, configs.depth_code(config))
     return jax.jit(step).lower(state, batch).cost_analysis()["flops"] * config.train.steps
 

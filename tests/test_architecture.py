@@ -42,8 +42,8 @@ FLOORS = [
         "data/summary.py",
         "data/synthetic/",
     ],
-    ["losses.py", "state.py", "metrics.py", "models/", "checkpoint.py", "logs.py", "pictures.py", "depth_code.py"],
-    ["devices.py", "files.py", "nested.py", "data/crop.py", "data/frames.py", "data/images.py"],
+    ["augment.py", "losses.py", "state.py", "metrics.py", "models/", "checkpoint.py", "logs.py", "pictures.py"],
+    ["devices.py", "files.py", "nested.py", "data/crop.py", "data/frames.py", "data/images.py", "depth_code.py"],
     ["runtime.py"],
     ["errors.py", "data/__init__.py"],
 ]

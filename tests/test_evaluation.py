@@ -71,6 +71,7 @@ def test_equals_plain_numpy(data):
         "n_people": 2,  # p0 and p2 have the even rows
         "n_frames": rows.size,
         "n_frames_without_depth": 0,  # row 7 is not among the even rows
+        "n_faces": 0,  # nothing but noise
         "n_pixels": true.size,
         "n_pixels_valid": valid.sum(),
         "n_pixels_mm": in_range.sum(),

@@ -48,7 +48,9 @@ def test_a_method_has_a_net_to_export_and_says_its_loss_values(name):
 
 
 def test_a_method_that_is_not_there():
-    with pytest.raises(FaceDepthError, match="There is no method 'gan': take one of cgan, ae, pix2pix, cui, verifier"):
+    with pytest.raises(
+        FaceDepthError, match="There is no method 'gan': take one of cgan, ae, pix2pix, cui, relief, verifier"
+    ):
         configs.base("gan")
 
 

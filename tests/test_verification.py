@@ -55,7 +55,9 @@ def verifier(data):
     weights["batch_stats"] = jax.tree.map(lambda leaf: np.abs(leaf) + 0.1, weights["batch_stats"])
     state = NetState(weights["params"], weights["batch_stats"], None)
     rows_a, rows_b, _ = verification.pair_rows(data, "test")
-    logits = verification.scores(Verifier(module, state, CODE), true_depth(data), rows_a, rows_b)
+    logits = verification.scores(
+        Verifier(module, state, CODE), true_depth(data), data.frames["distance_mm"], rows_a, rows_b
+    )
     last = weights["params"]["dense_2"]
     spread = logits.std()
     weights["params"]["dense_2"] = {
@@ -139,7 +141,9 @@ def test_the_standard_error_is_the_jackknife_over_people(verifier, data):
     """Against the accuracies of the pairs without a person, from lists of pairs that do not show them."""
     found = verify(verifier, true_depth(data), data, "test")
     rows_a, rows_b, same = verification.pair_rows(data, "test")
-    chances = 1 / (1 + np.exp(-verification.scores(verifier, true_depth(data), rows_a, rows_b)))
+    chances = 1 / (
+        1 + np.exp(-verification.scores(verifier, true_depth(data), data.frames["distance_mm"], rows_a, rows_b))
+    )
     right = [(chance > 0.5) == one for chance, one in zip(chances.mean(0), same, strict=True)]
     people = data.frames["subject"]
     without = [
@@ -157,7 +161,7 @@ def test_generated_depth_is_rounded_to_whole_levels_in_range(verifier, data):
     levels = rng.integers(0, 256, (PEOPLE * FRAMES, 96, 96)).astype(np.float32)
     near = levels + rng.uniform(-0.45, 0.45, levels.shape) - 9 * (levels == 0) + 9 * (levels == 255)
     whole, other = (
-        verification.scores(verifier, lambda rows, x=x: np.float32(500 + 8 * x[rows]), rows, rows + 9)
+        verification.scores(verifier, lambda rows, x=x: np.float32(500 + 8 * x[rows]), np.ones(len(x)), rows, rows + 9)
         for x in (levels, near)
     )
     np.testing.assert_array_equal(whole, other)
@@ -174,8 +178,8 @@ def test_one_map_for_all_is_chance(verifier, data):
 def test_the_order_of_a_pair_does_not_matter(verifier, data):
     rows_a, rows_b, _ = verification.pair_rows(data, "test")
     maps = true_depth(data)
-    one = verification.scores(verifier, maps, rows_a, rows_b)
-    other = verification.scores(verifier, maps, rows_b, rows_a)
+    one = verification.scores(verifier, maps, data.frames["distance_mm"], rows_a, rows_b)
+    other = verification.scores(verifier, maps, data.frames["distance_mm"], rows_b, rows_a)
     np.testing.assert_array_equal(one, other[::-1])
     assert np.abs(one[0] - one[1]).max() > 0.01  # the net itself is not symmetric
 

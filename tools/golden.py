@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from facedepth_jax import config, methods
-from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.state import NetState, TrainState, init_state
 
 FOLDER = pathlib.Path(__file__).parents[1] / "tests" / "golden"
@@ -32,7 +31,8 @@ def batch(name="cgan"):
         gray = rng.integers(0, 256, gray.shape, np.uint8)
     if name == "verifier":  # pairs, of the one size that it takes
         depth_mm = rng.integers(400, 2700, (BATCH, 2, 96, 96)).astype(np.uint16)
-        return {"depth_mm": depth_mm, "same": np.arange(BATCH, dtype=np.int32) % 2}
+        distance_mm = np.full((BATCH, 2), 1000, np.float32)
+        return {"depth_mm": depth_mm, "distance_mm": distance_mm, "same": np.arange(BATCH, dtype=np.int32) % 2}
     distance_mm = np.linspace(700, 1300, BATCH, dtype=np.float32)
     subject = np.arange(BATCH, dtype=np.int32) % SUBJECTS
     return {"gray": gray, "depth_mm": depth_mm, "distance_mm": distance_mm, "subject": subject}
@@ -63,7 +63,7 @@ def measure(name: str) -> list[dict[str, float]]:
     values.loss.update(LOSS.get(name, {}))
     nets = methods.build(values, SUBJECTS)
     step = jax.jit(
-        methods.make_step(values, nets, DepthCode()),
+        methods.make_step(values, nets, config.depth_code(values)),
         compiler_options={"xla_backend_optimization_level": 0},  # compiles in half the time
     )
     first = batch(name)

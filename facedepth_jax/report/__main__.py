@@ -108,7 +108,14 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
         verification=judge and judge["baseline_mean_map"],
     )
     with_depth = test["n_frames"] - test["n_frames_without_depth"]
-    for pixels, words, n in (("all", "all pixels", test["n_frames"]), ("valid", "pixels with true depth", with_depth)):
+    tables_of = (
+        ("all", "all pixels", test["n_frames"]),
+        ("valid", "pixels with true depth", with_depth),
+        ("relief", "the relief of faces", test.get("n_faces", 0)),
+    )
+    for pixels, words, n in tables_of:
+        if not n:  # older results have no relief
+            continue
         found, spread = table(columns | {MEAN_MAP: [mean_map]}, pixels)
         theirs = tables.paper()["table1"].get(dataset, {}) if pixels == "all" else {}
         beside = {f"paper: {method}": theirs[method] for method in theirs if method in {run.method for run in runs}}

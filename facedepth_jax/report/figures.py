@@ -20,7 +20,7 @@ def table(columns: dict[str, list[Run]], pixels: str, measured: str = "test") ->
 
     Args:
       columns: title -> runs that differ in their seed alone.
-      pixels: "all", or "valid" for those with true depth, with the errors in millimetres.
+      pixels: "all", "valid" for those with true depth, with the errors in millimetres, or "relief".
       measured: "test", with face verification over all pixels, or "validation".
 
     Returns:
@@ -37,7 +37,9 @@ def table(columns: dict[str, list[Run]], pixels: str, measured: str = "test") ->
 
 def _figures(run, pixels, measured):
     result = run.results[measured]
-    errors = result.get("standard_error", {"all": {}, "valid": {}, "mm": {}})  # older results have none
+    errors = {"all": {}, "valid": {}, "mm": {}} | result.get("standard_error", {})  # older results have none
+    if pixels == "relief":
+        return result.get("relief", {}), errors.get("relief", {})
     if pixels == "valid":
         return result["valid"] | result["mm"], errors["valid"] | errors["mm"]
     if measured == "validation" or not run.verification:

@@ -1,0 +1,167 @@
+"""Augment batches of faces, so that a net trained on faces of our making works on photographs.
+
+`augment` turns a batch of stored arrays into another one, on the devices, within the training step. Every example draws
+from its own key, so the result depends on nothing else: not on the devices, processes or batches that it is shared
+among. What was found to matter: Wood et al., "Fake it till you make it" (2021), section 3.2.
+
+The picture is turned, scaled, shifted and flipped, depth and all; then what it shows behind the head and the light are
+changed, and last the camera. A face that is twice as large in a window of the same millimetres is twice as deep: the
+relief is scaled with it, while the distance of the head stays.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROTATION_DEG, SCALE, SHIFT = 12.0, 0.12, 5 / 96  # standard deviations: degrees, of the logarithm, of the image's side
+BLACK, EXCHANGED = 0.35, 0.25  # shares of the images by what becomes of the background
+BACKGROUND_MM = 300.0  # behind the head's centre
+EDGE_MM = 50.0  # neighbours farther apart in depth are not mixed
+# Annex K of ITU-T T.81, table K.1: quantisation of luminance.
+_JPEG = """
+16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
+18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99
+"""
+JPEG_TABLE = np.array(_JPEG.split(), np.float32).reshape(8, 8)
+_FREQUENCY, _PLACE = np.mgrid[:8, :8]
+DCT = (np.sqrt(np.where(_FREQUENCY, 2, 1) / 8) * np.cos((2 * _PLACE + 1) * _FREQUENCY * np.pi / 16)).astype(np.float32)
+
+
+def augment(batch: dict, key) -> dict:
+    """Augment a batch.
+
+    Args:
+      batch: with gray uint8 (B, S, S), depth_mm uint16 (B, S, S), 0 = none, distance_mm float32 (B,).
+      key: of the draws.
+
+    Returns:
+      The batch with another gray and depth_mm of the same types.
+    """
+    keys = jax.random.split(key, len(batch["gray"]))
+    gray, depth_mm = jax.vmap(_augment_one)(batch["gray"], batch["depth_mm"], batch["distance_mm"], keys)
+    return batch | {"gray": gray, "depth_mm": depth_mm}
+
+
+def _augment_one(gray, depth_mm, distance_mm, key):
+    move, behind, light, hide, camera = jax.random.split(key, 5)
+    gray, depth_mm = _move(gray.astype(jnp.float32) / 255, depth_mm.astype(jnp.float32), distance_mm, move)
+    gray = _change_background(gray, _foreground(depth_mm, distance_mm), behind)
+    gray = _hide_part(_change_light(gray, light), hide)
+    gray = _photograph(gray, camera)
+    return jnp.round(255 * gray).astype(jnp.uint8), jnp.round(depth_mm).astype(jnp.uint16)
+
+
+def _move(gray, depth_mm, distance_mm, key):
+    """Turn, scale, shift and flip; what comes from outside is black and without depth."""
+    size = len(gray)
+    a, b, c, d = jax.random.split(key, 4)
+    angle = jnp.deg2rad(ROTATION_DEG) * jax.random.normal(a)
+    scale = jnp.exp(SCALE * jax.random.normal(b))
+    shift_y, shift_x = SHIFT * size * jax.random.normal(c, (2,))
+    side = jnp.where(jax.random.bernoulli(d), -1.0, 1.0)
+    middle = (size - 1) / 2
+    y, x = (jnp.arange(size) - middle)[:, None] - shift_y, (jnp.arange(size) - middle)[None] - shift_x
+    # Destination pixel -> source pixel.
+    from_y = (jnp.cos(angle) * y - jnp.sin(angle) * x) / scale + middle
+    from_x = side * (jnp.sin(angle) * y + jnp.cos(angle) * x) / scale + middle
+    row, column = jnp.floor(from_y), jnp.floor(from_x)
+    down, right = from_y - row, from_x - column
+    # A border of two pixels holds whatever lies outside.
+    both = jnp.pad(jnp.stack([gray, depth_mm], -1), ((2, 2), (2, 2), (0, 0))).reshape(-1, 2)
+    row, column = (jnp.clip(at, -2, size).astype(jnp.int32) + 2 for at in (row, column))
+    first = row * (size + 4) + column
+    corners = jnp.stack([both[first + step] for step in (0, 1, size + 4, size + 5)])  # (4, S, S, 2)
+    weights = jnp.stack([(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right])
+    gray, mixed = jnp.moveaxis((weights[..., None] * corners).sum(0), -1, 0)
+    depths = corners[..., 1]
+    nearest = jnp.take_along_axis(depths, weights.argmax(0)[None], 0)[0]
+    smooth = (depths.min(0) > 0) & (depths.max(0) - depths.min(0) < EDGE_MM)
+    depth_mm = jnp.where(smooth, mixed, nearest)
+    return gray, jnp.where(depth_mm > 0, jnp.maximum(distance_mm + scale * (depth_mm - distance_mm), 1.0), 0.0)
+
+
+def _foreground(depth_mm, distance_mm):
+    """Mark the head by its depth, bool (S, S); small holes in it belong to it."""
+    head = ((depth_mm > 0) & (depth_mm - distance_mm < BACKGROUND_MM)).astype(jnp.float32)
+
+    def widest(x):
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (5, 5), (1, 1), "SAME")
+
+    return -widest(-widest(head)) > 0
+
+
+def _texture(size, key):
+    """Make a smooth random pattern in [0, 1], (S, S)."""
+    a, b, c = jax.random.split(key, 3)
+    coarse = jax.image.resize(jax.random.uniform(a, (5, 5)), (size, size), "linear")
+    fine = jax.image.resize(jax.random.uniform(b, (16, 16)), (size, size), "linear")
+    level, contrast, share = jax.random.uniform(c, (3,))
+    return jnp.clip(level + contrast * ((1 - share) * coarse + share * fine - 0.5), 0, 1)
+
+
+def _change_background(gray, head, key):
+    a, b = jax.random.split(key)
+    draw = jax.random.uniform(a)
+    behind = jnp.where(draw < BLACK, 0.0, jnp.where(draw < BLACK + EXCHANGED, _texture(len(gray), b), gray))
+    return jnp.where(head, gray, behind)
+
+
+def _change_light(gray, key):
+    """Light one side more than the other; then change gamma, contrast and brightness."""
+    a, b, c, d, e = jax.random.split(key, 5)
+    towards = 2 * jnp.pi * jax.random.uniform(a)
+    at = jnp.linspace(-1.0, 1.0, len(gray))
+    slope = 0.25 * jax.random.normal(b) * (jnp.sin(towards) * at[:, None] + jnp.cos(towards) * at[None])
+    gray = jnp.clip(gray * jnp.maximum(1 + slope, 0.05), 0, 1)
+    gray = jnp.maximum(gray, 1e-6) ** jnp.exp(0.35 * jax.random.normal(c))
+    mean = gray.mean()
+    gray = mean + (gray - mean) * jnp.exp(0.3 * jax.random.normal(d)) + 0.12 * jax.random.normal(e)
+    return jnp.clip(gray, 0, 1)
+
+
+def _hide_part(gray, key):
+    """Put a rectangle of a random pattern over one image in five."""
+    a, b, c, d = jax.random.split(key, 4)
+    at = jnp.arange(len(gray)) / len(gray)
+    centre, reach = jax.random.uniform(a, (2,)), jax.random.uniform(b, (2,), minval=0.05, maxval=0.25)
+    inside = jnp.abs(at[None] - centre[:, None]) < reach[:, None]
+    hidden = inside[0][:, None] & inside[1][None] & (jax.random.uniform(c) < 0.2)
+    return jnp.where(hidden, _texture(len(gray), d), gray)
+
+
+def _photograph(gray, key):
+    """Blur (two images of five), lower the resolution (15 %), add noise, compress as JPEG (30 %)."""
+    size = len(gray)
+    a, b, c, d, e, f = jax.random.split(key, 6)
+    at = jnp.arange(size, dtype=jnp.float32)
+    apart = jnp.abs(at[:, None] - at[None])
+    sigma = jax.random.uniform(a, minval=0.4, maxval=1.5)
+    blur = _rows_to_one(jnp.exp(-(apart**2) / (2 * sigma**2)))
+    blur = jnp.where(jax.random.uniform(b) < 0.4, blur, jnp.eye(size))
+    # Coarse pixel k covers `factor` fine ones; the last ones may lie outside.
+    factor = jax.random.uniform(c, minval=1.5, maxval=3.5)
+    far = jnp.abs(at[:, None] - ((at[None] + 0.5) * factor - 0.5)) / factor
+    tent = jnp.maximum(1 - far, 0)
+    coarser = _rows_to_one(tent) @ _rows_to_one(tent.T)
+    coarser = jnp.where(jax.random.uniform(d) < 0.15, coarser, jnp.eye(size))
+    change = coarser @ blur
+    gray = jnp.clip(change @ gray @ change.T, 0, 1)
+    amount, noise = jax.random.split(e)
+    gray = gray + jax.random.uniform(amount, maxval=0.05) * jax.random.normal(noise, gray.shape)
+    return jnp.clip(_compress(jnp.clip(gray, 0, 1), f), 0, 1)
+
+
+def _rows_to_one(weights):
+    return weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-6)
+
+
+def _compress(gray, key):
+    """Lose what a JPEG of a quality from 30 to 95 loses, in 30 % of the images."""
+    a, b = jax.random.split(key)
+    quality = jax.random.uniform(a, minval=30.0, maxval=95.0)
+    percent = jnp.where(quality < 50, 5000 / quality, 200 - 2 * quality)  # as the IJG's library scales its table
+    table = jnp.maximum(jnp.round(JPEG_TABLE * percent / 100), 1.0)
+    blocks = (255 * gray - 128).reshape(len(gray) // 8, 8, -1, 8).swapaxes(1, 2)
+    blocks = DCT.T @ (jnp.round(DCT @ blocks @ DCT.T / table[None, None]) * table[None, None]) @ DCT
+    compressed = (blocks.swapaxes(1, 2).reshape(gray.shape) + 128) / 255
+    return jnp.where(jax.random.uniform(b) < 0.3, compressed, gray)
