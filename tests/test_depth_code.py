@@ -71,3 +71,43 @@ def test_gray():
     assert image.dtype == np.float32 and image.shape == (1, 16, 16, 1)
     assert image.min() == -1 and image.max() == 1
     np.testing.assert_allclose(image[..., 0], (gray - 127.5) / 127.5, rtol=1e-6, atol=2e-7)
+
+
+# --- depth from the head ---------------------------------------------------------------------------------------------
+
+HEAD = DepthCode(origin="head")
+
+
+def test_the_head_is_the_middle():
+    depth_mm = np.array([[[900, 600, 1200, 599, 1201, 0, 930, 1]]], np.uint16)
+    distance_mm = np.array([900.0])
+    image = HEAD.encode(depth_mm, distance_mm)
+    assert image.dtype == np.float32 and image.shape == (1, 1, 8, 1)
+    np.testing.assert_allclose(image.ravel(), [0, -1, 1, -1, 1, 1, 0.1, -1], atol=1e-6)
+    np.testing.assert_allclose(HEAD.decode(image, distance_mm).ravel(), [900, 600, 1200, 600, 1200, 1200, 930, 600])
+    np.testing.assert_array_equal(HEAD.learnt(depth_mm).ravel(), depth_mm.ravel() > 0)
+    assert np.asarray(CODE.learnt(depth_mm)).all()
+
+
+def test_head_code_there_and_back():
+    """Within the clip nothing is lost, at any distance; a depth beyond becomes the clip."""
+    mm = np.arange(1, 65536, dtype=np.uint16)[: 255 * 257].reshape(1, 255, 257)
+    for distance in (412.7, 980.0, 3000.3):
+        distance_mm = np.array([distance])
+        back = np.asarray(HEAD.decode(jax.jit(HEAD.encode)(mm, distance_mm), distance_mm))
+        np.testing.assert_allclose(back, np.clip(mm, distance - 300, distance + 300), rtol=1e-6)
+
+
+def test_the_foregrounds_logit_decides_where_there_is_depth():
+    image = np.stack([np.full((1, 2, 2), 0.5), [[[3.0, -0.1], [0.1, -9.0]]]], -1)
+    np.testing.assert_allclose(HEAD.decode(image, np.array([1000.0])), [[[1150, 0], [1150, 0]]])
+
+
+@pytest.mark.parametrize("code", [CODE, ODD, HEAD])
+def test_pictures_are_of_8_bits(code):
+    mm = np.arange(65536, dtype=np.uint16).reshape(1, 256, 256)
+    got = np.asarray(jax.jit(code.picture)(mm, np.array([1000.0])))
+    want = np.asarray(code.quantize(mm), np.float64)  # the paper's
+    if code is HEAD:
+        want = np.where(mm > 0, np.clip((mm - 700.0) / 600 * 255, 0, 255), 255)
+    assert (got == np.round(got)).all() and np.abs(got - want).max() <= (0.5001 if code is HEAD else 0)

@@ -143,3 +143,49 @@ def test_mean_map_over_more_rows_than_one_chunk(tmp_path):
     mean_mm = ev.mean_map(data, CODE)(jnp.zeros((3, 2, 2), jnp.uint8), jnp.zeros(3))
     assert mean_mm.shape == (3, 2, 2)
     np.testing.assert_allclose(mean_mm, 900, rtol=1e-6)
+
+
+def domes(path):
+    """Faces before a wall and with holes, at several distances, all within what both codes can say."""
+    rng = np.random.default_rng(3)
+    distance_mm = rng.uniform(700, 1300, 12).astype(np.float32)
+    y, x = np.mgrid[:32, :32] - 15.5
+    dome = 6 * np.hypot(x, y)[None] + rng.uniform(-9, 9, (12, 32, 32))
+    depth_mm = np.where(dome < 75, distance_mm[:, None, None] + dome, distance_mm[:, None, None] + 290)
+    depth_mm = np.where(rng.random(depth_mm.shape) < 0.05, 0, depth_mm).astype(np.uint16)
+    gray = np.zeros((12, 32, 32))
+    return write_arrays(path, gray, depth_mm, list("aabbccddeeff"), ["test"] * 12, distance_mm=distance_mm.tolist())
+
+
+@pytest.mark.parametrize("origin", ["camera", "head"])
+def test_an_estimate_that_equals_the_truth_has_no_error(tmp_path, origin):
+    """As a net without a mask can make it at best, but for the holes; and the truth itself, which has a mask."""
+    code, data = DepthCode(origin=origin), domes(tmp_path / "arrays")
+    distance_mm, depth_mm = (np.asarray(x) for x in (data.frames["distance_mm"], data.depth_mm))
+    best = np.asarray(code.decode(code.encode(depth_mm, distance_mm), distance_mm))
+    truth = depth_mm.astype(np.float32)
+    for maps, parts in ((best, ("valid", "all")[: 1 + (origin == "camera")]), (truth, ("valid", "all"))):
+        if maps is truth and origin == "camera":
+            continue  # the paper's levels are rounded
+
+        def perfect(gray, distances, maps=maps):
+            return jnp.asarray(maps)[jnp.argmin(jnp.abs(distance_mm[None] - distances[:, None]), 1)]
+
+        found = ev.evaluate(perfect, data, range(12), code)
+        for part in parts:
+            for key, value in found[part].items():
+                assert value == pytest.approx(float(key.startswith("delta")), abs=1e-5), (part, key)
+        rounding = code.step_mm / 2 if origin == "camera" else 1e-3
+        assert max(found["mm"].values()) <= rounding
+        assert found["relief"]["relief_mae"] <= rounding and found["relief"]["relief_mae_scaled"] <= rounding
+        assert found["relief"].get("mask_iou", 1.0) == 1.0 and ("mask_iou" in found["relief"]) == (maps is truth)
+        assert found["n_faces"] == 12
+
+
+def test_mean_map_from_the_head_leaves_holes_out(tmp_path):
+    depth_mm = np.full((3, 2, 2), 900, np.uint16)
+    depth_mm[0, 0, 0], depth_mm[1, 0, 0], depth_mm[:, 1, 1] = 0, 1000, 0
+    columns = {"distance_mm": [900.0, 950.0, 1000.0]}
+    data = write_arrays(tmp_path / "arrays", np.zeros((3, 2, 2)), depth_mm, ["p"] * 3, ["train"] * 3, **columns)
+    mean_mm = ev.mean_map(data, DepthCode(origin="head"))(jnp.zeros((1, 2, 2), jnp.uint8), jnp.array([2000.0]))
+    np.testing.assert_allclose(mean_mm, [[[2000 - 25, 2000 - 50], [2000 - 50, 2300]]], rtol=1e-6)

@@ -88,3 +88,51 @@ def test_identity_is_the_cross_entropy_of_a_softmax():
         got, [-np.log(share[who]) for share, who in zip(shares, subject, strict=True)], rtol=1e-5
     )
     assert np.isfinite(losses.identity(jnp.full((1, 3), -1e30), np.array([1]))).all()
+
+
+# --- relief ----------------------------------------------------------------------------------------------------------
+
+
+def maps():
+    rng = np.random.default_rng(2)
+    image, target = rng.normal(0, 0.3, (2, B, S, S)).astype(np.float32)
+    counted = rng.random((B, S, S)) < 0.7
+    counted[1] = False
+    image[~counted] = 1e9  # must not matter
+    return image, target, counted
+
+
+def test_shift_aware_l1_forgives_half_of_a_shift():
+    image, target, counted = maps()
+    want = []
+    for p, t, m in zip(image.astype(float), target, counted, strict=True):
+        error = (p - t)[m]
+        want.append((abs(error).mean() + abs(error - error.mean()).mean()) / 2 if m.any() else 0)
+    np.testing.assert_allclose(losses.shift_aware_l1(image, target, counted), want, rtol=1e-5)
+    shifted = losses.shift_aware_l1(target + 2.0, target, counted)
+    np.testing.assert_allclose(shifted, [1, 0, 1, 1, 1], rtol=1e-5)
+
+
+def test_gradient_matching_pair_by_pair():
+    image, target, counted = maps()
+    error, want = image.astype(float) - target, np.zeros(B)
+    for i in range(B):
+        for step in (1, 2, 4):
+            for down, right in ((step, 0), (0, step)):
+                changes = [
+                    abs(error[i, y + down, x + right] - error[i, y, x])
+                    for y in range(S - down)
+                    for x in range(S - right)
+                    if counted[i, y, x] and counted[i, y + down, x + right]
+                ]
+                want[i] += np.mean(np.minimum(changes, 0.25)) / 6 if changes else 0
+    got = losses.gradient_matching(image, target, counted, 0.25)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    np.testing.assert_allclose(losses.gradient_matching(target + 3.0, target, counted, 0.25), 0, atol=1e-6)
+
+
+def test_foreground_is_the_mean_cross_entropy_over_all_pixels():
+    _, target, inside = maps()
+    p = sigmoid(target)
+    want = -np.where(inside, np.log(p), np.log(1 - p)).mean((1, 2))
+    np.testing.assert_allclose(losses.foreground(target, inside), want, rtol=1e-5)

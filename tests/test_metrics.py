@@ -270,3 +270,117 @@ def test_one_person_has_no_standard_error():
     errors = metrics.figures(sums_by_person(*np.ones((2, 3, 2, 2)), np.ones((3, 2, 2), bool)))["standard_error"]
     assert errors["all"] == dict.fromkeys((metric.key for metric in metrics.METRICS), None)
     assert errors["mm"] == dict.fromkeys((metric.key for metric in metrics.MM_METRICS), None)
+
+
+# --- relief ----------------------------------------------------------------------------------------------------------
+
+
+def faces(seed=0, size=96, count=6):
+    """Make domes with holes about heads at several distances, and estimates that are off by scale, shift and noise."""
+    rng = np.random.default_rng(seed)
+    distance = rng.uniform(600, 1300, count).astype(np.float32)
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    shape = np.stack(
+        [60 * rng.uniform(0.5, 2) * np.hypot(x, y * rng.uniform(0.6, 1)) / (0.3 * size) - 70 for _ in distance]
+    )
+    shape += 8 * rng.normal(size=shape.shape)
+    true = (distance[:, None, None] + shape).round()
+    true[rng.random(true.shape) < 0.1] = 0
+    true[1, :, size // 2 :] += 300  # half a face
+    true[2] += 500  # none
+    pred = (
+        distance[:, None, None] * 1.2 + shape * rng.uniform(0.5, 1.5, (count, 1, 1)) + 15 * rng.normal(size=shape.shape)
+    )
+    pred[:, :10] = 0
+    return np.float32(pred), np.float32(true), distance
+
+
+def slow_relief(pred, true, distance, pitch, foreground):
+    """One image in float64, pixel by pixel where it can be: the figures, None without a face."""
+    size = len(true)
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    face = (true > 0) & (abs(true - distance) <= 100) & (np.hypot(x, y) <= 0.3 * size)
+    if face.sum() < 200 * size**2 / 96**2:
+        return None
+    p, t = (image[face].astype(np.float64) for image in (pred, true))
+    p, t = p - np.median(p), t - np.median(t)
+    scaled = np.linalg.lstsq(p[:, None], t, rcond=None)[0] * p - t
+
+    def smooth(image, i, j):
+        return np.mean(
+            [image[a, b] for a in range(i - 1, i + 2) for b in range(j - 1, j + 2) if face[a, b]], dtype=float
+        )
+
+    angles = []
+    for i, j in zip(*np.nonzero(face), strict=True):
+        around = [(i, j - 1), (i, j + 1), (i - 1, j), (i + 1, j)]
+        if all(face[at] for at in around):
+            normals = []
+            for image in (pred, true):
+                left, right, above, below = (smooth(image, *at) for at in around)
+                # the cross product of the two tangents
+                normal = np.cross([2 * pitch, 0, right - left], [0, 2 * pitch, below - above])
+                normals.append(normal / np.linalg.norm(normal))
+            angles.append(np.degrees(np.arccos(np.clip(normals[0] @ normals[1], -1, 1))))
+    return {
+        "relief_mae": abs(p - t - np.median(p - t)).mean(),
+        "relief_mae_scaled": abs(scaled - np.median(scaled)).mean(),
+        "normals_deg": np.mean(angles),
+        "mask_iou": ((pred > 0) & foreground).sum() / ((pred > 0) | foreground).sum(),
+    }
+
+
+@pytest.mark.parametrize("size", [96, 64])
+def test_relief_equals_plain_numpy_on_random_maps_with_holes(size):
+    pred, true, distance = faces(size=size)
+    foreground = (true > 0) & (true < 1300)
+    got = jax.device_get(jax.jit(metrics.relief_sums)(pred, true, distance, foreground, 3.3))
+    for i in range(len(pred)):
+        want = slow_relief(pred[i], true[i], distance[i], 3.3, foreground[i])
+        assert (got["count"][i] > 0) == (want is not None) == (i != 2), i
+        for key in want or ():
+            assert got[key][i] == pytest.approx(want[key], rel=2e-5), (i, key)
+
+
+def relief_figures(pred, true, distance, subjects):
+    pred, true, distance = (np.float32(x) for x in (pred, true, distance))
+    some = jax.device_get(metrics.image_sums(pred, true, true > 0))
+    relief = jax.device_get(metrics.relief_sums(pred, true, distance, true > 0, 3.3))
+    sums = {"all": some, "valid": some, "mm": jax.device_get(metrics.mm_sums(pred, true, true > 0)), "relief": relief}
+    return metrics.figures(metrics.person_sums(sums, subjects))
+
+
+def test_relief_is_a_mean_over_faces_with_its_error_over_people():
+    pred, true, distance = faces()
+    subjects = np.array(list("aababb"))
+    got = relief_figures(pred, true, distance, subjects)
+    slow = [slow_relief(*images, 3.3, images[1] > 0) for images in zip(pred, true, distance, strict=True)]
+    shown = np.array([figures is not None for figures in slow])
+    assert got["n_faces"] == shown.sum() == 5 and got["n_frames"] == 6
+    for key in ("relief_mae", "normals_deg"):
+        values = np.array([figures[key] for figures in slow if figures])
+        assert got["relief"][key] == pytest.approx(values.mean(), rel=1e-5)
+        means = [values[subjects[shown] != name].mean() for name in "ab"]
+        assert got["standard_error"]["relief"][key] == pytest.approx(abs(means[0] - means[1]) / 2, rel=1e-3)
+
+
+def test_relief_does_not_see_where_a_face_is_or_how_it_is_scaled():
+    _, true, distance = faces()
+    exact = relief_figures(np.where(true > 0, true + 40, 7), true, distance, ["a"] * 6)["relief"]
+    assert exact["relief_mae"] < 1e-4 and exact["normals_deg"] < 1e-2
+    flatter = relief_figures(np.where(true > 0, true / 2 + 40, 7), true, distance, ["a"] * 6)["relief"]
+    assert flatter["relief_mae_scaled"] < 1e-3 and flatter["relief_mae"] > 5
+
+
+def test_the_angle_between_two_planes():
+    """Normals of planes that rise by 0.2 and 0.7 mm a mm: the difference of two arc tangents, but for the edge."""
+    x = 3.3 * np.arange(96, dtype=np.float32)[None, None] * np.ones((1, 96, 1), np.float32)
+    true, pred = 900 + 0.2 * x - 0.2 * 3.3 * 48, 900 + 0.7 * x
+    got = relief_figures(pred, true, np.float32([900]), ["a"])["relief"]
+    assert got["normals_deg"] == pytest.approx(np.degrees(np.arctan(0.7) - np.arctan(0.2)), abs=0.3)
+
+
+def test_without_a_face_there_is_no_relief():
+    pred, true, distance = faces()
+    got = relief_figures(pred[2:3], true[2:3], distance[2:3], ["a"])
+    assert "relief" not in got and got["n_faces"] == 0
