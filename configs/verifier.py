@@ -15,7 +15,7 @@ from facedepth_jax.config import load
 from facedepth_jax.errors import FaceDepthError
 
 # The demo's data, and whatever is as small: a quarter of the paper's net.
-SMALL = ("synthetic", "folder")
+SMALL = ("synthetic", "folder", "relief")
 
 
 def get_config(name="synthetic"):

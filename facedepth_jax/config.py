@@ -52,7 +52,8 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.train.weight_decay = 0.0
     config.train.clip_norm = 0.0  # the largest norm of a net's gradient; 0.0: not clipped
     config.train.average_decay = 0.0  # of the averaged weights, which are then evaluated and exported; 0.0: none
-    config.train.augment = False
+    config.train.augment = False  # see augment.py
+    config.train.update(_method(method).train)
 
     config.data = ml_collections.ConfigDict()
     config.data.dir = ""  # prepared arrays
