@@ -171,7 +171,9 @@ def relief_sums(pred_mm, true_mm, distance_mm, foreground, pitch_mm) -> dict:
         return mean(jnp.abs(values - _median(values, m)))
 
     scale = mean(p * t) / jnp.maximum(mean(p * p), 1e-9)
-    angle, angles = _angles_deg(pred_mm, true_mm, face, pitch_mm)
+    rows = np.flatnonzero(circle.any(0))
+    square = slice(rows[0], rows[-1] + 1)
+    angle, angles = _angles_deg(*(image[:, square, square] for image in (pred_mm, true_mm, face)), pitch_mm)
     both, either = (pred_mm > 0) & foreground, (pred_mm > 0) | foreground
     return {
         "count": jnp.where((count >= FACE_LEAST * size**2) & (angles > 0), count, 0).astype(jnp.float32),
@@ -184,9 +186,26 @@ def relief_sums(pred_mm, true_mm, distance_mm, foreground, pitch_mm) -> dict:
 
 def _median(values, mask):
     """Take the median of each row (B, n) over its mask, (B, 1); that of an even number lies between two values."""
-    ordered, count = jnp.sort(jnp.where(mask, values, jnp.inf), 1), mask.sum(1)[:, None]
-    low, high = (jnp.take_along_axis(ordered, jnp.maximum(at, 0), 1) for at in ((count - 1) // 2, count // 2))
-    return jnp.where(count > 0, (low + high) / 2, 0.0)
+    count = mask.sum(1)[:, None]
+    return (_smallest(values, mask, (count - 1) // 2) + _smallest(values, mask, count // 2)) / 2
+
+
+def _smallest(values, mask, rank):
+    """Find the value of a rank (B, 1) in each row (B, n) over its mask, bit by bit; a CPU sorts five times as long.
+
+    Read as whole numbers, with the sign's bit turned and for negative ones all bits, floats keep their order.
+    """
+    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+    top = jnp.uint32(1 << 31)
+    keys = jnp.where(bits & top, ~bits, bits | top)
+
+    def add_bit(i, found):
+        larger = found | (top >> i)
+        below = (mask & (keys < larger)).sum(1)[:, None]
+        return jnp.where(below <= rank, larger, found)
+
+    found = jax.lax.fori_loop(0, 32, add_bit, jnp.zeros(rank.shape, jnp.uint32))
+    return jax.lax.bitcast_convert_type(jnp.where(found & top, found ^ top, ~found), jnp.float32)
 
 
 def _angles_deg(pred_mm, true_mm, face, pitch_mm):
@@ -195,13 +214,15 @@ def _angles_deg(pred_mm, true_mm, face, pitch_mm):
     Returns float32 (B,), degrees, and over how many pixels.
     """
 
-    def around(image):  # the mean over the face's pixels of 3x3
-        kernel = (1, 3, 3), (1, 1, 1), "SAME"
-        total = jax.lax.reduce_window(jnp.where(face, image, 0.0), 0.0, jax.lax.add, *kernel)
-        return total / jnp.maximum(jax.lax.reduce_window(face.astype(jnp.float32), 0.0, jax.lax.add, *kernel), 1.0)
+    def around(image):
+        image = jnp.pad(jnp.where(face, image, 0.0), ((0, 0), (1, 1), (1, 1)))
+        image = image[:, 2:] + image[:, 1:-1] + image[:, :-2]
+        return image[:, :, 2:] + image[:, :, 1:-1] + image[:, :, :-2]
+
+    count = jnp.maximum(around(jnp.ones_like(true_mm)), 1.0)
 
     def normals(image):
-        image = around(image)
+        image = around(image) / count  # the mean over the face's pixels of 3x3
         dx = (image[:, 1:-1, 2:] - image[:, 1:-1, :-2]) / (2 * pitch_mm)
         dy = (image[:, 2:, 1:-1] - image[:, :-2, 1:-1]) / (2 * pitch_mm)
         return jnp.stack([dx, dy, -jnp.ones_like(dx)], -1)
