@@ -31,8 +31,8 @@ from facedepth_jax.report.figures import CURVE_METRICS, lambda_curve, sample_gri
 from facedepth_jax.report.runs import Run, read
 
 GIVEN_D = (
-    'The columns "given D" were given D, the head\'s distance: they estimate depth minus D, and D is added again; their '
-    "per cent are relative to the mean map of depth minus D.\n"
+    'The columns "given D" were given D, the head\'s distance: they estimate depth minus D, and D is added again; '
+    "their per cent are relative to the mean map of depth minus D.\n"
 )
 
 
