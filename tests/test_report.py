@@ -167,24 +167,32 @@ def test_the_grid_shows_truth_and_every_column(tmp_path):
             np.testing.assert_array_equal(image[row * 98 + 1 :, -97:-1][:96], want)
 
 
-def test_the_curve_over_lambda(tmp_path, monkeypatch):
+@pytest.fixture(name="drawn")
+def _drawn(monkeypatch):
+    """What the curves over lambda show, figure by figure: {metric: {label: points}}."""
+    figures, save = [], report_figures.Figure.savefig
+
+    def savefig(figure, *args, **kwargs):
+        figures.append({})
+        for axes in figure.axes:
+            lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+            figures[-1][axes.get_title().split(" (")[0]] = lines
+            assert axes.get_xscale() == "log"
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(report_figures.Figure, "savefig", savefig)
+    return figures
+
+
+def test_the_curve_over_lambda(tmp_path, drawn):
     runs = [
         make_run(tmp_path / f"{lam}-{seed}", seed=seed, lam=lam, quality=0.5 + lam / 1000 + seed / 100, samples=())
         for lam in (1.0, 10.0, 100.0)
         for seed in (0, 1)
     ]
     runs.append(make_run(tmp_path / "ae", "ae", samples=()))
-    drawn = {}
-    axes_plot = report_figures.Figure.savefig
-
-    def savefig(figure, *args, **kwargs):
-        for axes in figure.axes:
-            drawn[axes.get_title().split(" (")[0]] = {line.get_label(): line.get_xydata() for line in axes.lines}
-            assert axes.get_xscale() == "log"
-        axes_plot(figure, *args, **kwargs)
-
-    monkeypatch.setattr(report_figures.Figure, "savefig", savefig)
     assert run(tmp_path / "out", *runs) == 0
+    (drawn,) = drawn
     np.testing.assert_allclose(drawn["L1 norm"]["cGAN"], [(1, 4.94), (10, 4.85), (100, 3.95)])
     np.testing.assert_allclose(drawn["L1 norm"]["AE"][:, 1], 5)
     assert len(drawn) == 3
@@ -283,13 +291,18 @@ def test_both_depth_codes_in_one_table(tmp_path):
     assert table((tmp_path / "alone/report.md").read_text(), "all pixels")["L1 norm ↓"][0] == "4.000 ± 0.400 (+100%)"
 
 
-def test_each_depth_code_has_its_curve_over_lambda(tmp_path):
+def test_each_depth_code_has_its_curve_over_lambda(tmp_path, drawn):
+    values = {"samples": (), "depth_code": HEAD}
     runs = [
-        make_run(tmp_path / f"{origin}{lam}", lam=lam, quality=q + lam / 100, depth_code={"origin": origin}, samples=())
-        for origin, q in (("camera", 0.3), ("head", 0.6))
-        for lam in (1.0, 10.0)
+        *(make_run(tmp_path / f"camera{lam}", lam=lam, quality=0.3 + lam / 100, samples=()) for lam in (1.0, 10.0)),
+        *(make_run(tmp_path / f"head{lam}", lam=lam, quality=0.6 + lam / 100, **values) for lam in (1.0, 10.0)),
+        make_run(tmp_path / "ae", "ae", quality=0.2, **values),
     ]
     assert run(tmp_path / "out", *runs) == 0
+    camera, head = (figure["L1 norm"] for figure in drawn)
+    np.testing.assert_allclose(camera["cGAN"], [(1, 6.9), (10, 6)])
+    np.testing.assert_allclose(head["cGAN"], [(1, 3.9), (10, 3)])
+    assert "AE" not in camera and head["AE"][0, 1] == 8
     assert names(tmp_path / "out")[:2] == ["lambda-synthetic-ffffffff-head.png", "lambda-synthetic-ffffffff.png"]
     camera, head = (tmp_path / "out/report.md").read_text().split("### Weight")[1:]
     assert "](lambda-synthetic-ffffffff.png)" in camera and "| cgan λ=1 | cgan λ=10 |" in camera
