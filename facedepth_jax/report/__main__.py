@@ -32,7 +32,7 @@ from facedepth_jax.report.runs import Run, read
 
 GIVEN_D = (
     'The columns "given D" were given D, the head\'s distance: they estimate depth minus D, and D is added again; '
-    "their per cent are relative to the mean map of depth minus D.\n"
+    "their per cent are relative to the mean map of depth minus D"
 )
 
 
@@ -106,7 +106,7 @@ def make_section(runs: Sequence[Run], judges: dict[str, dict], errors: bool) -> 
         f"## {dataset}\n",
         f"{test['n_frames']} test frames{pooled}; data `{fingerprint[:16]}`. Metrics in levels of depth, "
         f"{_plus_minus(columns)}per cent are relative to the training set's mean depth map.\n",
-        *[GIVEN_D] * ("head" in by_origin),
+        *[GIVEN_D + ", and their verifier is another" * bool(judges) + ".\n"] * ("head" in by_origin),
         "| | seeds | steps | runs |\n|---|---|---|---|",
     ]
     values = {"dataset": dataset, "fingerprint": fingerprint, "n_frames": test["n_frames"], "columns": {}}
