@@ -316,7 +316,7 @@ def figures(people: Mapping[str, Mapping]) -> dict:
 def join_people(evaluations: Sequence[Mapping]) -> dict:
     """Join the people of several evaluations, as of folds; the sums of a person who is in two are added.
 
-    A sum that one of the two lacks, because it is from an older version, is left out.
+    A sum or a part that one of the two lacks, because it is from an older version, is left out.
     """
     people = {}
     for subject, parts in (item for evaluation in evaluations for item in evaluation.items()):
@@ -324,6 +324,7 @@ def join_people(evaluations: Sequence[Mapping]) -> dict:
             parts = {
                 part: {name: before[part][name] + sums[name] for name in before[part].keys() & sums.keys()}
                 for part, sums in parts.items()
+                if part in before
             }
         people[subject] = parts
     return people

@@ -27,7 +27,7 @@ def paper() -> dict:
 def markdown_table(
     columns: Mapping[str, Mapping[str, float | Sequence[float]]],
     caption: str,
-    baseline: str | None = None,
+    baselines: Mapping[str, str | None] | None = None,
     beside: Mapping[str, Mapping[str, float]] | None = None,
     errors: Mapping[str, Mapping[str, float | None]] | None = None,
 ) -> str:
@@ -37,11 +37,11 @@ def markdown_table(
       columns: title -> {metric key: value, or one value a seed}. Rows are the metrics of METRICS, MM_METRICS,
         RELIEF_METRICS and FACE_VERIFICATION that a column has; "-" stands where another has none.
       caption: the first header cell; say there what was measured and n.
-      baseline: title of the column that the others' relative change is given to, in per cent.
+      baselines: title -> title of the column to which its change is given, in per cent.
       beside: further columns out of competition, as the paper's own.
       errors: title -> {metric key: standard error}, see `plus_minus`.
     """
-    beside, errors = beside or {}, errors or {}
+    baselines, beside, errors = baselines or {}, beside or {}, errors or {}
     rows = []
     for metric in (*METRICS, *MM_METRICS, *RELIEF_METRICS, FACE_VERIFICATION):
         key, decimals = metric.key, metric.decimals
@@ -52,6 +52,7 @@ def markdown_table(
             cell = plus_minus(columns[title][key], decimals, errors.get(title, {}).get(key))
             if mean == best and len(means) > 1:
                 cell = f"**{cell}**"
+            baseline = baselines.get(title, title)
             if title != baseline and means.get(baseline, 0) > 0:
                 cell += f" ({mean / means[baseline] - 1:+.0%})"
             cells[title] = cell
@@ -66,7 +67,7 @@ def figures_tables(columns: Mapping[str, Mapping], baseline: str | None = None) 
 
     Args:
       columns: title -> figures on the same frames; ± is the standard error over people.
-      baseline: as for `markdown_table`.
+      baseline: title of the column to which the others' change is given, in per cent.
     """
     n = next(iter(columns.values()))
     captions = {
@@ -81,7 +82,7 @@ def figures_tables(columns: Mapping[str, Mapping], baseline: str | None = None) 
         values = {title: figures[part] for title, figures in columns.items()}
         errors = {title: figures["standard_error"][part] for title, figures in columns.items()}
         caption += f" of {n['n_people']} people, ± standard error" * (n["n_people"] > 1)
-        parts.append(markdown_table(values, caption, baseline, errors=errors))
+        parts.append(markdown_table(values, caption, dict.fromkeys(columns, baseline), errors=errors))
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""The whole study on one data set: the verifier and four methods, one after another, then Tables 1 and 2.
+"""The whole study on one data set: the verifier and all methods, one after another, then Tables 1 and 2.
 
 python launch/study.py --config=configs/synthetic.py --runs=runs/study --seeds=1821,1822,1823 [--config.KEY=VALUE ...]
 
@@ -8,10 +8,12 @@ RUNS/fold-K, with arrays in DATA_DIR-fold-K; the report pools the folds.
 Prints the cost first. The same command again continues: finished runs are not touched, interrupted ones go on from
 their last checkpoint. `--plan` prints costs and commands, for a scheduler, and stops there. Further
 `--config.KEY=VALUE` go to all methods, `--config.loss.KEY=VALUE` to those that have it, `--verifier.KEY=VALUE` to the
-verifier; `--config.data...` to both.
+verifier; `--config.data...` and `--config.depth_code...` to both. A method that cannot count depth from where the
+verifier does is none of them.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import shlex
@@ -28,7 +30,7 @@ import numpy as np
 from facedepth_jax import config as configs
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.methods import METHODS, build, make_step
-from facedepth_jax.state import init_state
+from facedepth_jax.state import init_state, variables
 
 GENERATORS = [name for name, method in METHODS.items() if method.net == "generator"]
 LOSSES = {name for method in METHODS.values() for name in method.loss}
@@ -42,6 +44,8 @@ def training_flops(config) -> float:
     nets = build(config, SUBJECTS)
     size, batch_size = config.data.size, config.train.batch_size
     state = jax.eval_shape(lambda: init_state(nets, 0, size))
+    if config.train.average_decay:
+        state = dataclasses.replace(state, average=variables(state.nets[METHODS[config.method].net]))
     images = jax.ShapeDtypeStruct((batch_size, size, size), np.uint16)
     people = jax.ShapeDtypeStruct((batch_size,), np.int32)
     batch = {"gray": images.update(dtype=np.uint8), "depth_mm": images, "subject": people}
@@ -75,7 +79,8 @@ def hours(seconds: float) -> str:
 def options_of(method: str, overrides: Sequence[str]) -> list[str]:
     """Choose the command line's --config.KEY=VALUE that are for one method, or for the verifier."""
     if method == "verifier":
-        overrides = [text for text in overrides if text.startswith(("--verifier.", "--config.data."))]
+        both = "--config.data.", "--config.depth_code."
+        overrides = [text for text in overrides if text.startswith(("--verifier.", *both))]
         return [text.replace("--verifier.", "--config.", 1) for text in overrides]
     foreign = tuple(f"--config.loss.{name}=" for name in LOSSES - METHODS[method].loss.keys())
     return [text for text in overrides if text.startswith("--config.") and not text.startswith(foreign)]
@@ -90,23 +95,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     flag("--config", required=True, type=pathlib.Path, help="configs/NAME.py, or NAME alone")
     flag("--runs", required=True, type=pathlib.Path, help="directory of the runs and of the report")
     flag("--seeds", default="1821", help="comma between them (1821)")
-    flag("--methods", default=",".join(GENERATORS), help=f"comma between them ({','.join(GENERATORS)})")
+    flag("--methods", help=f"comma between them; all, that is some of {', '.join(GENERATORS)}")
     flag("--folds", default="", help="data.options.fold to go through, comma between them")
     flag("--plan", action="store_true", help="print costs and commands, run nothing")
     given, overrides = parser.parse_known_args(argv)
-    seeds, methods = given.seeds.split(","), given.methods.split(",")
-    if unknown := set(methods) - set(GENERATORS):
-        parser.error(f"there is no method {min(unknown)!r}: take some of {', '.join(GENERATORS)}")
+    verifier = f"{given.config.with_name('verifier' + given.config.suffix)}:{given.config.stem}"
+    judge = configs.load(verifier, options_of("verifier", overrides))
+    origin, data_dir = judge.depth_code.origin, judge.data.dir
+    able = [name for name in GENERATORS if origin in METHODS[name].origins]
+    seeds, methods = given.seeds.split(","), given.methods.split(",") if given.methods else able
+    if unknown := set(methods) - set(able):
+        parser.error(f"there is no method {min(unknown)!r} of depth from the {origin}: take some of {', '.join(able)}")
     for text in overrides:
         if not text.startswith(("--config.", "--verifier.")) or "=" not in text:
             parser.error(f"{text} is neither --config.KEY=VALUE nor --verifier.KEY=VALUE")
-        if text.startswith("--config.") and not any(text in options_of(method, overrides) for method in methods):
+        if text.startswith("--config.loss.") and not any(text in options_of(method, overrides) for method in methods):
             parser.error(f"{text}: none of {', '.join(methods)} has this loss value")
 
     runs = [("verifier", seeds[0]), *((method, seed) for method in methods for seed in seeds)]
     places = {given.runs: []}
     if given.folds:
-        data_dir = configs.load(str(given.config), options_of(methods[0], overrides)).data.dir
         places = {
             given.runs / f"fold-{k}": [f"--config.data.options.fold={k}", f"--config.data.dir={data_dir}-fold-{k}"]
             for k in given.folds.split(",")
@@ -114,9 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs, costs = {}, {}
     for place, of_fold in places.items():
         for method, seed in runs:
-            name = f"{given.config}:{method}"
-            if method == "verifier":
-                name = f"{given.config.with_name('verifier' + given.config.suffix)}:{given.config.stem}"
+            name = verifier if method == "verifier" else f"{given.config}:{method}"
             options = [*options_of(method, overrides), *of_fold]
             if method not in costs:
                 try:

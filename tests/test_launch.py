@@ -10,6 +10,7 @@ import sys
 import imageio.v3 as iio
 import pytest
 
+from facedepth_jax import config as configs
 from facedepth_jax.errors import FaceDepthError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -108,6 +109,20 @@ def test_a_loss_value_goes_to_the_methods_that_have_it(plan):
     assert given in cgan and given not in ae and given not in verifier
 
 
+def test_a_study_of_depth_from_the_head(plan, monkeypatch):
+    """The verifier counts depth as the methods do, and `relief`, which knows nothing else, is one of them."""
+    paper = ["cgan", "ae", "pix2pix", "cui"]
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "training_flops", lambda config: 1.0)
+        for flags, methods in (([], paper), (["--config.depth_code.origin=head"], [*paper, "relief"])):
+            _, (*runs, _) = plan(*TINY, "--runs=r", *flags)
+            found = [configs.load(words[1].removeprefix("--config="), words[3:]) for words in runs]
+            assert [config.method for config in found] == ["verifier", *methods]
+            assert {config.depth_code.origin for config in found} == {"head" if flags else "camera"}
+    rows, _ = plan("--config=relief", "--runs=r", "--methods=relief", "--config.width=4", "--verifier.width=4")
+    assert float(rows["relief"][5]) > 0
+
+
 def test_a_study_that_is_stopped_goes_on_to_both_tables(tmp_path):
     flags = [*TINY, f"--config.data.dir={tmp_path}/data", f"--runs={tmp_path}", "--methods=ae"]
     command = [sys.executable, "launch/study.py", *flags]
@@ -136,9 +151,11 @@ def test_a_study_that_is_stopped_goes_on_to_both_tables(tmp_path):
     "flags, sentence",
     [
         (["--config.data.size=40"], "verifier: data.size is 40"),
+        (["--config.depth_code.origin=nose"], "verifier: depth_code.origin is 'nose'"),
         (["--config.nonsense=1"], "nonsense"),
         (["--config.train.steps=many"], "many"),
         (["--methods=gan"], "there is no method 'gan'"),
+        (["--methods=ae,relief"], "no method 'relief' of depth from the camera: take some of cgan, ae, pix2pix, cui"),
         (["--methods=ae,cui", "--config.loss.lam=1.0"], "--config.loss.lam=1.0: none of ae, cui has this loss value"),
         (["--config.loss.nonsense=1.0"], "nonsense"),
         (["--nonsense"], "--nonsense is neither --config.KEY=VALUE nor --verifier.KEY=VALUE"),

@@ -167,24 +167,32 @@ def test_the_grid_shows_truth_and_every_column(tmp_path):
             np.testing.assert_array_equal(image[row * 98 + 1 :, -97:-1][:96], want)
 
 
-def test_the_curve_over_lambda(tmp_path, monkeypatch):
+@pytest.fixture(name="drawn")
+def _drawn(monkeypatch):
+    """What the curves over lambda show, figure by figure: {metric: {label: points}}."""
+    figures, save = [], report_figures.Figure.savefig
+
+    def savefig(figure, *args, **kwargs):
+        figures.append({})
+        for axes in figure.axes:
+            lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+            figures[-1][axes.get_title().split(" (")[0]] = lines
+            assert axes.get_xscale() == "log"
+        save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(report_figures.Figure, "savefig", savefig)
+    return figures
+
+
+def test_the_curve_over_lambda(tmp_path, drawn):
     runs = [
         make_run(tmp_path / f"{lam}-{seed}", seed=seed, lam=lam, quality=0.5 + lam / 1000 + seed / 100, samples=())
         for lam in (1.0, 10.0, 100.0)
         for seed in (0, 1)
     ]
     runs.append(make_run(tmp_path / "ae", "ae", samples=()))
-    drawn = {}
-    axes_plot = report_figures.Figure.savefig
-
-    def savefig(figure, *args, **kwargs):
-        for axes in figure.axes:
-            drawn[axes.get_title().split(" (")[0]] = {line.get_label(): line.get_xydata() for line in axes.lines}
-            assert axes.get_xscale() == "log"
-        axes_plot(figure, *args, **kwargs)
-
-    monkeypatch.setattr(report_figures.Figure, "savefig", savefig)
     assert run(tmp_path / "out", *runs) == 0
+    (drawn,) = drawn
     np.testing.assert_allclose(drawn["L1 norm"]["cGAN"], [(1, 4.94), (10, 4.85), (100, 3.95)])
     np.testing.assert_allclose(drawn["L1 norm"]["AE"][:, 1], 5)
     assert len(drawn) == 3
@@ -237,6 +245,97 @@ def test_report_twice_is_the_same_bytes(tmp_path):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
 
 
+HEAD = {"origin": "head"}
+
+
+def with_relief(path, errors=None, mean_map=20.0, **values):
+    """Give a run figures of relief, and its mean map one."""
+
+    def change(results):
+        for name, row in (("test", values), ("validation", values), ("baseline_mean_map", {"relief_mae": mean_map})):
+            results[name] |= {"n_faces": 7, "relief": row}
+            results[name]["standard_error"]["relief"] = errors or dict.fromkeys(row, 0.5)
+
+    rewrite(path, "results.json", change)
+    return path
+
+
+def test_both_depth_codes_in_one_table(tmp_path):
+    """Within an origin seeds are pooled and lambdas parted; a change is to the mean map of that origin."""
+    runs = [
+        *(make_run(tmp_path / f"camera{i}", lam=lam, quality=0.4) for i, lam in enumerate((1.0, 10.0))),
+        *(make_run(tmp_path / f"head{i}", seed=i, quality=q, depth_code=HEAD) for i, q in enumerate((0.7, 0.9))),
+        make_run(tmp_path / "ae", "ae", quality=0.6, depth_code=HEAD, train={"steps": 5}),
+        make_run(tmp_path / "old_ae", "ae", quality=0.3),
+        make_run(tmp_path / "relief", "relief", quality=0.5),
+    ]
+    assert json.loads((runs[-1] / "config.json").read_text())["depth_code"]["origin"] == "head"
+    for path in (*runs[2:5], runs[-1]):
+        rewrite(path, "results.json", lambda r: r.update(baseline_mean_map=figures(0.8)))
+    assert run(tmp_path / "out", *reversed(runs)) == 0
+    markdown = (tmp_path / "out/report.md").read_text()
+    rows = table(markdown, "all pixels")
+    assert rows["all pixels, n = 1234"] == [
+        *("cgan λ=1", "cgan λ=10", "cgan, given D", "ae", "ae, given D", "relief, given D"),
+        *("mean training map", "mean training map, given D"),
+    ]
+    assert [cell.split(" (")[-1].rstrip(")") for cell in rows["L1 norm ↓"]] == [
+        *("-20%", "-20%", "+0%", "-7%", "+100%", "+150%"),
+        *("7.500 ± 0.750", "**2.000 ± 0.200**"),
+    ]
+    assert "| cgan, given D | 0, 1 |" in markdown
+    assert "relative to the mean map of depth minus D.\n\n| | seeds" in markdown
+    found = json.loads((tmp_path / "out/report.json").read_text())[0]["columns"]
+    assert found["mean training map, given D"]["all"]["l1"] == pytest.approx([2.0])
+    assert run(tmp_path / "alone", runs[4]) == 0
+    assert table((tmp_path / "alone/report.md").read_text(), "all pixels")["L1 norm ↓"][0] == "4.000 ± 0.400 (+100%)"
+
+
+def test_each_depth_code_has_its_curve_over_lambda(tmp_path, drawn):
+    values = {"samples": (), "depth_code": HEAD}
+    runs = [
+        *(make_run(tmp_path / f"camera{lam}", lam=lam, quality=0.3 + lam / 100, samples=()) for lam in (1.0, 10.0)),
+        *(make_run(tmp_path / f"head{lam}", lam=lam, quality=0.6 + lam / 100, **values) for lam in (1.0, 10.0)),
+        make_run(tmp_path / "ae", "ae", quality=0.2, **values),
+    ]
+    assert run(tmp_path / "out", *runs) == 0
+    camera, head = (figure["L1 norm"] for figure in drawn)
+    np.testing.assert_allclose(camera["cGAN"], [(1, 6.9), (10, 6)])
+    np.testing.assert_allclose(head["cGAN"], [(1, 3.9), (10, 3)])
+    assert "AE" not in camera and head["AE"][0, 1] == 8
+    assert names(tmp_path / "out")[:2] == ["lambda-synthetic-ffffffff-head.png", "lambda-synthetic-ffffffff.png"]
+    camera, head = (tmp_path / "out/report.md").read_text().split("### Weight")[1:]
+    assert "](lambda-synthetic-ffffffff.png)" in camera and "| cgan λ=1 | cgan λ=10 |" in camera
+    assert "](lambda-synthetic-ffffffff-head.png)" in head and "| cgan λ=1, given D | cgan λ=10, given D |" in head
+
+
+def test_relief(tmp_path):
+    """Of seeds, beside a run without a mask and one of before; the mean map is of a run that has relief."""
+    old = make_run(tmp_path / "old")
+    runs = [
+        with_relief(make_run(tmp_path / f"{i}", "relief", seed=i), relief_mae=8.0 + i, mask_iou=0.8) for i in (0, 2)
+    ]
+    runs.append(with_relief(make_run(tmp_path / "ae", "ae", depth_code=HEAD), relief_mae=10.0))
+    assert run(tmp_path / "out", old, *runs) == 0
+    markdown = (tmp_path / "out/report.md").read_text()
+    rows = table(markdown, "the relief of faces")
+    assert rows["the relief of faces, n = 7"][:3] == ["cgan", "ae, given D", "relief, given D"]
+    assert rows["Relief error, mm ↓"] == [
+        *("-", "10.00 ± 0.50 (-50%)", "**9.00 ± 1.41** (-55%)", "-", "20.00 ± 0.50"),
+    ]
+    assert rows["Foreground, IoU ↑"] == ["-", "-", "0.8000 ± 0.0000", "-", "-"]
+    assert len(rows) == 4  # with the rule below the header
+    found = json.loads((tmp_path / "out/report.json").read_text())[0]["columns"]
+    assert found["relief, given D"]["relief"] == {"relief_mae": [8.0, 10.0], "mask_iou": [0.8, 0.8]}
+
+    # A mean map that an older evaluation took stands back.
+    assert run(tmp_path / "both", old, with_relief(make_run(tmp_path / "new", "ae"), relief_mae=5.0)) == 0
+    rows = table((tmp_path / "both/report.md").read_text(), "the relief of faces")
+    assert rows["Relief error, mm ↓"] == ["-", "**5.00 ± 0.50** (-75%)", "20.00 ± 0.50"]
+    assert run(tmp_path / "alone", old) == 0
+    assert "relief" not in (tmp_path / "alone/report.md").read_text()
+
+
 def drop(path, name):
     (path / name).unlink()
 
@@ -263,6 +362,9 @@ def rewrite(path, name, change):
             lambda p: rewrite(p, "config.json", lambda c: c["depth_code"].update(step_mm=4.0)),
             "the meaning of a depth level",
         ),
+        (lambda p: rewrite(p, "results.json", lambda r: r["test"].update(n_faces=3)), "damaged.*relief"),
+        (lambda p: with_relief(p, relief_mae=None), "damaged.*NoneType"),
+        (lambda p: with_relief(p, errors={"relief_mae": "many"}), "damaged.*many"),
         (lambda p: rewrite(p, "results.json", lambda r: r.update(seed=0)), "same method, settings and seed"),
         (lambda p: (p / "samples" / "test.npz").write_bytes(b"PK no archive"), "test.npz is damaged"),
     ],
@@ -309,13 +411,15 @@ def verification(accuracy):
     return counts | {"accuracy": accuracy, "standard_error": 0.02, "auc": 0.75, "loss": 0.7, "cells": cells}
 
 
-def make_verifier(path, fingerprint="f" * 64):
+def make_verifier(path, fingerprint="f" * 64, accuracy=0.8, **code):
     path.mkdir()
     results = {"method": "verifier", "seed": 0, "dataset": "x", "fingerprint": fingerprint, "step": 1, "steps": 1}
-    results |= {"test": verification(0.8), "baseline_mean_map": verification(0.5)}
+    results |= {"test": verification(accuracy), "baseline_mean_map": verification(0.5)}
     (path / "results.json").write_text(json.dumps(results))
-    (path / "config.json").write_text(json.dumps(configs.base("verifier").to_dict()))
-    (path / "verifier.safetensors").write_bytes(b"weights of the verifier")
+    config = configs.base("verifier")
+    config.depth_code.update(code)
+    (path / "config.json").write_text(json.dumps(config.to_dict()))
+    (path / "verifier.safetensors").write_bytes(b"weights of the verifier" + str(code).encode())
     return path
 
 
@@ -346,6 +450,38 @@ def test_face_verification(tmp_path):
     (section,) = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [found["accuracy"] for found in section["columns"]["cgan"]["verification"]] == [0.6, 0.7]
     assert section["verification_of_true_depth"]["accuracy"] == 0.8
+
+
+def test_each_depth_code_has_its_verifier(tmp_path, capsys):
+    camera = make_verifier(tmp_path / "camera")
+    head = make_verifier(tmp_path / "head", accuracy=0.9, **HEAD)
+    rewrite(head, "results.json", lambda r: r.update(baseline_mean_map=verification(0.6)))
+    flags = [f"--verifier={head}", f"--verifier={camera}"]
+    runs = [
+        judged(make_run(tmp_path / "cgan"), 0.55, camera),
+        judged(make_run(tmp_path / "cgan_head", depth_code=HEAD), 0.75, head),
+    ]
+    assert run(tmp_path / "out", *flags, *runs) == 0
+    markdown = (tmp_path / "out/report.md").read_text()
+    assert table(markdown, "all pixels")["Face verification ↑"] == [
+        *("0.5500 ± 0.0200 (+10%)", "**0.7500 ± 0.0200** (+25%)"),
+        *("0.5000 ± 0.0200", "0.6000 ± 0.0200"),
+    ]
+    assert "of depth minus D, and their verifier is another.\n" in markdown
+    first, second = markdown.split("### Table 2, face verification")[1:]
+    assert "right in 0.8000 of 18" in first and "in 0.5000." in first and "| A1 | 0.8000 / 0.5500 (10)" in first
+    assert second.startswith(", given D\n") and "right in 0.9000 of 18" in second and "in 0.6000." in second
+    assert "| A1 | 0.9000 / 0.7500 (10)" in second and "| cgan, given D |" in second and "| cgan |" not in second
+    (found,) = json.loads((tmp_path / "out/report.json").read_text())
+    assert found["verification_of_true_depth"]["accuracy"] == 0.8
+    assert found["verification_of_true_depth, given D"]["accuracy"] == 0.9
+    assert found["verification_of_mean_map, given D"]["accuracy"] == 0.6
+
+    capsys.readouterr()
+    for flag, refused, origins in ((flags[0], runs[0], ("camera", "head")), (flags[1], runs[1], ("head", "camera"))):
+        assert run(tmp_path / "refused", flag, *runs) == 1
+        sentence = f"error: {refused} counts .* {origins[0]}, the verifier {flag[11:]} from the {origins[1]}: .*\n"
+        assert re.fullmatch(sentence, capsys.readouterr().err)
 
 
 def test_the_papers_figures_stand_beside_those_on_its_data(tmp_path):
@@ -472,7 +608,8 @@ def sums(l1, n, person):
     """The sums of one person in so many images of one pixel each, with which every figure but a root is `l1`."""
     ones = np.ones((1, 1, 1), np.float32)
     one = {"all": metrics.image_sums(ones, ones, ones > 0), "mm": metrics.mm_sums(ones, ones, ones > 0)}
-    one = metrics.person_sums(one | {"valid": one["all"]}, [person])[person]
+    relief = dict.fromkeys(("count", *(metric.key for metric in metrics.RELIEF_METRICS)), np.ones(1))
+    one = metrics.person_sums(one | {"valid": one["all"], "relief": relief}, [person])[person]
     counts = {"count": float(n), "images": float(n)}
     return {person: {part: dict.fromkeys(names, l1 * n) | counts for part, names in one.items()}}
 
@@ -513,6 +650,38 @@ def test_folds_share_one_column(tmp_path):
     assert run(tmp_path / "out", *flags, *runs) == 0
     rows = table((tmp_path / "out/report.md").read_text(), "all pixels")
     assert rows["L1 norm ↓"][0] == "**2.250 ± 0.354** (-70%)"  # of 2.5 and 2.0
+
+
+def test_folds_of_both_depth_codes(tmp_path):
+    """Each is pooled with its own verifiers; a fold of before, without relief, takes it from its column alone."""
+    flags, runs = [], []
+    for origin, l1, accuracy in (("camera", 6.0, 0.6), ("head", 3.0, 0.8)):
+        for k in (1, 2):
+            code = {"origin": origin}
+            verifier = make_verifier(tmp_path / f"{origin}{k}", str(k) * 64, accuracy, **code)
+            path = make_fold(tmp_path / f"runs_{origin}", k, "cgan", l1 + k, 100, depth_code=code)
+            if origin == "camera" and k == 1:
+                rewrite(path, "results.json", lambda r: r["test"]["people"]["person 1"].pop("relief"))
+            flags.append(f"--verifier={verifier}")
+            runs.append(judged(path, accuracy - 0.1, verifier))
+    assert run(tmp_path / "out", *flags, *runs) == 0
+    markdown = (tmp_path / "out/report.md").read_text()
+    rows = table(markdown, "all pixels")
+    assert [cell.split(" ±")[0] for cell in rows["L1 norm ↓"][:2]] == ["7.500", "**4.500"]
+    assert [cell.split(" ±")[0] for cell in rows["Face verification ↑"][:2]] == ["0.5000", "**0.7000"]
+    assert "right in 0.6000 of 36" in markdown and "right in 0.8000 of 36" in markdown
+    rows = table(markdown, "the relief of faces")
+    assert rows["the relief of faces, n = 200"][:2] == ["cgan", "cgan, given D"]
+    # of 4 and 5; the mean map that camera's other results have kept is 7.5
+    assert rows["Relief error, mm ↓"] == ["-", "**4.50 ± 0.50** (-40%)", "7.50 ± 0.00", "7.50 ± 0.00"]
+
+
+def test_a_person_of_two_folds_one_from_before_relief():
+    new, old = sums(4.0, 100, "a"), sums(2.0, 300, "a")
+    del old["a"]["relief"]
+    for order in ([new, old], [old, new]):
+        found = metrics.figures(metrics.join_people(order))
+        assert found["all"]["l1"] == 2.5 and "relief" not in found and found["n_faces"] == 0
 
 
 def test_runs_with_the_same_settings_on_other_data_are_no_folds(tmp_path):

@@ -3,12 +3,13 @@
     python -m facedepth_jax.report --out=DIR [--verifier=RUN ...] [--errors] RUN [RUN ...]
 
 Reads the runs' own config.json, results.json and samples/test.npz. Runs that differ in their seed alone share a column,
-as mean ± standard deviation. Runs on different data never share a table; but those that differ in data.options.fold,
-the folds of a cross-validation, are pooled first: all their frames as if measured in one. Writes report.md, report.json
-and the pictures that report.md shows.
+as mean ± standard deviation; those that count depth from the head have columns of their own, "given D". Runs on
+different data never share a table; but those that differ in data.options.fold, the folds of a cross-validation, are
+pooled first: all their frames as if measured in one. Writes report.md, report.json and the pictures that report.md
+shows.
 
-With a verifier, one for each fold, the row of face verification and Table 2 are added. A run needs its data for this
-once; its figures stay in it, as verification.json.
+With a verifier, one for each fold and origin of depth, the row of face verification and Table 2 are added. A run needs
+its data for this once; its figures stay in it, as verification.json.
 """
 
 import argparse
@@ -29,68 +30,86 @@ from facedepth_jax.nested import differing_keys
 from facedepth_jax.report.figures import CURVE_METRICS, lambda_curve, sample_grid, table
 from facedepth_jax.report.runs import Run, read
 
+GIVEN_D = (
+    'The columns "given D" were given D, the head\'s distance: they estimate depth minus D, and D is added again; '
+    "their per cent are relative to the mean map of depth minus D"
+)
+
 
 def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Group runs on the same data into columns: title -> runs that differ in their seed alone, by seed.
 
-    The title is the method, with lambda where the method has runs with several. Raises FaceDepthError for runs of one
-    method that differ in more than lambda and the seed, or in nothing, and for runs measured in different levels.
+    The title is the method, with lambda where the method has runs with several, and whether it was given D. Raises
+    FaceDepthError for runs of one method and origin of depth that differ in more than lambda and the seed, or in
+    nothing, and for runs measured in different levels.
     """
 
     def refuse(one, other, text):
         raise FaceDepthError(f"{one.path} and {other.path} {text}.")
 
+    def levels(run):
+        return run.config["depth_code"] | {"origin": None}
+
     columns, first, order = {}, {}, list(METHODS)
-    for run in sorted(runs, key=lambda run: (order.index(run.method), run.lam or 0.0, run.seed)):
-        if run.config["depth_code"] != runs[0].config["depth_code"]:
+    for run in sorted(runs, key=lambda run: (order.index(run.method), run.origin, run.lam or 0.0, run.seed)):
+        if levels(run) != levels(runs[0]):
             refuse(runs[0], run, "differ in the meaning of a depth level (config.depth_code): report them apart")
-        other = first.setdefault(run.method, run)
+        kind = run.method, run.origin
+        other = first.setdefault(kind, run)
         if keys := differing_keys(other.settings, run.settings):
             refuse(other, run, f"are both '{run.method}' but differ in {', '.join(keys)}: report them apart")
-        several = len({other.lam for other in runs if other.method == run.method}) > 1
-        column = columns.setdefault(f"{run.method} λ={run.lam:g}" if several else run.method, [])
+        several = len({other.lam for other in runs if (other.method, other.origin) == kind}) > 1
+        title = f"{run.method} λ={run.lam:g}" if several else run.method
+        column = columns.setdefault(_given(title, run.origin), [])
         if column and column[-1].seed == run.seed:
             refuse(column[-1], run, "have the same method, settings and seed: give one of them")
         column.append(run)
     return columns
 
 
-def table_2(columns: dict[str, list[Run]], judge: dict, dataset: str) -> str:
-    """Write Table 2 of every column, with its bounds: the verifier on true depth and on the mean map."""
+def _given(title, origin):
+    return title if origin == "camera" else f"{title}, given D"
+
+
+def table_2(columns: dict[str, list[Run]], judge: dict, origin: str) -> str:
+    """Write Table 2 of the columns of one origin, with its bounds: the verifier on true depth and on the mean map."""
     original, mean_map = judge["test"], judge["baseline_mean_map"]
     auc = "" if original["auc"] is None else f" (area under the ROC curve {original['auc']:.4f})"
     parts = [
-        "### Table 2, face verification\n",
+        f"### {_given('Table 2, face verification', origin)}\n",
         "Original / generated depth (pairs); a pair is in a cell when both of its frames are. On true depth the "
         f"verifier is right in {original['accuracy']:.4f} of {original['n']} pairs{auc}, on the mean training map, "
         f"where all look alike, in {mean_map['accuracy']:.4f}.\n",
     ]
     for title, runs in columns.items():
         parts.append(tables.verification_table(original["cells"], [run.verification["cells"] for run in runs], title))
-    if dataset == "pandora":
-        parts.append(tables.paper_verification_table())
     return "\n".join(parts)
 
 
-def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple[str, dict, dict[str, bytes]]:
+def make_section(runs: Sequence[Run], judges: dict[str, dict], errors: bool) -> tuple[str, dict, dict[str, bytes]]:
     """Make the tables and pictures of the runs on one data set: markdown, JSON values, {file name: PNG}.
 
     Args:
-      runs: with their verification if there is a judge.
-      judge: results.json of the verifier.
+      runs: with their verification if there are judges.
+      judges: origin of depth -> results.json of its verifier; none, or one for each origin of the runs.
       errors: whether the grid of faces has maps of the error.
     """
     columns = group_columns(runs)
     test, dataset, fingerprint = (runs[0].results[name] for name in ("test", "dataset", "fingerprint"))
     name = f"{dataset}-{fingerprint[:8]}"
+    by_origin = {
+        origin: {title: members for title, members in columns.items() if members[0].origin == origin}
+        for origin in sorted({run.origin for run in runs})
+    }
     pooled = f", those of {len(runs[0].folds)} folds together" if runs[0].folds else ""
     parts = [
         f"## {dataset}\n",
         f"{test['n_frames']} test frames{pooled}; data `{fingerprint[:16]}`. Metrics in levels of depth, "
         f"{_plus_minus(columns)}per cent are relative to the training set's mean depth map.\n",
+        *[GIVEN_D + ", and their verifier is another" * bool(judges) + ".\n"] * ("head" in by_origin),
         "| | seeds | steps | runs |\n|---|---|---|---|",
     ]
-    values = {"dataset": dataset, "fingerprint": fingerprint, "n_frames": test["n_frames"], "columns": {MEAN_MAP: {}}}
+    values = {"dataset": dataset, "fingerprint": fingerprint, "n_frames": test["n_frames"], "columns": {}}
     for title, members in columns.items():
         seeds = ", ".join(str(run.seed) for run in members)
         steps = ", ".join(f"{'/'.join(map(str, run.steps))} of {run.results['steps']}" for run in members)
@@ -102,40 +121,51 @@ def make_section(runs: Sequence[Run], judge: dict | None, errors: bool) -> tuple
             "steps": [run.steps for run in members],
             "verification": [run.verification for run in members],
         }
-    mean_map = dataclasses.replace(
-        runs[0],
-        results={"test": runs[0].results["baseline_mean_map"]},
-        verification=judge and judge["baseline_mean_map"],
-    )
+    mean_maps, baselines = {}, {}
+    for origin, members in by_origin.items():
+        title = _given(MEAN_MAP, origin)
+        found = [run.results["baseline_mean_map"] for run in runs if run.origin == origin]
+        mean_map = dataclasses.replace(
+            runs[0],
+            results={"test": max(found, key=lambda figures: "relief" in figures)},  # older results have none
+            verification=judges and judges[origin]["baseline_mean_map"],
+        )
+        mean_maps[title], values["columns"][title] = [mean_map], {}
+        baselines |= dict.fromkeys(members, title)
     with_depth = test["n_frames"] - test["n_frames_without_depth"]
     tables_of = (
         ("all", "all pixels", test["n_frames"]),
         ("valid", "pixels with true depth", with_depth),
-        ("relief", "the relief of faces", test.get("n_faces", 0)),
+        ("relief", "the relief of faces", max(run.results["test"].get("n_faces", 0) for run in runs)),
     )
     for pixels, words, n in tables_of:
-        if not n:  # older results have no relief
+        if not n:
             continue
-        found, spread = table(columns | {MEAN_MAP: [mean_map]}, pixels)
+        found, spread = table(columns | mean_maps, pixels)
         theirs = tables.paper()["table1"].get(dataset, {}) if pixels == "all" else {}
         beside = {f"paper: {method}": theirs[method] for method in theirs if method in {run.method for run in runs}}
-        text = tables.markdown_table(found, f"{words}, n = {n}", MEAN_MAP, beside, spread)
+        text = tables.markdown_table(found, f"{words}, n = {n}", baselines, beside, spread)
         parts.append(f"\n### Table 1 over {words}\n\n{text}")
         for title in found:
             values["columns"][title] |= {pixels: found[title], f"standard_error_{pixels}": spread[title]}
-    if judge:
-        parts.append(table_2(columns, judge, dataset))
-        values["verification_of_true_depth"] = judge["test"]
-        values["verification_of_mean_map"] = judge["baseline_mean_map"]
+    for origin, members in by_origin.items() if judges else ():
+        parts.append(table_2(members, judges[origin], origin))
+        values[_given("verification_of_true_depth", origin)] = judges[origin]["test"]
+        values[_given("verification_of_mean_map", origin)] = judges[origin]["baseline_mean_map"]
+    if judges and dataset == "pandora":
+        parts.append(tables.paper_verification_table())
     images = {}
-    if (curve := lambda_curve(columns)) is not None:
-        images[f"lambda-{name}.png"] = curve
-        found, spread = table(columns, "all", "validation")
+    for origin, members in by_origin.items():
+        if (curve := lambda_curve(members)) is None:
+            continue
+        picture = f"lambda-{name}.png" if origin == "camera" else f"lambda-{name}-{origin}.png"
+        images[picture] = curve
+        found, spread = table(members, "all", "validation")
         found = {title: {k: v for k, v in column.items() if k in CURVE_METRICS} for title, column in found.items()}
         caption = f"validation, all pixels, n = {runs[0].results['validation']['n_frames']}"
         parts += [
-            "### Weight λ of the reconstruction, on the validation split\n",
-            f"![curve over lambda](lambda-{name}.png)\n",
+            f"### {_given('Weight λ of the reconstruction, on the validation split', origin)}\n",
+            f"![curve over lambda]({picture})\n",
             tables.markdown_table(found, caption, errors=spread),
         ]
     if (grid := sample_grid(columns, errors)) is not None:
@@ -158,7 +188,7 @@ def write_report(paths: Sequence[Path], out: Path, verifiers: Sequence[Path] = (
     """Read the runs, write the report into the directory `out`, return its markdown.
 
     Args:
-      verifiers: verifiers' runs, one for each data set (or fold) of the runs.
+      verifiers: verifiers' runs, one for each data set (or fold) and origin of depth of the runs.
       errors: whether the grid of faces has maps of the error.
 
     Raises:
@@ -169,7 +199,10 @@ def write_report(paths: Sequence[Path], out: Path, verifiers: Sequence[Path] = (
     for run in runs:
         by_data.setdefault(run.results["fingerprint"], []).append(run)
     # Everything is made before anything is written.
-    made = [make_section(group, judged.get(data), errors) for data, group in by_data.items()]
+    made = []
+    for data, group in by_data.items():
+        judges = {origin: found for (of, origin), found in judged.items() if of == data}
+        made.append(make_section(group, judges, errors))
     markdown = "# Report\n\n" + "\n".join(section for section, _, _ in made)
     for _, _, images in made:
         for name, content in images.items():
@@ -187,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flag = parser.add_argument
     flag("paths", nargs="+", type=Path, metavar="RUN", help="directory of a finished run")
     flag("--out", required=True, type=Path, help="directory to write to; files there are replaced")
-    text = "a verifier's run on the same data, for Table 2; with folds give one for each"
+    text = "a verifier's run on the same data, for Table 2; give one for each fold and depth_code.origin of the runs"
     flag("--verifier", dest="verifiers", action="append", default=[], type=Path, metavar="RUN", help=text)
     flag("--errors", action="store_true", help="maps of the error in the grid of faces")
     try:

@@ -54,19 +54,20 @@ def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
     On the validation split: lambda is chosen by it, and the test split must not choose.
 
     Returns:
-      PNG, None where the runs of the cGAN have fewer than two lambdas.
+      PNG, None where the runs of the cGAN, all of one origin of depth, have fewer than two lambdas.
     """
     sweep = dict(sorted((runs[0].lam, title) for title, runs in columns.items() if runs[0].method == "cgan"))
     if len(sweep) < 2:
         return None
     lams, (values, _) = list(sweep), table(columns, "all", "validation")
+    ae = next((title for title, runs in columns.items() if runs[0].method == "ae"), None)
     figure = Figure(figsize=(4 * len(CURVE_METRICS), 3.4), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(CURVE_METRICS)), CURVE_METRICS.values(), strict=True):
         seeds = [values[title].get(metric.key, [np.nan]) for title in sweep.values()]
         axes.plot(lams, [np.mean(found) for found in seeds], "-", color="tab:blue", label="cGAN")
         dots = [(lam, value) for lam, found in zip(lams, seeds, strict=True) for value in found]
         axes.plot(*zip(*dots, strict=True), ".", color="tab:blue")
-        if level := values.get("ae", {}).get(metric.key):
+        if level := values.get(ae, {}).get(metric.key):
             axes.axhline(np.mean(level), color="tab:orange", label="AE")
             axes.axhspan(min(level), max(level), color="tab:orange", alpha=0.2)
         if lams[0] > 0:

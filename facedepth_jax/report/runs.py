@@ -46,6 +46,11 @@ class Run:
         return self.config["loss"].get("lam")
 
     @property
+    def origin(self) -> str:
+        """Where its depth is counted from, see `depth_code.DepthCode`."""
+        return self.config["depth_code"]["origin"]
+
+    @property
     def settings(self) -> dict:
         """Values that decide the figures besides lambda and the seed; the data has a fingerprint of its own."""
         loss = {key: value for key, value in self.config["loss"].items() if key != "lam"}
@@ -58,26 +63,29 @@ class Run:
         return [run.results["step"] for run in self.folds or (self,)]
 
 
-def read(paths: Sequence[Path], verifiers: Sequence[Path] = ()) -> tuple[list[Run], dict[str, dict]]:
+def read(paths: Sequence[Path], verifiers: Sequence[Path] = ()) -> tuple[list[Run], dict[tuple[str, str], dict]]:
     """Read finished runs and pool their folds; with verifiers, verify the runs that have not been verified yet.
 
     Args:
-      verifiers: none, or one for each data set (or fold) of the runs.
+      verifiers: none, or one for each data set (or fold) and origin of depth of the runs.
 
     Returns:
-      The runs, and {fingerprint of the data: results.json of its verifier}.
+      The runs, and {(fingerprint of the data, origin of depth): results.json of its verifier}.
 
     Raises:
-      FaceDepthError: a run or a verifier cannot be used, or two verifiers are of the same data.
+      FaceDepthError: a run or a verifier cannot be used, or two verifiers are of the same data and origin.
     """
     runs, judges = [_read(path, "generator") for path in paths], {}
     for judge in (_read(path, "verifier") for path in verifiers):
-        other = judges.setdefault(judge.results["fingerprint"], judge)
+        other = judges.setdefault((judge.results["fingerprint"], judge.origin), judge)
         if other is not judge:
-            raise FaceDepthError(f"{other.path} and {judge.path} are verifiers of the same data: give one of them.")
+            raise FaceDepthError(
+                f"{other.path} and {judge.path} are verifiers of the same data: give one of them "
+                f"for depth from the {judge.origin}."
+            )
     if judges:
         runs = [dataclasses.replace(run, verification=_verify(run, judges)) for run in runs]
-    return _pool_folds(runs, {fingerprint: judge.results for fingerprint, judge in judges.items()})
+    return _pool_folds(runs, {key: judge.results for key, judge in judges.items()})
 
 
 def _read(path, net):
@@ -96,8 +104,11 @@ def _read(path, net):
             return run
         for found in (run.results[name] for name in MEASURED):
             int(found["n_frames"]), int(found["n_frames_without_depth"])
-            for part in ("all", "valid", "mm"):
+            faces = int(found.get("n_faces", 0))  # older results have no relief
+            for part in ("all", "valid", "mm", *["relief"] * (faces > 0)):
                 [float(value) for value in found[part].values()]
+            for errors in found.get("standard_error", {}).values():
+                [float(value or 0) for value in errors.values()]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise FaceDepthError(f"{path / 'results.json'} is damaged or of another version ({error!r}).") from error
     return run
@@ -105,8 +116,14 @@ def _read(path, net):
 
 def _verify(run, judges):
     """Take the figures of a run's test pairs from its verification.json or, the first time, from its data."""
-    judge = judges.get(run.results["fingerprint"])
-    if not judge:
+    fingerprint = run.results["fingerprint"]
+    if not (judge := judges.get((fingerprint, run.origin))):
+        for (data, origin), other in judges.items():
+            if data == fingerprint:
+                raise FaceDepthError(
+                    f"{run.path} counts depth from the {run.origin}, the verifier {other.path} from the {origin}: "
+                    "give one of the run's depth_code.origin."
+                )
         paths = ", ".join(str(judge.path) for judge in judges.values())
         raise FaceDepthError(f"{paths} and {run.path} are of different data: give the verifier of the run's data.")
     nets, file = {"verifier": judge.path, "generator": run.path}, run.path / "verification.json"
@@ -122,7 +139,7 @@ def _verify(run, judges):
     if judge.config["depth_code"] != run.config["depth_code"]:
         raise FaceDepthError(f"{run.path} and {judge.path} differ in the meaning of a depth level (config.depth_code).")
     data = arrays.open(run.config["data"]["dir"])
-    if data.fingerprint != run.results["fingerprint"]:
+    if data.fingerprint != fingerprint:
         raise FaceDepthError(
             f"{data.path} is not the data that {run.path} was trained on: prepare it as it was, with the run's config."
         )
@@ -152,8 +169,9 @@ def _pool_folds(runs, judged):
         verified = None
         if judged:
             verified = _pool_verification([run.verification for run in group])
-            judged[results["fingerprint"]] = {
-                name: _pool_verification([judged[part][name] for part in parts])
+            origin = group[0].origin
+            judged[results["fingerprint"], origin] = {
+                name: _pool_verification([judged[part, origin][name] for part in parts])
                 for name in ("test", "baseline_mean_map")
             }
         pooled.append(dataclasses.replace(group[0], results=results, verification=verified, folds=tuple(group)))
