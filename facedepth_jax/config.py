@@ -178,12 +178,20 @@ def check(config):
 
 
 def check_crops(config, data: Arrays):
-    """Raise FaceDepthError unless prepared arrays hold crops as the config has them."""
+    """Raise FaceDepthError unless prepared arrays hold crops as the config has them, and D where its code needs it."""
     size, face_mm = data.gray.shape[1], data.meta["crop"]["face_mm"]
     if (size, face_mm) != (config.data.size, config.data.face_mm):
         raise FaceDepthError(
             f"{data.path} holds crops of {size} px and {face_mm:g} mm, data.size is {config.data.size} "
             f"and data.face_mm {config.data.face_mm:g}: prepare it with the same."
+        )
+    distance_mm = data.frames["distance_mm"]
+    bad = data.frames["frame"][~((distance_mm > 0) & (distance_mm < math.inf))]  # NaN too
+    if config.depth_code.origin == "head" and len(bad):
+        raise FaceDepthError(
+            f"{data.path / 'frames.csv'} has no distance_mm above 0 for {len(bad)} of {len(data)} frames, the first is "
+            f"{bad[0]}: depth_code.origin is 'head', whose distance it must know; prepare the data again, or take "
+            "'camera'."
         )
 
 

@@ -16,6 +16,7 @@ from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.methods import METHODS, build
 from facedepth_jax.state import NetState, forward, init_net, variables
 
+RELIEF_AT_MM = 1000.0  # a distance to decode relief at: any will do
 MAX_PIXELS = 64 * 1024 * 1024  # of a crop, and of a frame of a video; images have this limit by runtime.tune
 
 
@@ -75,13 +76,14 @@ class FaceDepth:
 
         Args:
           image: uint8 (H, W), or RGB (H, W, 3).
-          box, center, distance_mm, focal_px: as for `box_of`.
+          box, center, distance_mm, focal_px: as for `box_of`; the distance of the head also as for `batch`.
 
         Returns:
-          float32 (S, S), millimetres.
+          float32 (S, S), millimetres: depth, or relief, as `batch` gives it.
 
         Raises:
-          FaceDepthError: the image is of another kind, the box is not usable, or the estimate is not finite.
+          FaceDepthError: the image is of another kind, the box or the distance is not usable, or the estimate is not
+            finite.
         """
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] != 3:
@@ -95,22 +97,29 @@ class FaceDepth:
 
         Args:
           gray: uint8 (B, S, S).
-          distance_mm: (B,), of the heads; nets with absolute depth do not need it.
+          distance_mm: (B,), of the heads; only nets that count depth from the head (`code.origin`) look at it.
 
         Returns:
-          float32 (B, S, S), millimetres.
+          float32 (B, S, S), millimetres: depth, 0 where a net with a mask sees background. Without distances, nets that
+          count from the head give relief alone: depth minus the head's distance, negative is nearer than the head's
+          centre, NaN where a net with a mask sees background.
 
         Raises:
-          FaceDepthError: the crops are of another size or type, or an estimate is not finite.
+          FaceDepthError: the crops are of another size or type, a distance that is needed is not above 0, or an
+            estimate is not finite.
         """
         gray = np.asarray(gray)
         if gray.dtype != np.uint8 or gray.shape[1:] != (self.size, self.size):
             raise FaceDepthError(f"The crops are {gray.dtype} {gray.shape}; give uint8, (B, {self.size}, {self.size}).")
-        distance_mm = np.zeros(len(gray)) if distance_mm is None else distance_mm
-        depth_mm = np.asarray(self.estimate(gray, np.asarray(distance_mm, np.float32)))
+        relief_alone = self.code.origin == "head" and distance_mm is None
+        distance_mm = np.asarray(np.full(len(gray), RELIEF_AT_MM) if distance_mm is None else distance_mm, np.float32)
+        bad = distance_mm[~((distance_mm > 0) & (distance_mm < np.inf))]  # NaN too
+        if self.code.origin == "head" and len(bad):
+            raise FaceDepthError(f"distance_mm is {bad[0]:g}; give the head's, above 0, or none for relief alone.")
+        depth_mm = np.asarray(self.estimate(gray, distance_mm))
         if not np.isfinite(depth_mm).all():
             raise FaceDepthError("The net's estimate is not finite: the run's weights are unusable.")
-        return depth_mm
+        return np.where(depth_mm == 0, np.float32(np.nan), depth_mm - RELIEF_AT_MM) if relief_alone else depth_mm
 
     def box_of(self, shape, *, box=None, center=None, distance_mm=None, focal_px=None) -> crop.Box:
         """Choose the part of an image that the net is to see.

@@ -1,7 +1,7 @@
 """Estimate depth maps from gray or colour images: the program.
 
     python -m facedepth_jax.predict --run=DIR --out=DIR IMAGE|FOLDER|VIDEO [...]
-        [--box X,Y,W,H | --center X,Y --distance_mm D --focal_px F] [--batch_size N]
+        [--box X,Y,W,H | --center X,Y --focal_px F] [--distance_mm D] [--batch_size N]
 
 The net expects crops as `prepare` makes them, R millimetres wide at the head's distance (Eq. 6). With `--center`,
 `--distance_mm` and `--focal_px` (of the camera) the crop is made just so; `--box` takes your own; without either the
@@ -12,8 +12,14 @@ For each image NAME, at the net's resolution:
   NAME_depth.npy        float32, millimetres
   NAME_depth_color.png  preview, near is red, far is blue
 and one line on stdout with the map's place in the source. A frame of a video is called NAME_000001 and so on; a name
-that comes twice gets a number. Where the net takes a point for "no depth" or too far, the map holds about `none_level`
-in millimetres, the level that the training data has in both cases.
+that comes twice gets a number. Where a net of absolute depth takes a point for "no depth" or too far, the map holds
+about `none_level` in millimetres, the level that the training data has in both cases.
+
+A net that counts depth from the head (`depth_code.origin`) adds the head's distance, `--distance_mm`, however the crop
+is made; depth is 0 where it sees background. Without the distance there is relief alone, negative is nearer than the
+head's centre:
+  NAME_relief.npy        float32, millimetres, NaN = background
+  NAME_relief_color.png  preview
 """
 
 import argparse
@@ -32,6 +38,7 @@ import numpy as np
 
 from facedepth_jax import estimator, files, pictures
 from facedepth_jax.data.crop import Box
+from facedepth_jax.depth_code import RELIEF_MM, DepthCode
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.estimator import MAX_PIXELS
 
@@ -123,31 +130,53 @@ def read_crops(net: estimator.FaceDepth, paths: Sequence[Path], where: dict, fai
             failures.append(path)
 
 
-def write_depth(out: Path, name: str, depth_mm: np.ndarray) -> None:
-    """Write the three files of one map, float32 (S, S) in mm."""
+def write_map(out: Path, name: str, kind: str, map_mm: np.ndarray) -> None:
+    """Write the files of one map, float32 (S, S) in mm: of "depth", 0 = none, or of "relief", NaN = none."""
     npy = io.BytesIO()
-    np.save(npy, depth_mm, allow_pickle=False)
-    files.write_bytes(out / f"{name}_depth.npy", npy.getvalue())
-    pictures.write_png(out / f"{name}_depth.png", np.clip(np.round(depth_mm), 0, 65535).astype(np.uint16))
-    color = pictures.color_depth(depth_mm, *pictures.depth_range_mm(depth_mm))
-    pictures.write_png(out / f"{name}_depth_color.png", color)
+    np.save(npy, map_mm, allow_pickle=False)
+    files.write_bytes(out / f"{name}_{kind}.npy", npy.getvalue())
+    if kind == "depth":
+        pictures.write_png(out / f"{name}_depth.png", np.clip(np.round(map_mm), 0, 65535).astype(np.uint16))
+    else:
+        map_mm = np.nan_to_num(map_mm + estimator.RELIEF_AT_MM)
+    color = pictures.color_depth(map_mm, *pictures.depth_range_mm(map_mm))
+    pictures.write_png(out / f"{name}_{kind}_color.png", color)
 
 
-def describe_map(path: Path, name: str, box: Box, depth_mm: np.ndarray) -> str:
+def describe_map(path: Path, name: str, kind: str, box: Box, map_mm: np.ndarray) -> str:
     """Describe the place of a map in its source and its values in one line."""
-    step_x, step_y = box.w / depth_mm.shape[1], box.h / depth_mm.shape[0]
+    file = {"depth": f"{name}_depth.png", "relief": f"{name}_relief.npy"}[kind]
+    seen = map_mm[map_mm != 0 if kind == "depth" else np.isfinite(map_mm)]
+    values = f"{seen.min():.0f}..{seen.max():.0f} mm" if seen.size else "nothing but background"
+    step_x, step_y = box.w / map_mm.shape[1], box.h / map_mm.shape[0]
     return (
-        f"{path} -> {name}_depth.png: {depth_mm.min():.0f}..{depth_mm.max():.0f} mm; map pixel (0, 0) is source "
+        f"{path} -> {file}: {values}; map pixel (0, 0) is source "
         f"pixel (x={box.x + step_x / 2 - 0.5:.2f}, y={box.y + step_y / 2 - 0.5:.2f}), "
         f"one map pixel is {step_x:.3f} x {step_y:.3f} source pixels"
     )
+
+
+def describe_values(code: DepthCode, distance_mm: float | None) -> str:
+    """Describe what the maps of a net hold, given the head's distance or none."""
+    if code.origin == "camera":
+        low, high = code.range_mm
+        return (
+            f"values in mm, {low:.0f}..{high:.0f} possible, {code.step_mm:g} mm a level in training, "
+            f"{code.from_levels(code.none_level):.0f} where there is no depth"
+        )
+    if distance_mm is None:
+        return (
+            "no distance is given: relief in mm from the head's centre, no depth; "
+            f"{-RELIEF_MM:.0f} to {RELIEF_MM:.0f} in training, NaN = background"
+        )
+    return f"values in mm, D - {RELIEF_MM:.0f} to D + {RELIEF_MM:.0f} in training, D = {distance_mm:g}; 0 = background"
 
 
 def predict_files(net: estimator.FaceDepth, paths: Sequence[Path], out: Path, where: dict, batch_size: int) -> bool:
     """Write the maps of images and videos into `out`, a batch at a time.
 
     Args:
-      where: the place of the face, as `FaceDepth.box_of` takes it.
+      where: the place of the face and its distance, as `FaceDepth.box_of` takes them.
 
     Returns:
       Whether every file could be used; the others do not hold it up.
@@ -158,12 +187,13 @@ def predict_files(net: estimator.FaceDepth, paths: Sequence[Path], out: Path, wh
     failures = []
     crops = read_crops(net, paths, where, failures)
     scale = f", {net.face_mm / net.size:.2f} mm at the head's distance" if "center" in where else ""
+    kind = "relief" if net.code.origin == "head" and "distance_mm" not in where else "depth"
     while batch := list(itertools.islice(crops, batch_size)):
-        distance_mm = np.full(len(batch), where["distance_mm"]) if "center" in where else None
+        distance_mm = np.full(len(batch), where["distance_mm"]) if "distance_mm" in where else None
         maps = net.batch(np.stack([crop for *_, crop in batch]), distance_mm)
-        for (path, name, box, _), depth_mm in zip(batch, maps, strict=True):
-            write_depth(out, name, depth_mm)
-            print(describe_map(path, name, box, depth_mm) + scale)
+        for (path, name, box, _), map_mm in zip(batch, maps, strict=True):
+            write_map(out, name, kind, map_mm)
+            print(describe_map(path, name, kind, box, map_mm) + scale)
     return not failures
 
 
@@ -189,7 +219,8 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     flag("--out", required=True, type=Path, help="directory to write to; files there are replaced")
     flag("--box", type=_numbers(4, int), metavar="X,Y,W,H", help="the face in pixels; fills the map")
     flag("--center", type=_numbers(2, float), metavar="X,Y", help="head centre in pixels, for Eq. 6")
-    flag("--distance_mm", type=float, help="from the camera to the head, with --center")
+    help_ = "from the camera to the head: with --center, and for depth by nets that count it from the head"
+    flag("--distance_mm", type=float, help=help_)
     flag("--focal_px", type=float, help="focal length of the images' camera, with --center")
     flag("--batch_size", type=int, default=16)
     args = parser.parse_args(argv)
@@ -199,8 +230,8 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
             parser.error(f"--{name} must be {least} to 1000000")
     where = {name: getattr(args, name) for name in ("box", "center", "distance_mm", "focal_px")}
     where = {name: value for name, value in where.items() if value is not None}
-    if where.keys() not in (set(), {"box"}, {"center", "distance_mm", "focal_px"}):
-        parser.error("give --box alone, or --center, --distance_mm and --focal_px together")
+    if where.keys() != {"center", "distance_mm", "focal_px"} and where.keys() - {"box", "distance_mm"}:
+        parser.error("give --center, --distance_mm and --focal_px together, and without --box")
     return args, where
 
 
@@ -214,13 +245,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(args.out.resolve() == path.parent.resolve() for path in paths):
             raise FaceDepthError(f"--out={args.out} holds the inputs; give another directory.")
         net = estimator.load(args.run)
-        low, high = net.code.range_mm
-        none_mm = net.code.from_levels(net.code.none_level)
-        print(
-            f"{net.size} x {net.size} pixels, {net.face_mm:g} mm wide at the head in training\n"
-            f"values in mm, {low:.0f}..{high:.0f} possible, {net.code.step_mm:g} mm a level in training, "
-            f"{none_mm:.0f} where there is no depth"
-        )
+        print(f"{net.size} x {net.size} pixels, {net.face_mm:g} mm wide at the head in training")
+        print(describe_values(net.code, where.get("distance_mm")))
         return 0 if predict_files(net, paths, args.out, where, args.batch_size) else 1
     except FaceDepthError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,6 +4,7 @@ import contextlib
 import json
 
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -67,6 +68,19 @@ class _Gray(nn.Module):
 def gray_net(size):
     """Make a FaceDepth whose level is the gray value, so a map shows in mm which gray pixels the net was given."""
     return FaceDepth(_Gray(), NetState({}, {}, None), size, 320.0, DepthCode())
+
+
+class _GrayAbove100(nn.Module):
+    """The image itself, and a foreground where it is brighter than 100."""
+
+    def __call__(self, x, train):
+        return jnp.concatenate([x, 127.5 * x + 27], -1)
+
+
+def head_net(size, mask=True):
+    """Make a FaceDepth whose relief is the gray value, 0..255 as -300..300 mm, with a mask of what is above 100."""
+    module = _GrayAbove100() if mask else _Gray()
+    return FaceDepth(module, NetState({}, {}, None), size, 320.0, DepthCode(origin="head"))
 
 
 POISON_MM = 60_000  # a depth that no frame has by itself

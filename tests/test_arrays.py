@@ -1,5 +1,6 @@
 """arrays.py: what is written is what is read, and what is wrong is said."""
 
+import csv
 import hashlib
 import json
 import shutil
@@ -117,6 +118,17 @@ def test_a_meta_that_was_changed_or_has_no_hash_of_its_own(made):
         (made / "meta.json").write_text(changed)
         with pytest.raises(FaceDepthError, match="meta.json is damaged: it is not as it was written"):
             arrays.open(made)
+
+
+def test_a_missing_column_is_named(made):
+    """Were it the heads' distance, say; sealed as if it had been written so."""
+    with (made / "frames.csv").open(newline="") as file:
+        rows = [row[: (at := list(arrays.COLUMNS).index("distance_mm"))] + row[at + 1 :] for row in csv.reader(file)]
+    with (made / "frames.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    edit_meta(made, lambda m: m["files"]["frames.csv"].update(sha256=files.sha256(made / "frames.csv")))
+    with pytest.raises(FaceDepthError, match="frames.csv has no column distance_mm; remove .* and prepare or copy it"):
+        arrays.open(made)
 
 
 def test_not_a_data_set_says_how_to_make_one(tmp_path, made):

@@ -200,7 +200,7 @@ def test_the_api_as_documented(run, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     blocks = re.findall("```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         exec(block, names)
     net = facedepth_jax.load(workdir)

@@ -6,7 +6,7 @@ import re
 import cv2
 import numpy as np
 import pytest
-from small import gray_net
+from small import gray_net, head_net
 
 import facedepth_jax
 from facedepth_jax.data.crop import Box
@@ -69,6 +69,30 @@ def test_a_batch_is_its_images(net):
     for crop, found in zip(crops, depth_mm, strict=True):
         np.testing.assert_array_equal(found, net(crop))
     np.testing.assert_array_equal(net.batch(crops), depth_mm)  # absolute depth does not ask for the distance
+
+
+def test_depth_from_the_head_needs_its_distance():
+    """Without it there is relief; a mask's background is 0 in depth and NaN in relief."""
+    net, crops = head_net(SIZE), np.stack([image(), 255 - image()])
+    relief_mm = (crops - 127.5) / 127.5 * 300
+    front = crops > 100
+    assert front.any() and not front.all()
+    depth_mm = net.batch(crops, [700.0, 900.0])
+    assert depth_mm.dtype == np.float32
+    np.testing.assert_allclose(depth_mm, np.where(front, relief_mm + [[[700]], [[900]]], 0), rtol=1e-6)
+    found = net.batch(crops)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.where(front, relief_mm, np.nan), atol=1e-3)
+    np.testing.assert_array_equal(net(crops[0]), found[0])
+    np.testing.assert_array_equal(net(crops[0], box=(0, 0, SIZE, SIZE), distance_mm=700.0), depth_mm[0])
+    np.testing.assert_allclose(head_net(SIZE, mask=False).batch(crops), relief_mm, atol=1e-3)
+
+
+@pytest.mark.parametrize("distance_mm", [0.0, -800.0, np.nan, np.inf])
+def test_a_distance_that_is_none(distance_mm, net):
+    with pytest.raises(FaceDepthError, match=f"distance_mm is {distance_mm:g}; give the head's, above 0, or none"):
+        head_net(SIZE).batch(np.stack([image(), image()]), [700.0, distance_mm])
+    net.batch(image()[None], [distance_mm])  # absolute depth does not look at it
 
 
 def test_a_crop_is_resized_as_prepare_does(net):

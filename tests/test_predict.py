@@ -6,7 +6,7 @@ import cv2
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from small import gray_net
+from small import gray_net, head_net
 
 from facedepth_jax import estimator, predict
 from facedepth_jax.errors import FaceDepthError
@@ -124,6 +124,69 @@ def test_center_and_distance_give_the_crop_of_eq_6(tmp_path, out, capsys):
     said = capsys.readouterr().out
     assert "source pixel (x=83.50, y=53.50), one map pixel is 4.000 x 4.000 source pixels" in said
     assert "13.33 mm at the head's distance" in said  # 320 mm / 24
+
+
+@pytest.fixture
+def head(monkeypatch):
+    loaded = head_net(SIZE)
+    monkeypatch.setattr(estimator, "load", lambda run: loaded)
+    return loaded
+
+
+def relief_of(gray):
+    """The relief of `head_net` and its foreground."""
+    return (gray - 127.5) / 127.5 * 300, gray > 100
+
+
+def test_depth_from_the_head_without_its_distance_is_relief(head, tmp_path, out, capsys):
+    gray = picture(30, 30)
+    iio.imwrite(tmp_path / "face.png", gray)
+    assert run("--run=r", f"--out={out}", "--box=3,2,24,24", tmp_path / "face.png") == 0
+    assert names(out) == ["face_relief.npy", "face_relief_color.png"]
+    relief_mm, front = relief_of(gray[2:26, 3:27])
+    found = np.load(out / "face_relief.npy", allow_pickle=False)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.where(front, relief_mm, np.nan), atol=1e-3)
+    color = iio.imread(out / "face_relief_color.png")
+    np.testing.assert_array_equal(color.any(-1), front)
+    nearest, farthest = (color[relief_mm == edge(relief_mm[front])][0].astype(int) for edge in (np.min, np.max))
+    assert nearest[0] > nearest[2] and farthest[2] > farthest[0]  # red, blue
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith("no distance is given: relief in mm from the head's centre, no depth")
+    low, high = relief_mm[front].min(), relief_mm[front].max()
+    assert f"face.png -> face_relief.npy: {low:.0f}..{high:.0f} mm; map pixel (0, 0) is source pixel (x=3.00" in said[2]
+
+
+@pytest.mark.parametrize(
+    "args, crop",
+    [
+        (["--distance_mm=800"], np.s_[:, :]),
+        (["--distance_mm=800", "--box=6,5,24,24"], np.s_[5:29, 6:30]),
+        # w = 60 * 320 / 800 = 24
+        (["--distance_mm=800", "--center=17.5,16.5", "--focal_px=60"], np.s_[5:29, 6:30]),
+    ],
+)
+def test_depth_from_the_head_with_its_distance(head, tmp_path, out, capsys, args, crop):
+    gray = picture() if crop == np.s_[:, :] else picture(40, 40)
+    iio.imwrite(tmp_path / "face.png", gray)
+    assert run("--run=r", f"--out={out}", *args, tmp_path / "face.png") == 0
+    assert names(out) == ["face_depth.npy", "face_depth.png", "face_depth_color.png"]
+    relief_mm, front = relief_of(gray[crop])
+    np.testing.assert_allclose(read_map(out, "face"), np.where(front, relief_mm + 800, 0), rtol=1e-6)
+    np.testing.assert_array_equal(iio.imread(out / "face_depth_color.png").any(-1), front)
+    said = capsys.readouterr().out
+    assert "values in mm, D - 300 to D + 300 in training, D = 800; 0 = background" in said
+    low, high = relief_mm[front].min() + 800, relief_mm[front].max() + 800
+    assert f"face_depth.png: {low:.0f}..{high:.0f} mm;" in said
+
+
+@pytest.mark.parametrize("args", [[], ["--distance_mm=800"]])
+def test_a_map_of_background_alone(head, tmp_path, out, capsys, args):
+    iio.imwrite(tmp_path / "dark.png", np.zeros((SIZE, SIZE), np.uint8))
+    assert run("--run=r", f"--out={out}", *args, tmp_path / "dark.png") == 0
+    captured = capsys.readouterr()
+    assert ": nothing but background; map pixel" in captured.out and captured.err == ""
+    assert not any(iio.imread(path).any() for path in out.glob("*.png"))
 
 
 def test_a_folder_in_batches(tmp_path, out, monkeypatch):
@@ -267,11 +330,12 @@ def test_out_is_not_the_inputs_own_folder(tmp_path, capsys):
         ["--box=1,2,3,x"],
         ["--center=1,2"],
         ["--center=nan,2", "--distance_mm=900", "--focal_px=300"],
-        ["--distance_mm=900"],
         ["--center=1,2", "--distance_mm=900"],
         ["--center=1,2", "--distance_mm=0", "--focal_px=300"],
         ["--center=1,2", "--distance_mm=1e-308", "--focal_px=300"],
         ["--focal_px=300"],
+        ["--focal_px=300", "--distance_mm=900"],
+        ["--box=1,2,3,4", "--focal_px=300"],
         ["--batch_size=0"],
         ["--box=1,2,3,4", "--center=1,2", "--distance_mm=900", "--focal_px=300"],
     ],

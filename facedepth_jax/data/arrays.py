@@ -192,6 +192,8 @@ def _map_files(path: Path, meta: dict) -> Arrays:
     """Open without hashing."""
     with (path / "frames.csv").open(encoding="utf-8", newline="") as file:
         header, *lines = csv.reader(file, strict=True)
+    if missing := ", ".join(name for name in COLUMNS if name not in header):
+        raise FaceDepthError(f"{path / 'frames.csv'} has no column {missing}; {_AGAIN}")
     columns = zip(*lines, strict=True) if lines else [[]] * len(COLUMNS)
     frames = {
         name: np.array(list(map(kind, values)), kind)
