@@ -39,7 +39,7 @@ def measured(width, frames, turns):
     def estimate_only():
         for start in range(0, frames, BATCH):
             batch = jax.device_put((gray[start : start + BATCH], distance_mm[start : start + BATCH]))
-            maps = estimate(*batch)
+            maps, _ = estimate(*batch)
         maps.block_until_ready()
 
     def estimate_and_measure():

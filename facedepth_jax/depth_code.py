@@ -13,11 +13,13 @@ All functions are pure and take NumPy or JAX arrays alike.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 ORIGINS = ("camera", "head")
 HALF_RANGE = 127.5  # levels a unit of the net's output: [-1, 1] is 0..255
 RELIEF_MM = 300.0  # millimetres a unit of the net's output where depth is counted from the head
+FOREGROUND_LOGIT = 0.0  # above it a pixel is foreground
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,17 +61,22 @@ class DepthCode:
         return jnp.where(depth_mm > 0, jnp.clip(relief, -1.0, 1.0), 1.0)[..., None]
 
     def decode(self, image, distance_mm):
-        """Turn images back into depth maps, float32 (B, S, S) in millimetres; a clipped depth stays so.
+        """Turn images back into depth maps.
 
         Args:
-          image: (B, S, S, 1); or (B, S, S, 2) with logits of the foreground behind: the background becomes 0 = none.
+          image: (B, S, S, 1); or (B, S, S, 2) with the foreground's logit behind.
           distance_mm: (B,), as for `encode`.
+
+        Returns:
+          float32 (B, S, S), millimetres everywhere; a clipped depth stays so. And the foreground, bool (B, S, S), None
+          where the image does not have it.
         """
         image = jnp.asarray(image, jnp.float32)
         if self.origin == "camera":
-            return self.from_levels((image[..., 0] + 1.0) * HALF_RANGE)
-        depth_mm = image[..., 0] * RELIEF_MM + jnp.asarray(distance_mm, jnp.float32)[:, None, None]
-        return depth_mm if image.shape[-1] == 1 else jnp.where(image[..., 1] > 0, depth_mm, 0.0)
+            depth_mm = self.from_levels((image[..., 0] + 1.0) * HALF_RANGE)
+        else:
+            depth_mm = image[..., 0] * RELIEF_MM + jnp.asarray(distance_mm, jnp.float32)[:, None, None]
+        return depth_mm, None if image.shape[-1] == 1 else image[..., 1] > FOREGROUND_LOGIT
 
     def learnt(self, depth_mm):
         """Mark the pixels that a net learns from, bool (B, S, S, 1): all, or from the head those with depth."""
@@ -85,7 +92,7 @@ class DepthCode:
         return (jnp.asarray(depth_mm).astype(jnp.float32) - self.offset_mm) / self.step_mm
 
     def estimated_levels(self, depth_mm):
-        """Convert estimates, as `decode` gives them, to levels.
+        """Convert estimates, 0 = none, to levels.
 
         An image of levels is taken as it is. From the head, depths that are no levels become what an 8-bit file would
         hold, as true depth does: or the best estimate would not be without an error.
@@ -100,6 +107,31 @@ class DepthCode:
         """Convert millimetres (0 = none) to levels as an 8-bit file has them: whole, 0..255, float32."""
         levels = jnp.clip(jnp.round(self.levels(depth_mm)), 0, 255)
         return jnp.where(jnp.asarray(depth_mm) > 0, levels, jnp.float32(self.none_level))
+
+
+def true_foreground(depth_mm, distance_mm):
+    """Mark the head by its depth, nearer than 300 mm behind its centre, and small holes in it: no wider than 4 pixels.
+
+    Args:
+      depth_mm: (B, S, S), millimetres, 0 = none.
+      distance_mm: (B,), of the head.
+
+    Returns:
+      bool (B, S, S).
+    """
+    head = (depth_mm > 0) & (depth_mm - distance_mm[:, None, None] < RELIEF_MM)
+
+    def widen(x):
+        for window in ((1, 5, 1), (1, 1, 5)):
+            x = jax.lax.reduce_window(x, False, jax.lax.bitwise_or, window, (1, 1, 1), "SAME")
+        return x
+
+    return ~widen(~widen(head))
+
+
+def without_background(depth_mm, foreground):
+    """Set the background of what `decode` gives to 0 = none, (B, S, S); nothing where there is no mask."""
+    return depth_mm if foreground is None else jnp.where(foreground, depth_mm, 0.0)
 
 
 def encode_gray(gray):

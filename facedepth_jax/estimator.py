@@ -42,7 +42,7 @@ def load_net(run, name: str) -> tuple:
 
 
 def estimate_depth(module: nn.Module, code: DepthCode, net_state: NetState, gray, distance_mm):
-    """Estimate depth maps: gray uint8 (B, S, S), distance_mm float32 (B,) -> float32 (B, S, S), millimetres."""
+    """Estimate depth maps: gray uint8 (B, S, S), distance_mm float32 (B,) -> depth and foreground of `code.decode`."""
     return code.decode(forward(module, net_state, encode_gray(gray)), distance_mm)
 
 
@@ -116,10 +116,13 @@ class FaceDepth:
         bad = distance_mm[~((distance_mm > 0) & (distance_mm < np.inf))]  # NaN too
         if self.code.origin == "head" and len(bad):
             raise FaceDepthError(f"distance_mm is {bad[0]:g}; give the head's, above 0, or none for relief alone.")
-        depth_mm = np.asarray(self.estimate(gray, distance_mm))
+        depth_mm, foreground = jax.device_get(self.estimate(gray, distance_mm))
         if not np.isfinite(depth_mm).all():
             raise FaceDepthError("The net's estimate is not finite: the run's weights are unusable.")
-        return np.where(depth_mm == 0, np.float32(np.nan), depth_mm - RELIEF_AT_MM) if relief_alone else depth_mm
+        none = np.float32(0)
+        if relief_alone:
+            depth_mm, none = depth_mm - np.float32(RELIEF_AT_MM), np.float32(np.nan)
+        return depth_mm if foreground is None else np.where(foreground, depth_mm, none)
 
     def box_of(self, shape, *, box=None, center=None, distance_mm=None, focal_px=None) -> crop.Box:
         """Choose the part of an image that the net is to see.

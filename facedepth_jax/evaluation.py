@@ -13,35 +13,38 @@ import numpy as np
 
 from facedepth_jax import devices, metrics
 from facedepth_jax.data.arrays import Arrays
-from facedepth_jax.depth_code import RELIEF_MM, DepthCode
+from facedepth_jax.depth_code import DepthCode, true_foreground, without_background
 from facedepth_jax.errors import FaceDepthError
 
 BATCH = 32  # images a device; no figure depends on it
 MEAN_MAP = "mean training map"  # title of `mean_map` in tables
-# gray uint8 (B, S, S), distance_mm float32 (B,) -> depth float32 (B, S, S), millimetres.
-Estimate = Callable[[jax.Array, jax.Array], jax.Array]
+# gray uint8 (B, S, S), distance_mm float32 (B,) -> depth float32 (B, S, S), millimetres, and the foreground, bool
+# (B, S, S), or None.
+Estimate = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
 
 
 @functools.partial(jax.jit, static_argnames="code")
-def _batch_sums(estimate_mm, depth_mm, distance_mm, pitch_mm, code: DepthCode) -> dict:
-    """Sum up each image of a batch of estimates float32 (B, S, S) against true depth uint16 (B, S, S): values (B,).
+def _batch_sums(estimate, depth_mm, distance_mm, pitch_mm, code: DepthCode) -> dict:
+    """Sum up each image of a batch of estimates against true depth uint16 (B, S, S): values (B,).
 
-    A pixel without an estimate (0) counts as what the paper's files have there.
+    Relief is measured wherever the face is, whatever the mask says: that has its own figure. Elsewhere the background
+    counts as what the paper's files have there, "no depth".
     """
-    pred_levels, true_levels = code.estimated_levels(estimate_mm), code.quantize(depth_mm)
+    estimate_mm, foreground = estimate
+    shown_mm = without_background(estimate_mm, foreground)
+    pred_levels, true_levels = code.estimated_levels(shown_mm), code.quantize(depth_mm)
     valid = depth_mm > 0
     true_mm = depth_mm.astype(jnp.float32)
-    in_front = valid & (true_mm - distance_mm[:, None, None] < RELIEF_MM)
-    relief = metrics.relief_sums(estimate_mm, true_mm, distance_mm, in_front, pitch_mm)
-    absent = estimate_mm == 0
-    estimate_mm = jnp.where(absent, code.from_levels(code.none_level), estimate_mm)
+    relief = metrics.relief_sums(estimate_mm, true_mm, distance_mm, pitch_mm)
+    if foreground is not None:
+        relief["mask_iou"] = metrics.intersection_over_union(foreground, true_foreground(depth_mm, distance_mm))
+    shown_mm = jnp.where(shown_mm > 0, shown_mm, code.from_levels(code.none_level))
     low, high = code.range_mm
     return {
         "all": metrics.image_sums(pred_levels, true_levels, jnp.ones_like(valid)),
         "valid": metrics.image_sums(pred_levels, true_levels, valid),
-        "mm": metrics.mm_sums(estimate_mm, true_mm, valid & (true_mm >= low) & (true_mm <= high)),
+        "mm": metrics.mm_sums(shown_mm, true_mm, valid & (true_mm >= low) & (true_mm <= high)),
         "relief": relief,
-        "masked": absent.any(axis=(1, 2)),
         "finite": jnp.isfinite(estimate_mm).all(axis=(1, 2)),
     }
 
@@ -86,8 +89,6 @@ def evaluate(estimate: Estimate, data: Arrays, rows: Sequence[int], code: DepthC
         raise FaceDepthError(
             f"The net's estimate is not finite for {', '.join(bad[:5])}{more}: its weights are unusable."
         )
-    if not sums.pop("masked").any():  # the net has no mask
-        del sums["relief"]["mask_iou"]
     return metrics.figures(metrics.person_sums(sums, data.frames["subject"][rows]))
 
 

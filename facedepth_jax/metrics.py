@@ -140,17 +140,16 @@ def mm_sums(pred_mm, true_mm, mask) -> dict:
     }
 
 
-def relief_sums(pred_mm, true_mm, distance_mm, foreground, pitch_mm) -> dict:
+def relief_sums(pred_mm, true_mm, distance_mm, pitch_mm) -> dict:
     """Measure the relief of each image over its face: true depth within FACE_MM of the head's, within FACE_RADIUS.
 
     "relief_mae" is the mean absolute error after its median is taken away; for "relief_mae_scaled" the estimate has got
     its best scale by least squares before; "normals_deg" is the mean angle between the normals of both maps, each
-    smoothed by a mean of 3x3; "mask_iou" compares the pixels that have an estimate with the true foreground.
+    smoothed by a mean of 3x3.
 
     Args:
       pred_mm, true_mm: float32 (B, S, S), millimetres, 0 = none.
       distance_mm: float32 (B,), of the head, D of Eq. 6.
-      foreground: bool (B, S, S), the true one.
       pitch_mm: a pixel's side at that distance.
 
     Returns:
@@ -174,14 +173,17 @@ def relief_sums(pred_mm, true_mm, distance_mm, foreground, pitch_mm) -> dict:
     rows = np.flatnonzero(circle.any(0))
     square = slice(rows[0], rows[-1] + 1)
     angle, angles = _angles_deg(*(image[:, square, square] for image in (pred_mm, true_mm, face)), pitch_mm)
-    both, either = (pred_mm > 0) & foreground, (pred_mm > 0) | foreground
     return {
         "count": jnp.where((count >= FACE_LEAST * size**2) & (angles > 0), count, 0).astype(jnp.float32),
         "relief_mae": error(p - t),
         "relief_mae_scaled": error(scale[:, None] * p - t),
         "normals_deg": angle,
-        "mask_iou": both.sum((1, 2)) / jnp.maximum(either.sum((1, 2)), 1),
     }
+
+
+def intersection_over_union(a, b):
+    """Compare masks: bool (B, S, S) twice -> float32 (B,)."""
+    return (a & b).sum((1, 2)) / jnp.maximum((a | b).sum((1, 2)), 1)
 
 
 def _median(values, mask):

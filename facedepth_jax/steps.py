@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from facedepth_jax import losses
-from facedepth_jax.depth_code import RELIEF_MM, DepthCode, encode_gray
+from facedepth_jax.depth_code import RELIEF_MM, DepthCode, encode_gray, true_foreground
 from facedepth_jax.models import siamese
 from facedepth_jax.state import Net, NetState, TrainState, apply_gradients, forward_train, gradient_norm
 
@@ -198,14 +198,13 @@ def relief_step(
 ):
     """Apply the step of the project's own net: relief where it is nearer than INSIDE_MM, and the foreground everywhere.
 
-    Losses are in units of 100 mm. A pixel without depth counts as background.
+    Losses are in units of 100 mm.
     """
+    in_front = true_foreground(batch["depth_mm"], batch["distance_mm"])
     batch = encode(batch, code)
     g, unit = state.nets["generator"], RELIEF_MM / 100
     target = unit * batch["depth"][..., 0]
-    learnt = batch["learnt"][..., 0]
-    inside = learnt & (jnp.abs(target) < INSIDE_MM / 100)
-    in_front = learnt & (target < unit)
+    inside = jnp.abs(target) < INSIDE_MM / 100  # where there is no depth, the target is the farthest
 
     def loss_of(params):
         output, stats = forward_train(nets["generator"], params, g.batch_stats, batch["gray"])

@@ -15,6 +15,7 @@ from facedepth_jax import devices, evaluation, files, pictures, verification
 from facedepth_jax.checkpoint import save_weights
 from facedepth_jax.data import pipeline
 from facedepth_jax.data.arrays import Arrays
+from facedepth_jax.depth_code import without_background
 from facedepth_jax.estimator import estimate_depth
 from facedepth_jax.evaluation import MEAN_MAP
 from facedepth_jax.methods import METHODS
@@ -134,12 +135,12 @@ class DepthTask(_Task):
         rows = rows[np.linspace(0, len(rows) - 1, min(SAMPLES, len(rows))).round().astype(int)]
         mine = devices.share(np.resize(rows, evaluation.BATCH * self._mesh.size))
         batch = devices.put_batch(self._mesh, (self._data.gray[mine], self._distance_mm[mine]))
-        estimate = self._estimate(generator, *batch)
+        estimate_mm = without_background(*self._estimate(generator, *batch))
         return {
             "frame": self._data.frames["frame"][rows],
             "gray": self._data.gray[rows],
             "truth_mm": self._data.depth_mm[rows],
-            "estimate_mm": jax.device_get(devices.put_everywhere(self._mesh, estimate))[: len(rows)],
+            "estimate_mm": jax.device_get(devices.put_everywhere(self._mesh, estimate_mm))[: len(rows)],
         }
 
 
@@ -170,7 +171,8 @@ class VerifierTask(_Task):
         """Write the weights, and their figures on both lists of pairs; on the test pairs by cell of Table 2."""
         data, verifier = self._data, self._save_nets(best, state, workdir)
         test = self._verify(verifier, "test")
-        mean_map = verification.generated_depth(evaluation.mean_map(data, self._code), data)
+        estimate = evaluation.mean_map(data, self._code)
+        mean_map = verification.generated_depth(lambda gray, distance_mm: estimate(gray, distance_mm)[0], data)
         results = self._header(best) | {
             "test": test,
             "validation": self._verify(verifier, "validation"),

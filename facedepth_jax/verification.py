@@ -21,7 +21,6 @@ from facedepth_jax.data.pairs import ANGLE_SUBSETS, SEQUENCE_SUBSETS, in_subset
 from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.estimator import load_net
-from facedepth_jax.evaluation import Estimate
 from facedepth_jax.models import siamese
 from facedepth_jax.state import NetState, variables
 
@@ -57,8 +56,8 @@ def true_depth(data: Arrays) -> DepthMaps:
     return lambda rows: data.depth_mm[rows]
 
 
-def generated_depth(estimate: Estimate, data: Arrays) -> DepthMaps:
-    """Estimate depth from the gray images: "generated" in Table 2."""
+def generated_depth(estimate: Callable, data: Arrays) -> DepthMaps:
+    """Estimate depth from the gray images: "generated" in Table 2; `estimate` is or is like `FaceDepth.batch`."""
     return lambda rows: estimate(data.gray[rows], data.frames["distance_mm"][rows].astype(np.float32))
 
 

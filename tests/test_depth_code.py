@@ -1,10 +1,11 @@
 """depth_code.py: the paper's 8-bit depth, by hand and against plain NumPy."""
 
+import cv2
 import jax
 import numpy as np
 import pytest
 
-from facedepth_jax.depth_code import DepthCode, encode_gray
+from facedepth_jax.depth_code import DepthCode, encode_gray, true_foreground, without_background
 
 CODE = DepthCode()
 ODD = DepthCode(offset_mm=300.5, step_mm=7.3, none_level=3)
@@ -51,7 +52,7 @@ def test_there_and_back(code):
     image = jax.jit(code.encode)(mm, FAR)
     assert image.shape == (1, 256, 256, 1) and image.dtype == np.float32
     assert image.min() == -1 and image.max() == 1
-    back = np.asarray(code.decode(image, FAR))
+    back = np.asarray(code.decode(image, FAR)[0])
     assert back.shape == mm.shape and back.dtype == np.float32
     low, high = code.range_mm
     assert (low, high) == (code.offset_mm, code.offset_mm + 255 * code.step_mm)
@@ -61,7 +62,7 @@ def test_there_and_back(code):
 
 def test_the_tanhs_ends_are_the_first_and_the_last_level():
     image = np.array([-1.0, 0.0, 1.0]).reshape(1, 1, 3, 1)
-    np.testing.assert_array_equal(CODE.decode(image, FAR)[0, 0], [500, 500 + 127.5 * 8, 2540])
+    np.testing.assert_array_equal(CODE.decode(image, FAR)[0][0, 0], [500, 500 + 127.5 * 8, 2540])
     np.testing.assert_array_equal(CODE.encode(np.array([[[500, 2540]]], np.uint16), FAR)[0, 0, :, 0], [-1, 1])
 
 
@@ -84,7 +85,7 @@ def test_the_head_is_the_middle():
     image = HEAD.encode(depth_mm, distance_mm)
     assert image.dtype == np.float32 and image.shape == (1, 1, 8, 1)
     np.testing.assert_allclose(image.ravel(), [0, -1, 1, -1, 1, 1, 0.1, -1], atol=1e-6)
-    np.testing.assert_allclose(HEAD.decode(image, distance_mm).ravel(), [900, 600, 1200, 600, 1200, 1200, 930, 600])
+    np.testing.assert_allclose(HEAD.decode(image, distance_mm)[0].ravel(), [900, 600, 1200, 600, 1200, 1200, 930, 600])
     np.testing.assert_array_equal(HEAD.learnt(depth_mm).ravel(), depth_mm.ravel() > 0)
     assert np.asarray(CODE.learnt(depth_mm)).all()
 
@@ -94,13 +95,32 @@ def test_head_code_there_and_back():
     mm = np.arange(1, 65536, dtype=np.uint16)[: 255 * 257].reshape(1, 255, 257)
     for distance in (412.7, 980.0, 3000.3):
         distance_mm = np.array([distance])
-        back = np.asarray(HEAD.decode(jax.jit(HEAD.encode)(mm, distance_mm), distance_mm))
+        back = np.asarray(HEAD.decode(jax.jit(HEAD.encode)(mm, distance_mm), distance_mm)[0])
         np.testing.assert_allclose(back, np.clip(mm, distance - 300, distance + 300), rtol=1e-6)
 
 
-def test_the_foregrounds_logit_decides_where_there_is_depth():
+def test_the_foregrounds_logit_stands_behind():
     image = np.stack([np.full((1, 2, 2), 0.5), [[[3.0, -0.1], [0.1, -9.0]]]], -1)
-    np.testing.assert_allclose(HEAD.decode(image, np.array([1000.0])), [[[1150, 0], [1150, 0]]])
+    depth_mm, foreground = HEAD.decode(image, np.array([1000.0]))
+    np.testing.assert_allclose(depth_mm, np.full((1, 2, 2), 1150))
+    np.testing.assert_array_equal(foreground, [[[True, False], [True, False]]])
+    np.testing.assert_allclose(without_background(depth_mm, foreground), [[[1150, 0], [1150, 0]]])
+    depth_mm, foreground = HEAD.decode(image[..., :1], np.array([1000.0]))
+    assert foreground is None and without_background(depth_mm, foreground) is depth_mm
+
+
+def test_the_foreground_is_closed_as_by_opencv():
+    rng = np.random.default_rng(0)
+    blob = cv2.GaussianBlur(rng.normal(size=(3, 64, 64)).transpose(1, 2, 0), (0, 0), 5).transpose(2, 0, 1)
+    depth_mm = np.where(blob > 0, 900, 1500)
+    depth_mm[rng.random(depth_mm.shape) < 0.1] = 0
+    got = np.asarray(true_foreground(depth_mm.astype(np.uint16), np.array([900, 900, 1300.0], np.float32)))
+    for i, distance in enumerate((900, 900, 1300)):
+        head = ((depth_mm[i] > 0) & (depth_mm[i] < distance + 300)).astype(np.uint8)
+        closed = cv2.morphologyEx(np.pad(head, 9), cv2.MORPH_CLOSE, np.ones((5, 5)))[9:-9, 9:-9] > 0
+        inside = np.s_[4:-4, 4:-4]
+        np.testing.assert_array_equal(got[i][inside], closed[inside])
+        assert (got[i] >= head).all() and got[i].sum() > head.sum()
 
 
 @pytest.mark.parametrize("code", [CODE, ODD, HEAD])

@@ -130,7 +130,7 @@ def test_true_depth_in_place_of_generated_gives_the_original_figures(verifier, d
     def truth(gray, distance_mm):
         rows = [int(np.flatnonzero((data.gray == image).all((1, 2)))[0]) for image in np.asarray(gray)]
         np.testing.assert_array_equal(distance_mm, data.frames["distance_mm"][rows])
-        return CODE.decode(CODE.encode(data.depth_mm[rows], distance_mm), distance_mm)
+        return CODE.decode(CODE.encode(data.depth_mm[rows], distance_mm), distance_mm)[0]
 
     assert verify(verifier, generated_depth(truth, data), data, "test") == verify(
         verifier, true_depth(data), data, "test"

@@ -61,6 +61,7 @@ def measure(name: str) -> list[dict[str, float]]:
     values = config.base(name)
     values.width, values.seed = WIDTH, SEED
     values.loss.update(LOSS.get(name, {}))
+    values.train.update(average_decay=0.0, augment=False)  # the step alone
     nets = methods.build(values, SUBJECTS)
     step = jax.jit(
         methods.make_step(values, nets, config.depth_code(values)),
