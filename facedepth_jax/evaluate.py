@@ -1,15 +1,18 @@
 """Measure a finished run on any prepared arrays: the program.
 
-    python -m facedepth_jax.evaluate --run=DIR --data=ARRAYS [--split=test]
+    python -m facedepth_jax.evaluate --run=DIR --data=ARRAYS [--split=test] [--maps=FILE.npy]
 
 Prints the table, and writes all figures, with their standard errors over people and the sums that they are made of, to
-RUN/evaluations/ARRAYS-SPLIT-FINGERPRINT.json.
+RUN/evaluations/ARRAYS-SPLIT-FINGERPRINT.json. For figures of your own the maps themselves: float32 (n, S, S),
+millimetres, in the order of frames.csv, depth everywhere, whatever the net's mask says.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from facedepth_jax import runtime
 
@@ -36,6 +39,14 @@ def evaluate_run(run: Path, data: arrays.Arrays, split: str) -> tuple[dict, str]
     return found, tables.figures_tables({values.method: found})
 
 
+def estimate_maps(run: Path, data: arrays.Arrays, split: str) -> np.ndarray:
+    """Estimate the depth maps of a split, float32 (n, S, S), millimetres. Raises FaceDepthError as `load` does."""
+    net, maps = estimator.load(run), []
+    for some in np.array_split(rows := data.rows(split), -(-len(rows) // evaluation.BATCH)):
+        maps.append(net.estimate(data.gray[some], data.frames["distance_mm"][some].astype(np.float32))[0])
+    return np.concatenate(maps)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; see --help."""
     parser = argparse.ArgumentParser(
@@ -43,12 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--run", required=True, type=Path, help="directory of a finished run")
     parser.add_argument("--data", required=True, type=Path, help="prepared arrays")
-    parser.add_argument("--split", default="test", choices=SPLITS, help="of the arrays (test)")
+    parser.add_argument("--split", default="test", choices=(*SPLITS, "all"), help="of the arrays (test)")
+    parser.add_argument("--maps", type=Path, metavar="FILE.npy", help="write the estimated maps too, float32, mm")
     args = parser.parse_args(argv)
     try:
         data = arrays.open(args.data.resolve())
         found, table = evaluate_run(args.run, data, args.split)
         print(table, flush=True)
+        if args.maps:
+            files.write_npy(args.maps, estimate_maps(args.run, data, args.split))
         file = args.run / "evaluations" / f"{data.path.name}-{args.split}-{data.fingerprint[:8]}.json"
         files.write_json(file, {"data": str(data.path), "fingerprint": data.fingerprint, args.split: found})
     except FaceDepthError as error:

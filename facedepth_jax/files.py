@@ -112,3 +112,10 @@ def write_npz(path: str | os.PathLike, content: dict[str, np.ndarray]):
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **content)
     write_bytes(path, buffer.getvalue())
+
+
+def write_npy(path: str | os.PathLike, array: np.ndarray):
+    """Write an array."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_bytes(path, buffer.getvalue())

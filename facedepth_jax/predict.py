@@ -23,7 +23,6 @@ head's centre:
 """
 
 import argparse
-import io
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -132,9 +131,7 @@ def read_crops(net: estimator.FaceDepth, paths: Sequence[Path], where: dict, fai
 
 def write_map(out: Path, name: str, kind: str, map_mm: np.ndarray) -> None:
     """Write the files of one map, float32 (S, S) in mm: of "depth", 0 = none, or of "relief", NaN = none."""
-    npy = io.BytesIO()
-    np.save(npy, map_mm, allow_pickle=False)
-    files.write_bytes(out / f"{name}_{kind}.npy", npy.getvalue())
+    files.write_npy(out / f"{name}_{kind}.npy", map_mm)
     if kind == "depth":
         pictures.write_png(out / f"{name}_depth.png", np.clip(np.round(map_mm), 0, 65535).astype(np.uint16))
     else:

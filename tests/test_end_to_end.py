@@ -166,7 +166,8 @@ def test_predict_and_the_api_give_the_same_maps(run, place):
     cv2.imwrite(str(place / "color.png"), color[..., ::-1])
     gray = color[..., 1]
     cv2.imwrite(str(place / "gray.png"), gray)
-    out = ok("predict", f"--run={workdir}", f"--out={place}/depth", place / "gray.png", place / "color.png")
+    images = place / "gray.png", place / "color.png"
+    out = ok("predict", f"--run={workdir}", f"--out={place}/depth", "--distance_mm=800", *images)
     assert "mm" in out
     depth = cv2.imread(str(place / "depth/gray_depth.png"), cv2.IMREAD_UNCHANGED)
     exact = np.load(place / "depth/gray_depth.npy", allow_pickle=False)
@@ -175,9 +176,10 @@ def test_predict_and_the_api_give_the_same_maps(run, place):
 
     net = facedepth_jax.load(workdir)
     for name, image in (("gray", gray), ("color", color)):  # another size of batch sums in another order
-        np.testing.assert_allclose(net(image), np.load(place / f"depth/{name}_depth.npy"), rtol=1e-5)
+        expected = np.load(place / f"depth/{name}_depth.npy")
+        np.testing.assert_allclose(net(image, distance_mm=800.0), expected, rtol=1e-5)
     for name, flags, where in (
-        ("box", ["--box=-20,30,90,90"], {"box": (-20, 30, 90, 90)}),
+        ("box", ["--box=-20,30,90,90", "--distance_mm=700"], {"box": (-20, 30, 90, 90), "distance_mm": 700.0}),
         (
             "eq6",
             ["--center=100,70", "--distance_mm=900", "--focal_px=250"],
@@ -204,7 +206,8 @@ def test_the_api_as_documented(run, data, tmp_path, monkeypatch):
     for block in blocks:
         exec(block, names)
     net = facedepth_jax.load(workdir)
-    np.testing.assert_array_equal(names["depth_mm"], net(gray, box=(205, 115, 210, 210)))
+    np.testing.assert_array_equal(names["map_mm"], net(gray, box=(205, 115, 210, 210)))
+    np.testing.assert_array_equal(names["depth_mm"], net(gray, box=(205, 115, 210, 210), distance_mm=800.0))
     np.testing.assert_array_equal(
         names["depths_mm"][0], net(gray, center=(310, 220), distance_mm=800.0, focal_px=525.0)
     )

@@ -62,6 +62,18 @@ def test_other_people(ae_run, people_dir, tmp_path):
     assert found["test"]["standard_error"]["all"]["l1"] == pytest.approx(abs(people[0] - people[1]) / 2, rel=1e-3)
 
 
+def test_all_people_and_their_maps(ae_run, people_dir, tmp_path):
+    """The frames of all splits, as one; their maps are those of the net."""
+    data, net, file = arrays.open(people_dir), estimator.load(ae_run), tmp_path / "maps.npy"
+    _, found = measure(ae_run, people_dir, "--split=all", f"--maps={file}")
+    maps = np.load(file)
+    assert maps.dtype == np.float32 and maps.shape == data.depth_mm.shape and found["all"]["n_frames"] == len(data)
+    np.testing.assert_allclose(maps, net.batch(data.gray[:]), rtol=1e-5)
+    measured = (data.depth_mm >= 500) & (data.depth_mm <= 2540)
+    errors = np.abs(maps - data.depth_mm)[measured]
+    assert found["all"]["mm"]["mae_mm"] == pytest.approx(errors.mean(), rel=1e-5)
+
+
 def test_what_does_not_fit_is_refused(ae_run, verifier_run, people_dir, tmp_path, capsys):
     def refused(run, data):
         assert evaluate.main([f"--run={run}", f"--data={data}"]) == 1

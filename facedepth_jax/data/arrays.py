@@ -87,8 +87,11 @@ class Arrays:
         return hashlib.sha256(hashes.encode()).hexdigest()
 
     def rows(self, split: str) -> np.ndarray:
-        """Return the int64 indices of the frames of a split, ascending. Raises FaceDepthError if there is none."""
-        rows = np.flatnonzero(self.frames["split"] == split)
+        """Return the int64 indices of the frames of a split, ascending, or of "all" frames.
+
+        Raises FaceDepthError if there is none.
+        """
+        rows = np.flatnonzero((self.frames["split"] == split) | (split == "all"))
         if not len(rows):
             counts = ", ".join(f"{self.meta['counts'][name]['frames']} {name}" for name in SPLITS)
             raise FaceDepthError(f"{self.path} has no frame in the split '{split}'; it has {counts}")
