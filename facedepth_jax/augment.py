@@ -7,6 +7,9 @@ among. What was found to matter: Wood et al., "Fake it till you make it" (2021),
 The picture is turned, scaled, shifted and flipped, depth and all; then what it shows behind the head and the light are
 changed, and last the camera. A face that is twice as large in a window of the same millimetres is twice as deep: the
 relief is scaled with it, while the distance of the head stays.
+
+XLA sums in another order for a batch of another size. So the factors of every longer sum are rounded to few bits first
+(`_in_bits`), and float32 holds the sum exactly in any order: the bits are the same on any number of devices.
 """
 
 import functools
@@ -31,7 +34,8 @@ _JPEG = """
 """
 JPEG_TABLE = np.array(_JPEG.split(), np.float32).reshape(8, 8)
 _FREQUENCY, _PLACE = np.mgrid[:8, :8]
-DCT = (np.sqrt(np.where(_FREQUENCY, 2, 1) / 8) * np.cos((2 * _PLACE + 1) * _FREQUENCY * np.pi / 16)).astype(np.float32)
+DCT = np.sqrt(np.where(_FREQUENCY, 2, 1) / 8) * np.cos((2 * _PLACE + 1) * _FREQUENCY * np.pi / 16)
+DCT = (np.round(2**12 * DCT) / 2**12).astype(np.float32)  # as `_in_bits`
 
 
 def augment(batch: dict, key) -> dict:
@@ -45,18 +49,24 @@ def augment(batch: dict, key) -> dict:
       The batch with another gray and depth_mm of the same types.
     """
     keys = jax.random.split(key, len(batch["gray"]))
-    gray, depth_mm = jax.vmap(_augment_one)(batch["gray"], batch["depth_mm"], batch["distance_mm"], keys)
+    with jax.default_matmul_precision("highest"):
+        gray, depth_mm = jax.vmap(_augment_one)(batch["gray"], batch["depth_mm"], batch["distance_mm"], keys)
     return batch | {"gray": gray, "depth_mm": depth_mm}
 
 
 def _augment_one(gray, depth_mm, distance_mm, key):
     move, behind, light, hide, camera = jax.random.split(key, 5)
-    gray, depth_mm = gray.astype(jnp.float32) / 255, depth_mm.astype(jnp.float32)
+    gray, depth_mm = gray.astype(jnp.float32), depth_mm.astype(jnp.float32)
     gray, depth_mm = _move(gray, depth_mm, distance_mm, *_draw_move(len(gray), move))
-    gray = _change_background(gray, _foreground(depth_mm, distance_mm), behind)
+    gray = _change_background(gray / 255, _foreground(depth_mm, distance_mm), behind)
     gray = _hide_part(_change_light(gray, light), hide)
     gray = _photograph(gray, camera)
     return jnp.round(255 * gray).astype(jnp.uint8), jnp.round(depth_mm).astype(jnp.uint16)
+
+
+def _in_bits(x, bits):
+    """Round to so many bits after the binary point."""
+    return jnp.round(x * 2**bits) / 2**bits
 
 
 def _draw_move(size, key):
@@ -71,10 +81,12 @@ def _move(gray, depth_mm, distance_mm, angle, scale, shift, side):
     """Flip, turn, scale and shift; what comes from outside is black and without depth."""
     size = len(gray)
     middle = (size - 1) / 2
+    shift = _in_bits(shift, 4)
     y, x = (jnp.arange(size) - middle - shift[0])[:, None], (jnp.arange(size) - middle - shift[1])[None]
-    # Destination pixel -> source pixel.
-    from_y = (jnp.cos(angle) * y - jnp.sin(angle) * x) / scale + middle
-    from_x = side * (jnp.sin(angle) * y + jnp.cos(angle) * x) / scale + middle
+    cos, sin = _in_bits(jnp.cos(angle) / scale, 12), _in_bits(jnp.sin(angle) / scale, 12)
+    # Destination pixel -> source pixel, in steps of 1/32 as OpenCV's.
+    from_y = _in_bits(cos * y - sin * x + middle, 5)
+    from_x = _in_bits(side * (sin * y + cos * x) + middle, 5)
     row, column = jnp.floor(from_y), jnp.floor(from_x)
     down, right = from_y - row, from_x - column
     # A border of two pixels holds whatever lies outside.
@@ -92,7 +104,7 @@ def _move(gray, depth_mm, distance_mm, angle, scale, shift, side):
     nearest = jnp.where(down < 0.5, jnp.where(right < 0.5, a, b), jnp.where(right < 0.5, c, d))
     least, most = functools.reduce(jnp.minimum, depths), functools.reduce(jnp.maximum, depths)
     depth_mm = jnp.where((least > 0) & (most - least < EDGE_MM), mix(*depths), nearest)
-    moved = jnp.clip(distance_mm + scale * (depth_mm - distance_mm), 1, 65535)
+    moved = jnp.clip(distance_mm + _in_bits(scale, 10) * _in_bits(depth_mm - distance_mm, 2), 1, 65535)
     return mix(*corners(gray)), jnp.where(depth_mm > 0, moved, 0)
 
 
@@ -154,10 +166,10 @@ def _photograph(gray, key):
     blurred, coarse, compressed = jax.random.uniform(which, (3,)) < jnp.array([BLURRED, COARSE, COMPRESSED])
     blur = jnp.where(blurred, _blur(size, jax.random.uniform(sigma, minval=0.4, maxval=1.5)), jnp.eye(size))
     coarser = _coarsen(size, jax.random.uniform(factor, minval=1.5, maxval=3.5))
-    change = jnp.where(coarse, coarser, jnp.eye(size)) @ blur
-    gray = change @ gray @ change.T
-    gray = gray + jax.random.uniform(amount, maxval=NOISE) * jax.random.normal(noise, gray.shape)
-    gray = jnp.clip(gray, 0, 1)
+    change = _in_bits(jnp.where(coarse, coarser, jnp.eye(size)) @ blur, 12)
+    gray = _in_bits(change @ jnp.round(255 * gray), 4) @ change.T
+    amount = _in_bits(255 * NOISE * jax.random.uniform(amount), 6)
+    gray = jnp.clip(gray + amount * _in_bits(jax.random.normal(noise, gray.shape), 6), 0, 255) / 255
     lossy = _compress(gray, jax.random.uniform(quality, minval=30.0, maxval=95.0))
     return jnp.clip(jnp.where(compressed, lossy, gray), 0, 1)
 
@@ -172,19 +184,21 @@ def _coarsen(size, factor):
     """Make the matrix (S, S) that shrinks a column of pixels by `factor` and enlarges it again, linearly both."""
     at = jnp.arange(size, dtype=jnp.float32)
     # Coarse pixel k covers `factor` fine ones; the last ones may lie outside.
-    far = jnp.abs(at[:, None] - ((at[None] + 0.5) * factor - 0.5)) / factor
+    far = jnp.abs(at[:, None] - ((at[None] + 0.5) * _in_bits(factor, 8) - 0.5)) / factor
     tent = jnp.maximum(1 - far, 0)
-    return _rows_to_one(tent) @ _rows_to_one(tent.T)
+    return _in_bits(_rows_to_one(tent) @ _rows_to_one(tent.T), 12)
 
 
 def _rows_to_one(weights):
-    return weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-6)
+    weights = _in_bits(weights, 12)
+    return _in_bits(weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-6), 12)
 
 
 def _compress(gray, quality):
     """Lose what a JPEG of this quality loses."""
     percent = jnp.where(quality < 50, 5000 / quality, 200 - 2 * quality)  # as the IJG's library scales its table
     table = jnp.maximum(jnp.round(JPEG_TABLE * percent / 100), 1.0)[None, None]
-    blocks = (255 * gray - 128).reshape(len(gray) // 8, 8, -1, 8).swapaxes(1, 2)
-    blocks = DCT.T @ (jnp.round(DCT @ blocks @ DCT.T / table) * table) @ DCT
+    blocks = (jnp.round(255 * gray) - 128).reshape(len(gray) // 8, 8, -1, 8).swapaxes(1, 2)
+    blocks = jnp.round(_in_bits(DCT @ blocks, 2) @ DCT.T / table) * table
+    blocks = _in_bits(DCT.T @ blocks, 2) @ DCT
     return (blocks.swapaxes(1, 2).reshape(gray.shape) + 128) / 255
