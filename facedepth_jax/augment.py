@@ -183,9 +183,9 @@ def _blur(size, sigma):
 def _coarsen(size, factor):
     """Make the matrix (S, S) that shrinks a column of pixels by `factor` and enlarges it again, linearly both."""
     at = jnp.arange(size, dtype=jnp.float32)
+    factor = _in_bits(factor, 8)
     # Coarse pixel k covers `factor` fine ones; the last ones may lie outside.
-    far = jnp.abs(at[:, None] - ((at[None] + 0.5) * _in_bits(factor, 8) - 0.5)) / factor
-    tent = jnp.maximum(1 - far, 0)
+    tent = jnp.maximum(factor - jnp.abs(at[:, None] - ((at[None] + 0.5) * factor - 0.5)), 0)
     return _in_bits(_rows_to_one(tent) @ _rows_to_one(tent.T), 12)
 
 
