@@ -13,6 +13,7 @@ are grain's.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import statistics
@@ -30,7 +31,7 @@ from train_step import LAM, Jax, machine, make_batch, make_weights, numbers
 from facedepth_jax import config as configs
 from facedepth_jax import devices, methods
 from facedepth_jax.data import pipeline
-from facedepth_jax.state import init_state
+from facedepth_jax.state import init_state, variables
 
 NAMES = ("gray", "depth_mm", "distance_mm", "subject")
 
@@ -95,12 +96,14 @@ def train(side, batches, count):
     return (time.perf_counter() - start) / count, waited / count, idle / count
 
 
-def relief(width, augment):
+def relief(mesh, width, augment):
     """A side with the step of configs/relief.py."""
     config = configs.load("relief", [f"width={width}", f"train.augment={augment}"])
     nets = methods.build(config, subjects=1)
     step = jax.jit(methods.make_step(config, nets, configs.depth_code(config)), donate_argnums=0)
-    return types.SimpleNamespace(state=init_state(nets, config.seed, config.data.size), step=step)
+    state = init_state(nets, config.seed, config.data.size)
+    state = dataclasses.replace(state, average=variables(state.nets["generator"]))
+    return types.SimpleNamespace(state=devices.put_everywhere(mesh, state), step=step)
 
 
 def main():
@@ -140,7 +143,7 @@ def main():
         training = {"the same batch again": itertools.repeat(same)} | on_device
         for batches in training.values():
             train(side, batches, 1)
-        reliefs = {name: relief(args.width, name == "with") for name in ("without", "with")}
+        reliefs = {name: relief(mesh, args.width, name == "with") for name in ("without", "with")}
         augmented = map(put, by_threads(arrays, args.relief_batch, 1))
         for net in reliefs.values():
             train(net, augmented, 1)
