@@ -26,7 +26,7 @@ SIDE_LIGHT, GAMMA, CONTRAST, BRIGHTNESS = 0.25, 0.35, 0.3, 0.12
 BLACK, EXCHANGED, HIDDEN, BLURRED, COARSE, COMPRESSED = 0.35, 0.25, 0.2, 0.4, 0.15, 0.3
 NOISE = 0.05  # the largest standard deviation, of white
 BACKGROUND_MM = 300.0  # behind the head's centre
-EDGE_MM = 50.0  # neighbours farther apart in depth are not mixed
+EDGE_MM = 50.0  # neighbours farther apart in depth are not mixed; nor 0 = none, which is as far from any depth
 # Annex K of ITU-T T.81, table K.1: quantisation of luminance.
 _JPEG = """
 16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
@@ -103,7 +103,7 @@ def _move(gray, depth_mm, distance_mm, angle, scale, shift, side):
     a, b, c, d = depths = corners(depth_mm)
     nearest = jnp.where(down < 0.5, jnp.where(right < 0.5, a, b), jnp.where(right < 0.5, c, d))
     least, most = functools.reduce(jnp.minimum, depths), functools.reduce(jnp.maximum, depths)
-    depth_mm = jnp.where((least > 0) & (most - least < EDGE_MM), mix(*depths), nearest)
+    depth_mm = jnp.where(most - least < EDGE_MM, mix(*depths), nearest)
     moved = jnp.clip(distance_mm + _in_bits(scale, 10) * _in_bits(depth_mm - distance_mm, 2), 1, 65535)
     return mix(*corners(gray)), jnp.where(depth_mm > 0, moved, 0)
 
