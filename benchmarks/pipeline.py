@@ -1,21 +1,25 @@
-"""The pipeline against NumPy reading the same arrays, and how long a training step waits for its batch.
+"""The pipeline against NumPy reading the same arrays, how long a training step waits for its batch, and augmentation.
 
-    python benchmarks/pipeline.py [--width=16] [--batch=16] [--frames=12000] [--turns=5]
+    python benchmarks/pipeline.py [--width=16] [--batch=16] [--relief_batch=32] [--frames=12000] [--turns=5]
 
 Alone: batches a second, read and thrown away. Training: the loop of train.py with the cGAN's step at 96 x 96 px. What
 it waits is the time in which it gets a batch and puts it on the device, over the whole; the device may still be busy
-with the step before, so this is the most that it can be. All in turns, medians.
+with the step before, so this is the most that it can be. All in turns, medians. The second table is the same loop with
+the step of configs/relief.py with and without `train.augment`, fed by one thread; there the device waits when it has
+done the step before, as in metrics.jsonl.
 
 The arrays are noise in a memory map that the page cache holds. One thread is what training uses. Threads and processes
 are grain's.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import statistics
 import tempfile
 import time
+import types
 from pathlib import Path
 
 import grain
@@ -24,8 +28,10 @@ import numpy as np
 from absl import flags
 from train_step import LAM, Jax, machine, make_batch, make_weights, numbers
 
-from facedepth_jax import devices
+from facedepth_jax import config as configs
+from facedepth_jax import devices, methods
 from facedepth_jax.data import pipeline
+from facedepth_jax.state import init_state, variables
 
 NAMES = ("gray", "depth_mm", "distance_mm", "subject")
 
@@ -74,24 +80,37 @@ def alone(batches, count):
 
 
 def train(side, batches, count):
-    """Seconds a step, and of these the seconds for getting a batch."""
-    waited, before = 0.0, None
+    """Seconds a step, of these the seconds for getting a batch, and of those the ones with the step before done."""
+    waited, idle, before = 0.0, 0.0, None
     start = time.perf_counter()
     for _ in range(count):
         asked = time.perf_counter()
         batch = next(batches)
-        waited += time.perf_counter() - asked
+        waited += (took := time.perf_counter() - asked)
+        if before is not None and all(value.is_ready() for value in before.values()):
+            idle += took
         side.state, metrics = side.step(side.state, batch)
         jax.block_until_ready(before)  # as train.py: the metrics of the step before
         before = metrics
     jax.block_until_ready(before)
-    return (time.perf_counter() - start) / count, waited / count
+    return (time.perf_counter() - start) / count, waited / count, idle / count
+
+
+def relief(mesh, width, augment):
+    """A side with the step of configs/relief.py."""
+    config = configs.load("relief", [f"width={width}", f"train.augment={augment}"])
+    nets = methods.build(config, subjects=1)
+    step = jax.jit(methods.make_step(config, nets, configs.depth_code(config)), donate_argnums=0)
+    state = init_state(nets, config.seed, config.data.size)
+    state = dataclasses.replace(state, average=variables(state.nets["generator"]))
+    return types.SimpleNamespace(state=devices.put_everywhere(mesh, state), step=step)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--relief_batch", type=int, default=32)
     parser.add_argument("--frames", type=int, default=12000)
     parser.add_argument("--reads", type=int, default=200, help="batches of a turn alone")
     parser.add_argument("--steps", type=int, default=20, help="of a turn of training")
@@ -124,13 +143,20 @@ def main():
         training = {"the same batch again": itertools.repeat(same)} | on_device
         for batches in training.values():
             train(side, batches, 1)
+        reliefs = {name: relief(mesh, args.width, name == "with") for name in ("without", "with")}
+        augmented = map(put, by_threads(arrays, args.relief_batch, 1))
+        for net in reliefs.values():
+            train(net, augmented, 1)
         read = {name: [] for name in reading}
         trained = {name: [] for name in training}
+        timed = {name: [] for name in reliefs}
         for _ in range(args.turns):
             for name, batches in reading.items():
                 read[name].append(alone(batches, args.reads))
             for name, batches in training.items():
                 trained[name].append(train(side, batches, args.steps))
+            for name, net in reliefs.items():
+                timed[name].append(train(net, augmented, args.steps))
 
         print(f"Width {args.width}, batch {args.batch}, {jax.default_backend()}, {machine()}, {args.turns} turns\n")
         print("| batches by | alone, images/s | of NumPy's | training, images/s | waits for its batch |")
@@ -141,9 +167,19 @@ def main():
                 speed = args.batch / statistics.median(read[name])
                 ratio = statistics.median(np.divide(read["NumPy"], read[name]))
                 cells = [f"{speed:.0f}", f"{ratio:.2f}"]
-            seconds, waits = statistics.median(s for s, _ in turns), statistics.median(w / s for s, w in turns)
+            seconds = statistics.median(s for s, _, _ in turns)
+            waits = statistics.median(w / s for s, w, _ in turns)
             cells += [f"{args.batch / seconds:.3g}", "" if name.startswith("the same") else f"{waits:.1%}"]
             print(f"| {name} | {' | '.join(cells)} |")
+
+        print(f"\nThe method relief, width {args.width}, batch {args.relief_batch}\n")
+        print("| augmentation | training, images/s | time of a step / without | the device waits |")
+        print("|---|---|---|---|")
+        for name, turns in timed.items():
+            seconds, _, idle = np.transpose(turns)
+            ratio = statistics.median(seconds / [s for s, _, _ in timed["without"]])
+            speed = args.relief_batch / statistics.median(seconds)
+            print(f"| {name} | {speed:.3g} | {ratio:.3f} | {statistics.median(idle / seconds):.1%} |")
 
 
 if __name__ == "__main__":

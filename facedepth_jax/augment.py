@@ -7,16 +7,26 @@ among. What was found to matter: Wood et al., "Fake it till you make it" (2021),
 The picture is turned, scaled, shifted and flipped, depth and all; then what it shows behind the head and the light are
 changed, and last the camera. A face that is twice as large in a window of the same millimetres is twice as deep: the
 relief is scaled with it, while the distance of the head stays.
+
+XLA sums in another order for a batch of another size. So the factors of every longer sum are rounded to few bits first
+(`_in_bits`), and float32 holds the sum exactly in any order: the bits are the same on any number of devices.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROTATION_DEG, SCALE, SHIFT = 12.0, 0.12, 5 / 96  # standard deviations: degrees, of the logarithm, of the image's side
-BLACK, EXCHANGED = 0.35, 0.25  # shares of the images by what becomes of the background
+# Standard deviations: degrees, of the logarithm, of the image's side.
+ROTATION_DEG, SCALE, SHIFT = 12.0, 0.12, 5 / 96
+# Standard deviations: of the light from the middle to the edge, of both logarithms, of white.
+SIDE_LIGHT, GAMMA, CONTRAST, BRIGHTNESS = 0.25, 0.35, 0.3, 0.12
+# Shares of the images.
+BLACK, EXCHANGED, HIDDEN, BLURRED, COARSE, COMPRESSED = 0.35, 0.25, 0.2, 0.4, 0.15, 0.3
+NOISE = 0.05  # the largest standard deviation, of white
 BACKGROUND_MM = 300.0  # behind the head's centre
-EDGE_MM = 50.0  # neighbours farther apart in depth are not mixed
+EDGE_MM = 50.0  # neighbours farther apart in depth are not mixed; nor 0 = none, which is as far from any depth
 # Annex K of ITU-T T.81, table K.1: quantisation of luminance.
 _JPEG = """
 16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
@@ -24,7 +34,8 @@ _JPEG = """
 """
 JPEG_TABLE = np.array(_JPEG.split(), np.float32).reshape(8, 8)
 _FREQUENCY, _PLACE = np.mgrid[:8, :8]
-DCT = (np.sqrt(np.where(_FREQUENCY, 2, 1) / 8) * np.cos((2 * _PLACE + 1) * _FREQUENCY * np.pi / 16)).astype(np.float32)
+DCT = np.sqrt(np.where(_FREQUENCY, 2, 1) / 8) * np.cos((2 * _PLACE + 1) * _FREQUENCY * np.pi / 16)
+DCT = (np.round(2**12 * DCT) / 2**12).astype(np.float32)  # as `_in_bits`
 
 
 def augment(batch: dict, key) -> dict:
@@ -38,46 +49,63 @@ def augment(batch: dict, key) -> dict:
       The batch with another gray and depth_mm of the same types.
     """
     keys = jax.random.split(key, len(batch["gray"]))
-    gray, depth_mm = jax.vmap(_augment_one)(batch["gray"], batch["depth_mm"], batch["distance_mm"], keys)
+    with jax.default_matmul_precision("highest"):
+        gray, depth_mm = jax.vmap(_augment_one)(batch["gray"], batch["depth_mm"], batch["distance_mm"], keys)
     return batch | {"gray": gray, "depth_mm": depth_mm}
 
 
 def _augment_one(gray, depth_mm, distance_mm, key):
     move, behind, light, hide, camera = jax.random.split(key, 5)
-    gray, depth_mm = _move(gray.astype(jnp.float32) / 255, depth_mm.astype(jnp.float32), distance_mm, move)
-    gray = _change_background(gray, _foreground(depth_mm, distance_mm), behind)
+    gray, depth_mm = gray.astype(jnp.float32), depth_mm.astype(jnp.float32)
+    gray, depth_mm = _move(gray, depth_mm, distance_mm, *_draw_move(len(gray), move))
+    gray = _change_background(gray / 255, _foreground(depth_mm, distance_mm), behind)
     gray = _hide_part(_change_light(gray, light), hide)
     gray = _photograph(gray, camera)
     return jnp.round(255 * gray).astype(jnp.uint8), jnp.round(depth_mm).astype(jnp.uint16)
 
 
-def _move(gray, depth_mm, distance_mm, key):
-    """Turn, scale, shift and flip; what comes from outside is black and without depth."""
-    size = len(gray)
+def _in_bits(x, bits):
+    """Round to so many bits after the binary point."""
+    return jnp.round(x * 2**bits) / 2**bits
+
+
+def _draw_move(size, key):
+    """Draw an angle in radians, a scale, a shift (y, x) in pixels and a side, -1 for a mirrored image."""
     a, b, c, d = jax.random.split(key, 4)
     angle = jnp.deg2rad(ROTATION_DEG) * jax.random.normal(a)
     scale = jnp.exp(SCALE * jax.random.normal(b))
-    shift_y, shift_x = SHIFT * size * jax.random.normal(c, (2,))
-    side = jnp.where(jax.random.bernoulli(d), -1.0, 1.0)
+    return angle, scale, SHIFT * size * jax.random.normal(c, (2,)), jax.random.rademacher(d, dtype=jnp.float32)
+
+
+def _move(gray, depth_mm, distance_mm, angle, scale, shift, side):
+    """Flip, turn, scale and shift; what comes from outside is black and without depth."""
+    size = len(gray)
     middle = (size - 1) / 2
-    y, x = (jnp.arange(size) - middle)[:, None] - shift_y, (jnp.arange(size) - middle)[None] - shift_x
-    # Destination pixel -> source pixel.
-    from_y = (jnp.cos(angle) * y - jnp.sin(angle) * x) / scale + middle
-    from_x = side * (jnp.sin(angle) * y + jnp.cos(angle) * x) / scale + middle
+    shift = _in_bits(shift, 4)
+    y, x = (jnp.arange(size) - middle - shift[0])[:, None], (jnp.arange(size) - middle - shift[1])[None]
+    cos, sin = _in_bits(jnp.cos(angle) / scale, 12), _in_bits(jnp.sin(angle) / scale, 12)
+    # Destination pixel -> source pixel, in steps of 1/32 as OpenCV's.
+    from_y = _in_bits(cos * y - sin * x + middle, 5)
+    from_x = _in_bits(side * (sin * y + cos * x) + middle, 5)
     row, column = jnp.floor(from_y), jnp.floor(from_x)
     down, right = from_y - row, from_x - column
     # A border of two pixels holds whatever lies outside.
-    both = jnp.pad(jnp.stack([gray, depth_mm], -1), ((2, 2), (2, 2), (0, 0))).reshape(-1, 2)
     row, column = (jnp.clip(at, -2, size).astype(jnp.int32) + 2 for at in (row, column))
     first = row * (size + 4) + column
-    corners = jnp.stack([both[first + step] for step in (0, 1, size + 4, size + 5)])  # (4, S, S, 2)
-    weights = jnp.stack([(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right])
-    gray, mixed = jnp.moveaxis((weights[..., None] * corners).sum(0), -1, 0)
-    depths = corners[..., 1]
-    nearest = jnp.take_along_axis(depths, weights.argmax(0)[None], 0)[0]
-    smooth = (depths.min(0) > 0) & (depths.max(0) - depths.min(0) < EDGE_MM)
-    depth_mm = jnp.where(smooth, mixed, nearest)
-    return gray, jnp.where(depth_mm > 0, jnp.maximum(distance_mm + scale * (depth_mm - distance_mm), 1.0), 0.0)
+
+    def corners(image):  # a list: XLA does not fuse a stack of gathers with what follows, six times as slow on a CPU
+        image = jnp.pad(image, 2).reshape(-1)
+        return [image[first + step] for step in (0, 1, size + 4, size + 5)]
+
+    def mix(a, b, c, d):
+        return (1 - down) * ((1 - right) * a + right * b) + down * ((1 - right) * c + right * d)
+
+    a, b, c, d = depths = corners(depth_mm)
+    nearest = jnp.where(down < 0.5, jnp.where(right < 0.5, a, b), jnp.where(right < 0.5, c, d))
+    least, most = functools.reduce(jnp.minimum, depths), functools.reduce(jnp.maximum, depths)
+    depth_mm = jnp.where(most - least < EDGE_MM, mix(*depths), nearest)
+    moved = jnp.clip(distance_mm + _in_bits(scale, 10) * _in_bits(depth_mm - distance_mm, 2), 1, 65535)
+    return mix(*corners(gray)), jnp.where(depth_mm > 0, moved, 0)
 
 
 def _foreground(depth_mm, distance_mm):
@@ -85,7 +113,9 @@ def _foreground(depth_mm, distance_mm):
     head = ((depth_mm > 0) & (depth_mm - distance_mm < BACKGROUND_MM)).astype(jnp.float32)
 
     def widest(x):
-        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (5, 5), (1, 1), "SAME")
+        for window in ((5, 1), (1, 5)):
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, (1, 1), "SAME")
+        return x
 
     return -widest(-widest(head)) > 0
 
@@ -111,57 +141,64 @@ def _change_light(gray, key):
     a, b, c, d, e = jax.random.split(key, 5)
     towards = 2 * jnp.pi * jax.random.uniform(a)
     at = jnp.linspace(-1.0, 1.0, len(gray))
-    slope = 0.25 * jax.random.normal(b) * (jnp.sin(towards) * at[:, None] + jnp.cos(towards) * at[None])
+    slope = SIDE_LIGHT * jax.random.normal(b) * (jnp.sin(towards) * at[:, None] + jnp.cos(towards) * at[None])
     gray = jnp.clip(gray * jnp.maximum(1 + slope, 0.05), 0, 1)
-    gray = jnp.maximum(gray, 1e-6) ** jnp.exp(0.35 * jax.random.normal(c))
+    gray = jnp.maximum(gray, 1e-6) ** jnp.exp(GAMMA * jax.random.normal(c))
     mean = gray.mean()
-    gray = mean + (gray - mean) * jnp.exp(0.3 * jax.random.normal(d)) + 0.12 * jax.random.normal(e)
+    gray = mean + (gray - mean) * jnp.exp(CONTRAST * jax.random.normal(d)) + BRIGHTNESS * jax.random.normal(e)
     return jnp.clip(gray, 0, 1)
 
 
 def _hide_part(gray, key):
-    """Put a rectangle of a random pattern over one image in five."""
+    """Put a rectangle of a random pattern over some images."""
     a, b, c, d = jax.random.split(key, 4)
     at = jnp.arange(len(gray)) / len(gray)
     centre, reach = jax.random.uniform(a, (2,)), jax.random.uniform(b, (2,), minval=0.05, maxval=0.25)
     inside = jnp.abs(at[None] - centre[:, None]) < reach[:, None]
-    hidden = inside[0][:, None] & inside[1][None] & (jax.random.uniform(c) < 0.2)
+    hidden = inside[0][:, None] & inside[1][None] & (jax.random.uniform(c) < HIDDEN)
     return jnp.where(hidden, _texture(len(gray), d), gray)
 
 
 def _photograph(gray, key):
-    """Blur (two images of five), lower the resolution (15 %), add noise, compress as JPEG (30 %)."""
+    """Blur, lower the resolution, add noise and compress as JPEG: all but the noise in some images."""
     size = len(gray)
-    a, b, c, d, e, f = jax.random.split(key, 6)
+    sigma, factor, amount, quality, which, noise = jax.random.split(key, 6)
+    blurred, coarse, compressed = jax.random.uniform(which, (3,)) < jnp.array([BLURRED, COARSE, COMPRESSED])
+    blur = jnp.where(blurred, _blur(size, jax.random.uniform(sigma, minval=0.4, maxval=1.5)), jnp.eye(size))
+    coarser = _coarsen(size, jax.random.uniform(factor, minval=1.5, maxval=3.5))
+    change = _in_bits(jnp.where(coarse, coarser, jnp.eye(size)) @ blur, 12)
+    gray = _in_bits(change @ jnp.round(255 * gray), 4) @ change.T
+    amount = _in_bits(255 * NOISE * jax.random.uniform(amount), 6)
+    gray = jnp.clip(gray + amount * _in_bits(jax.random.normal(noise, gray.shape), 6), 0, 255) / 255
+    lossy = _compress(gray, jax.random.uniform(quality, minval=30.0, maxval=95.0))
+    return jnp.clip(jnp.where(compressed, lossy, gray), 0, 1)
+
+
+def _blur(size, sigma):
+    """Make the matrix (S, S) that blurs a column of pixels."""
     at = jnp.arange(size, dtype=jnp.float32)
-    apart = jnp.abs(at[:, None] - at[None])
-    sigma = jax.random.uniform(a, minval=0.4, maxval=1.5)
-    blur = _rows_to_one(jnp.exp(-(apart**2) / (2 * sigma**2)))
-    blur = jnp.where(jax.random.uniform(b) < 0.4, blur, jnp.eye(size))
+    return _rows_to_one(jnp.exp(-((at[:, None] - at[None]) ** 2) / (2 * sigma**2)))
+
+
+def _coarsen(size, factor):
+    """Make the matrix (S, S) that shrinks a column of pixels by `factor` and enlarges it again, linearly both."""
+    at = jnp.arange(size, dtype=jnp.float32)
+    factor = _in_bits(factor, 8)
     # Coarse pixel k covers `factor` fine ones; the last ones may lie outside.
-    factor = jax.random.uniform(c, minval=1.5, maxval=3.5)
-    far = jnp.abs(at[:, None] - ((at[None] + 0.5) * factor - 0.5)) / factor
-    tent = jnp.maximum(1 - far, 0)
-    coarser = _rows_to_one(tent) @ _rows_to_one(tent.T)
-    coarser = jnp.where(jax.random.uniform(d) < 0.15, coarser, jnp.eye(size))
-    change = coarser @ blur
-    gray = jnp.clip(change @ gray @ change.T, 0, 1)
-    amount, noise = jax.random.split(e)
-    gray = gray + jax.random.uniform(amount, maxval=0.05) * jax.random.normal(noise, gray.shape)
-    return jnp.clip(_compress(jnp.clip(gray, 0, 1), f), 0, 1)
+    tent = jnp.maximum(factor - jnp.abs(at[:, None] - ((at[None] + 0.5) * factor - 0.5)), 0)
+    return _in_bits(_rows_to_one(tent) @ _rows_to_one(tent.T), 12)
 
 
 def _rows_to_one(weights):
-    return weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-6)
+    weights = _in_bits(weights, 12)
+    return _in_bits(weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-6), 12)
 
 
-def _compress(gray, key):
-    """Lose what a JPEG of a quality from 30 to 95 loses, in 30 % of the images."""
-    a, b = jax.random.split(key)
-    quality = jax.random.uniform(a, minval=30.0, maxval=95.0)
+def _compress(gray, quality):
+    """Lose what a JPEG of this quality loses."""
     percent = jnp.where(quality < 50, 5000 / quality, 200 - 2 * quality)  # as the IJG's library scales its table
-    table = jnp.maximum(jnp.round(JPEG_TABLE * percent / 100), 1.0)
-    blocks = (255 * gray - 128).reshape(len(gray) // 8, 8, -1, 8).swapaxes(1, 2)
-    blocks = DCT.T @ (jnp.round(DCT @ blocks @ DCT.T / table[None, None]) * table[None, None]) @ DCT
-    compressed = (blocks.swapaxes(1, 2).reshape(gray.shape) + 128) / 255
-    return jnp.where(jax.random.uniform(b) < 0.3, compressed, gray)
+    table = jnp.maximum(jnp.round(JPEG_TABLE * percent / 100), 1.0)[None, None]
+    blocks = (jnp.round(255 * gray) - 128).reshape(len(gray) // 8, 8, -1, 8).swapaxes(1, 2)
+    blocks = jnp.round(_in_bits(DCT @ blocks, 2) @ DCT.T / table) * table
+    blocks = _in_bits(DCT.T @ blocks, 2) @ DCT
+    return (blocks.swapaxes(1, 2).reshape(gray.shape) + 128) / 255

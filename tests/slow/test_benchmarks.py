@@ -40,12 +40,15 @@ def test_the_same_step_in_float64(out, side):
 
 
 def test_pipeline():
-    found = cells(
-        run(
-            "pipeline",
-            *("--width=2", "--batch=4", "--frames=64", "--reads=2", "--steps=2", "--turns=1", "--processes=1"),
-        )
-    )
+    sizes = ("--width=2", "--batch=4", "--relief_batch=4", "--frames=64")
+    out = run("pipeline", *sizes, "--reads=2", "--steps=2", "--turns=1", "--processes=1")
+    table, relief = out.split("\nThe method relief, width 2, batch 4\n")
+    without, augmented = cells(relief)
+    assert (without["augmentation"], augmented["augmentation"]) == ("without", "with")
+    assert without["time of a step / without"] == "1.000" and float(augmented["time of a step / without"]) > 0
+    for line in (without, augmented):
+        assert float(line["training, images/s"]) > 0 and 0 <= float(line["the device waits"][:-1]) < 100
+    found = cells(table)
     found = {line.pop("batches by"): line for line in found}
     assert found.pop("the same batch again")["waits for its batch"] == ""
     assert found["NumPy"]["of NumPy's"] == "1.00"
