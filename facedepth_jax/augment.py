@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from facedepth_jax.depth_code import true_foreground
+
 # Standard deviations: degrees, of the logarithm, of the image's side.
 ROTATION_DEG, SCALE, SHIFT = 12.0, 0.12, 5 / 96
 # Standard deviations: of the light from the middle to the edge, of both logarithms, of white.
@@ -25,7 +27,6 @@ SIDE_LIGHT, GAMMA, CONTRAST, BRIGHTNESS = 0.25, 0.35, 0.3, 0.12
 # Shares of the images.
 BLACK, EXCHANGED, HIDDEN, BLURRED, COARSE, COMPRESSED = 0.35, 0.25, 0.2, 0.4, 0.15, 0.3
 NOISE = 0.05  # the largest standard deviation, of white
-BACKGROUND_MM = 300.0  # behind the head's centre
 EDGE_MM = 50.0  # neighbours farther apart in depth are not mixed; nor 0 = none, which is as far from any depth
 # Annex K of ITU-T T.81, table K.1: quantisation of luminance.
 _JPEG = """
@@ -58,7 +59,8 @@ def _augment_one(gray, depth_mm, distance_mm, key):
     move, behind, light, hide, camera = jax.random.split(key, 5)
     gray, depth_mm = gray.astype(jnp.float32), depth_mm.astype(jnp.float32)
     gray, depth_mm = _move(gray, depth_mm, distance_mm, *_draw_move(len(gray), move))
-    gray = _change_background(gray / 255, _foreground(depth_mm, distance_mm), behind)
+    head = true_foreground(depth_mm[None], distance_mm[None])[0]
+    gray = _change_background(gray / 255, head, behind)
     gray = _hide_part(_change_light(gray, light), hide)
     gray = _photograph(gray, camera)
     return jnp.round(255 * gray).astype(jnp.uint8), jnp.round(depth_mm).astype(jnp.uint16)
@@ -106,18 +108,6 @@ def _move(gray, depth_mm, distance_mm, angle, scale, shift, side):
     depth_mm = jnp.where(most - least < EDGE_MM, mix(*depths), nearest)
     moved = jnp.clip(distance_mm + _in_bits(scale, 10) * _in_bits(depth_mm - distance_mm, 2), 1, 65535)
     return mix(*corners(gray)), jnp.where(depth_mm > 0, moved, 0)
-
-
-def _foreground(depth_mm, distance_mm):
-    """Mark the head by its depth, bool (S, S); small holes in it belong to it."""
-    head = ((depth_mm > 0) & (depth_mm - distance_mm < BACKGROUND_MM)).astype(jnp.float32)
-
-    def widest(x):
-        for window in ((5, 1), (1, 5)):
-            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, (1, 1), "SAME")
-        return x
-
-    return -widest(-widest(head)) > 0
 
 
 def _texture(size, key):
