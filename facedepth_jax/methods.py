@@ -16,6 +16,8 @@ from facedepth_jax.depth_code import ORIGINS
 from facedepth_jax.models import cgan, cui, pix2pix, relief, siamese
 from facedepth_jax.state import Net, adam, average_weights
 
+AUGMENT = 0x61756700  # folded into the key of a step for the augmentation's
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -113,7 +115,7 @@ def make_step(config, nets: dict[str, Net], code: steps.DepthCode) -> Callable:
     def whole_step(state, batch):
         if config.train.augment:
             key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-            batch = augment(batch, jax.random.fold_in(key, 1))  # the step draws from `key` itself
+            batch = augment(batch, jax.random.fold_in(key, AUGMENT))  # the step draws from `key` itself
         new, metrics = step(state, batch)
         if decay:
             average = average_weights(state.average, new.nets[method.net], new.step, decay)

@@ -18,6 +18,7 @@ from facedepth_jax import augment as augmentation
 from facedepth_jax import config as configs
 from facedepth_jax import train
 from facedepth_jax.augment import augment
+from facedepth_jax.depth_code import true_foreground
 
 ROOT = pathlib.Path(__file__).parents[1]
 SIZE = 96
@@ -115,7 +116,7 @@ def face():
 
 def test_the_background_is_replaced_and_the_head_is_not():
     gray, depth_mm, head = face()
-    found = np.asarray(augmentation._foreground(jnp.float32(depth_mm), D))
+    found = np.asarray(true_foreground(depth_mm[None], np.float32([D])))[0]
     assert found[head].all()  # the hole too
     closed = cv2.morphologyEx(head.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
     np.testing.assert_array_equal(found, closed)
@@ -134,7 +135,7 @@ def test_the_background_is_replaced_and_the_head_is_not():
 def test_a_large_hole_is_background():
     depth_mm = np.full((SIZE, SIZE), D)
     depth_mm[40:60, 40:60] = 0
-    assert not np.asarray(augmentation._foreground(jnp.float32(depth_mm), D))[40:60, 40:60].any()
+    assert not np.asarray(true_foreground(depth_mm[None], np.float32([D])))[0, 40:60, 40:60].any()
 
 
 @pytest.mark.parametrize("only", ["SIDE_LIGHT", "GAMMA", "CONTRAST", "BRIGHTNESS"])
