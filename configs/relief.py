@@ -29,5 +29,5 @@ def get_config(method="relief"):
     config.data.options.sensor = "kinect_v2"
     config.data.options.seed = 0
     config.every.log = 50
-    config.every.save = 500
+    config.every.save = 1000
     return config
