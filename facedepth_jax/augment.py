@@ -59,7 +59,7 @@ def _augment_one(gray, depth_mm, distance_mm, key):
     move, behind, light, hide, camera = jax.random.split(key, 5)
     gray, depth_mm = gray.astype(jnp.float32), depth_mm.astype(jnp.float32)
     gray, depth_mm = _move(gray, depth_mm, distance_mm, *_draw_move(len(gray), move))
-    head = true_foreground(depth_mm[None], distance_mm[None])[0]
+    head = _close(true_foreground(depth_mm[None], distance_mm[None])[0])
     gray = _change_background(gray / 255, head, behind)
     gray = _hide_part(_change_light(gray, light), hide)
     gray = _photograph(gray, camera)
@@ -108,6 +108,17 @@ def _move(gray, depth_mm, distance_mm, angle, scale, shift, side):
     depth_mm = jnp.where(most - least < EDGE_MM, mix(*depths), nearest)
     moved = jnp.clip(distance_mm + _in_bits(scale, 10) * _in_bits(depth_mm - distance_mm, 2), 1, 65535)
     return mix(*corners(gray)), jnp.where(depth_mm > 0, moved, 0)
+
+
+def _close(mask):
+    """Fill small holes in a mask, bool (S, S)."""
+
+    def widen(x):
+        for window in ((5, 1), (1, 5)):
+            x = jax.lax.reduce_window(x, False, jax.lax.bitwise_or, window, (1, 1), "SAME")
+        return x
+
+    return ~widen(~widen(mask))
 
 
 def _texture(size, key):

@@ -13,7 +13,6 @@ All functions are pure and take NumPy or JAX arrays alike.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 ORIGINS = ("camera", "head")
@@ -110,23 +109,13 @@ class DepthCode:
 
 
 def true_foreground(depth_mm, distance_mm):
-    """Mark the head by its depth, nearer than 300 mm behind its centre, and small holes in it: no wider than 4 pixels.
+    """Mark what is nearer than 300 mm behind the head's centre, bool (B, S, S): a pixel without depth is background.
 
     Args:
       depth_mm: (B, S, S), millimetres, 0 = none.
       distance_mm: (B,), of the head.
-
-    Returns:
-      bool (B, S, S).
     """
-    head = (depth_mm > 0) & (depth_mm - distance_mm[:, None, None] < RELIEF_MM)
-
-    def widen(x):
-        for window in ((1, 5, 1), (1, 1, 5)):
-            x = jax.lax.reduce_window(x, False, jax.lax.bitwise_or, window, (1, 1, 1), "SAME")
-        return x
-
-    return ~widen(~widen(head))
+    return (depth_mm > 0) & (depth_mm - distance_mm[:, None, None] < RELIEF_MM)
 
 
 def without_background(depth_mm, foreground):
