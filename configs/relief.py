@@ -28,6 +28,4 @@ def get_config(method="relief"):
     config.data.options.image_size = 192
     config.data.options.sensor = "kinect_v2"
     config.data.options.seed = 0
-    config.every.log = 50
-    config.every.save = 1000
     return config

@@ -145,7 +145,7 @@ def _change_light(gray, key):
     slope = SIDE_LIGHT * jax.random.normal(b) * (jnp.sin(towards) * at[:, None] + jnp.cos(towards) * at[None])
     gray = jnp.clip(gray * jnp.maximum(1 + slope, 0.05), 0, 1)
     gray = jnp.maximum(gray, 1e-6) ** jnp.exp(GAMMA * jax.random.normal(c))
-    mean = gray.mean()
+    mean = _in_bits(gray, 10).mean()
     gray = mean + (gray - mean) * jnp.exp(CONTRAST * jax.random.normal(d)) + BRIGHTNESS * jax.random.normal(e)
     return jnp.clip(gray, 0, 1)
 

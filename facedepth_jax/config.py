@@ -187,11 +187,10 @@ def check_crops(config, data: Arrays):
         )
     distance_mm = data.frames["distance_mm"]
     bad = data.frames["frame"][~((distance_mm > 0) & (distance_mm < math.inf))]  # NaN too
-    if config.depth_code.origin == "head" and len(bad):
+    if (config.depth_code.origin == "head" or config.train.augment) and len(bad):
         raise FaceDepthError(
             f"{data.path / 'frames.csv'} has no distance_mm above 0 for {len(bad)} of {len(data)} frames, the first is "
-            f"{bad[0]}: depth_code.origin is 'head', whose distance it must know; prepare the data again, or take "
-            "'camera'."
+            f"{bad[0]}: depth_code.origin=head and train.augment must know it; prepare the data again, or do without."
         )
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 ORIGINS = ("camera", "head")
 HALF_RANGE = 127.5  # levels a unit of the net's output: [-1, 1] is 0..255
 RELIEF_MM = 300.0  # millimetres a unit of the net's output where depth is counted from the head
-FOREGROUND_LOGIT = 0.0  # above it a pixel is foreground
+BACKGROUND_MM = 270.0  # an estimate that far behind the head's distance means the background, which is taught as 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +67,15 @@ class DepthCode:
           distance_mm: (B,), as for `encode`.
 
         Returns:
-          float32 (B, S, S), millimetres everywhere; a clipped depth stays so. And the foreground, bool (B, S, S), None
-          where the image does not have it.
+          float32 (B, S, S), millimetres everywhere; a clipped depth stays so. And the foreground, bool (B, S, S), by
+          its logit or else its depth; None where depth is absolute.
         """
         image = jnp.asarray(image, jnp.float32)
         if self.origin == "camera":
-            depth_mm = self.from_levels((image[..., 0] + 1.0) * HALF_RANGE)
-        else:
-            depth_mm = image[..., 0] * RELIEF_MM + jnp.asarray(distance_mm, jnp.float32)[:, None, None]
-        return depth_mm, None if image.shape[-1] == 1 else image[..., 1] > FOREGROUND_LOGIT
+            return self.from_levels((image[..., 0] + 1.0) * HALF_RANGE), None
+        relief_mm = image[..., 0] * RELIEF_MM
+        foreground = relief_mm < BACKGROUND_MM if image.shape[-1] == 1 else image[..., 1] > 0
+        return relief_mm + jnp.asarray(distance_mm, jnp.float32)[:, None, None], foreground
 
     def learnt(self, depth_mm):
         """Mark the pixels that a net learns from, bool (B, S, S, 1): all, or from the head those with depth."""
@@ -109,7 +109,7 @@ class DepthCode:
 
 
 def true_foreground(depth_mm, distance_mm):
-    """Mark what is nearer than 300 mm behind the head's centre, bool (B, S, S): a pixel without depth is background.
+    """Mark what is nearer than the head's distance and 300 mm, bool (B, S, S): a pixel without depth is background.
 
     Args:
       depth_mm: (B, S, S), millimetres, 0 = none.
@@ -119,7 +119,7 @@ def true_foreground(depth_mm, distance_mm):
 
 
 def without_background(depth_mm, foreground):
-    """Set the background of what `decode` gives to 0 = none, (B, S, S); nothing where there is no mask."""
+    """Set the background of what `decode` gives to 0 = none, (B, S, S)."""
     return depth_mm if foreground is None else jnp.where(foreground, depth_mm, 0.0)
 
 

@@ -100,9 +100,8 @@ class FaceDepth:
           distance_mm: (B,), of the heads; only nets that count depth from the head (`code.origin`) look at it.
 
         Returns:
-          float32 (B, S, S), millimetres: depth, 0 where a net with a mask sees background. Without distances, nets that
-          count from the head give relief alone: depth minus the head's distance, negative is nearer than the head's
-          centre, NaN where a net with a mask sees background.
+          float32 (B, S, S), millimetres: depth. Nets that count from the head give 0 for the background; and without
+          distances relief alone: depth minus the head's distance, negative is nearer, NaN is background.
 
         Raises:
           FaceDepthError: the crops are of another size or type, a distance that is needed is not above 0, or an

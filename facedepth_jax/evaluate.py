@@ -61,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = arrays.open(args.data.resolve())
         found, table = evaluate_run(args.run, data, args.split)
         print(table, flush=True)
-        if args.maps:
-            files.write_npy(args.maps, estimate_maps(args.run, data, args.split))
         file = args.run / "evaluations" / f"{data.path.name}-{args.split}-{data.fingerprint[:8]}.json"
         files.write_json(file, {"data": str(data.path), "fingerprint": data.fingerprint, args.split: found})
+        if args.maps:
+            files.write_npy(args.maps, estimate_maps(args.run, data, args.split))
     except FaceDepthError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -95,17 +95,26 @@ def evaluate(estimate: Estimate, data: Arrays, rows: Sequence[int], code: DepthC
 def mean_map(data: Arrays, code: DepthCode) -> Estimate:
     """Make the estimate that ignores its input: the mean image of the training rows, the best constant in MSE.
 
-    "No depth" enters the mean as it enters training: as its level, or from the head not at all.
+    "No depth" enters the mean as its level. From the head it is the mean relief of the foreground, which is where at
+    least half of the rows have it.
     """
     rows = data.rows("train")
     distance_mm = data.frames["distance_mm"].astype(np.float32)
     total, count = np.zeros((2, *data.depth_mm.shape[1:]))
     for start in range(0, rows.size, 256):
         some = rows[start : start + 256]
-        depth_mm = data.depth_mm[some]
-        learnt = np.asarray(code.learnt(depth_mm))[..., 0]
-        total += np.asarray(code.encode(depth_mm, distance_mm[some]))[..., 0].sum(0, np.float64, where=learnt)
-        count += learnt.sum(0)
-    # where no frame has depth, the farthest
-    mean = np.where(count > 0, total / np.maximum(count, 1), 1.0)[None, ..., None].astype(np.float32)
-    return lambda gray, distance_mm: code.decode(jnp.broadcast_to(mean, (*gray.shape, 1)), distance_mm)
+        depth_mm, distances = data.depth_mm[some], distance_mm[some]
+        image = np.asarray(code.encode(depth_mm, distances))[..., 0]
+        counted = (
+            np.asarray(true_foreground(depth_mm, distances)) if code.origin == "head" else np.ones_like(image, bool)
+        )
+        total += image.sum(0, np.float64, where=counted)
+        count += counted.sum(0)
+    mean = (total / np.maximum(count, 1))[None, ..., None].astype(np.float32)
+    foreground = (count >= rows.size / 2)[None]
+
+    def estimate(gray, distance_mm):
+        depth_mm, mask = code.decode(jnp.broadcast_to(mean, (*gray.shape, 1)), distance_mm)
+        return depth_mm, mask if mask is None else jnp.broadcast_to(foreground, mask.shape)
+
+    return estimate

@@ -16,8 +16,7 @@ that comes twice gets a number. Where a net of absolute depth takes a point for 
 about `none_level` in millimetres, the level that the training data has in both cases.
 
 A net that counts depth from the head (`depth_code.origin`) adds the head's distance, `--distance_mm`, however the crop
-is made; depth is 0 where it sees background. Without the distance there is relief alone, negative is nearer than the
-head's centre:
+is made; depth is 0 where it sees background. Without the distance there is relief alone, negative is nearer than that:
   NAME_relief.npy        float32, millimetres, NaN = background
   NAME_relief_color.png  preview
 """
@@ -163,7 +162,7 @@ def describe_values(code: DepthCode, distance_mm: float | None) -> str:
         )
     if distance_mm is None:
         return (
-            "no distance is given: relief in mm from the head's centre, no depth; "
+            "no distance is given: relief in mm from the head's distance, no depth; "
             f"{-RELIEF_MM:.0f} to {RELIEF_MM:.0f} in training, NaN = background"
         )
     return f"values in mm, D - {RELIEF_MM:.0f} to D + {RELIEF_MM:.0f} in training, D = {distance_mm:g}; 0 = background"
@@ -216,7 +215,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     flag("--out", required=True, type=Path, help="directory to write to; files there are replaced")
     flag("--box", type=_numbers(4, int), metavar="X,Y,W,H", help="the face in pixels; fills the map")
     flag("--center", type=_numbers(2, float), metavar="X,Y", help="head centre in pixels, for Eq. 6")
-    help_ = "from the camera to the head: with --center, and for depth by nets that count it from the head"
+    help_ = "from the camera to the face: with --center, and for depth by nets that count it from the head"
     flag("--distance_mm", type=float, help=help_)
     flag("--focal_px", type=float, help="focal length of the images' camera, with --center")
     flag("--batch_size", type=int, default=16)
@@ -242,6 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(args.out.resolve() == path.parent.resolve() for path in paths):
             raise FaceDepthError(f"--out={args.out} holds the inputs; give another directory.")
         net = estimator.load(args.run)
+        if net.code.origin == "camera" and "distance_mm" in where and "center" not in where:
+            raise FaceDepthError(f"{args.run} estimates absolute depth: --distance_mm is for the crop, with --center.")
         print(f"{net.size} x {net.size} pixels, {net.face_mm:g} mm wide at the head in training")
         print(describe_values(net.code, where.get("distance_mm")))
         return 0 if predict_files(net, paths, args.out, where, args.batch_size) else 1

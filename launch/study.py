@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     able = [name for name in GENERATORS if origin in METHODS[name].origins]
     seeds, methods = given.seeds.split(","), given.methods.split(",") if given.methods else able
     if unknown := set(methods) - set(able):
-        parser.error(f"there is no method {min(unknown)!r} of depth from the {origin}: take some of {', '.join(able)}")
+        parser.error(f"{min(unknown)!r} is no method of depth from the {origin}: take some of {', '.join(able)}")
     for text in overrides:
         if not text.startswith(("--config.", "--verifier.")) or "=" not in text:
             parser.error(f"{text} is neither --config.KEY=VALUE nor --verifier.KEY=VALUE")

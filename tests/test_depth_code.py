@@ -104,8 +104,15 @@ def test_the_foregrounds_logit_stands_behind():
     np.testing.assert_allclose(depth_mm, np.full((1, 2, 2), 1150))
     np.testing.assert_array_equal(foreground, [[[True, False], [True, False]]])
     np.testing.assert_allclose(without_background(depth_mm, foreground), [[[1150, 0], [1150, 0]]])
-    depth_mm, foreground = HEAD.decode(image[..., :1], np.array([1000.0]))
-    assert foreground is None and without_background(depth_mm, foreground) is depth_mm
+
+
+def test_without_that_logit_the_farthest_is_background():
+    depth_mm = np.array([[[700, 1269, 1271, 1600]]], np.uint16)
+    back, foreground = HEAD.decode(HEAD.encode(depth_mm, np.array([1000.0])), np.array([1000.0]))
+    np.testing.assert_array_equal(foreground, [[[True, True, False, False]]])
+    np.testing.assert_allclose(without_background(back, foreground), [[[700, 1269, 0, 0]]], rtol=1e-6)
+    back, foreground = CODE.decode(CODE.encode(depth_mm, FAR), FAR)
+    assert foreground is None and without_background(back, foreground) is back
 
 
 def test_the_foreground_is_near_and_has_depth():

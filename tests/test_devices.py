@@ -18,7 +18,6 @@ import jax, numpy as np
 from facedepth_jax import config, devices, methods
 from facedepth_jax.data import pipeline
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.depth_code import DepthCode
 
 sys.path.insert(0, "tools")
 import golden
@@ -65,21 +64,25 @@ for sent, in_place in zip(drawn[0], drawn[2], strict=True):
         assert in_place[name].dtype == arrays[name].dtype and in_place[name].sharding == sent[name].sharding
         np.testing.assert_array_equal(in_place[name], sent[name])
 
-values = config.base("cgan")
-values.width, values.loss.lam = 2, 100.0
-nets = methods.build(values, 1)
-step = jax.jit(methods.make_step(values, nets, DepthCode()))
-one = golden.start(nets)
-four = jax.device_put(one, devices.replicated(mesh))
-for batch in batches:
-    one, metrics_one = step(one, batch)
-    four, metrics_four = step(four, devices.put_batch(mesh, batch))
-assert all(x.sharding.is_fully_replicated and len(x.addressable_shards) == 4 for x in jax.tree.leaves(four))
-for name, value in metrics_one.items():
-    np.testing.assert_allclose(metrics_four[name], value, rtol=1e-4, err_msg=name)
-for name in nets:  # not the optimiser's state: what it does shows in the parameters
-    a, b = ((net.params, net.batch_stats) for net in (one.nets[name], four.nets[name]))
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), a, b)  # a step is up to 2e-4
+for method, changes in (
+    ("cgan", {"loss.lam": 100.0}),
+    ("relief", {"train.learning_rate": 2e-4, "train.average_decay": 0.0}),  # augmented
+):
+    values = config.base(method)
+    values.update_from_flattened_dict({"width": 2} | changes)
+    nets = methods.build(values, 1)
+    step = jax.jit(methods.make_step(values, nets, config.depth_code(values)))
+    one = golden.start(nets)
+    four = jax.device_put(one, devices.replicated(mesh))
+    for batch in batches:
+        one, metrics_one = step(one, batch)
+        four, metrics_four = step(four, devices.put_batch(mesh, batch))
+    assert all(x.sharding.is_fully_replicated and len(x.addressable_shards) == 4 for x in jax.tree.leaves(four))
+    for name, value in metrics_one.items():
+        np.testing.assert_allclose(metrics_four[name], value, rtol=1e-4, err_msg=name)
+    for name in nets:  # not the optimiser's state: what it does shows in the parameters
+        a, b = ((net.params, net.batch_stats) for net in (one.nets[name], four.nets[name]))
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5), a, b)  # a step is up to 2e-4
 """
 
 

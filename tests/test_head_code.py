@@ -101,7 +101,7 @@ def test_a_run_and_its_figures(method, runs, heads_dir):
     maps = np.concatenate(
         [net.estimate(data.gray[rows], np.float32(data.frames["distance_mm"][rows]))[0] for rows in two]
     )
-    assert found["n_faces"] == 4 and ("mask_iou" in found["relief"]) == (method == "relief")
+    assert found["n_faces"] == 4 and 0 <= found["relief"]["mask_iou"] < 1
     y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
     errors = []
     for estimate, true, distance in zip(maps, depth_mm, distance_mm, strict=True):
@@ -273,7 +273,7 @@ def test_data_without_the_heads_distance_are_refused(bad, people_dir, runs, tmp_
     """In training by any method, the verifier's too, and in `evaluate`; not in the paper's code."""
     distances = [*DISTANCE_MM[:18], bad, bad]
     path = write_heads(tmp_path / "arrays", people_dir, distance_mm=distances).path
-    sentence = r"frames.csv has no distance_mm above 0 for 2 of 20 frames, the first is e2: depth_code.origin is 'head'"
+    sentence = r"frames.csv has no distance_mm above 0 for 2 of 20 frames, the first is e2: depth_code.origin=head"
     for method in ("relief", "ae"):
         with pytest.raises(FaceDepthError, match=sentence):
             train.run(head_config(method, path), tmp_path / "run")

@@ -154,7 +154,7 @@ def test_a_study_that_is_stopped_goes_on_to_both_tables(tmp_path):
         (["--config.depth_code.origin=nose"], "verifier: depth_code.origin is 'nose'"),
         (["--config.nonsense=1"], "nonsense"),
         (["--config.train.steps=many"], "many"),
-        (["--methods=gan"], "there is no method 'gan'"),
+        (["--methods=gan"], "'gan' is no method of depth from the"),
         (["--methods=ae,relief"], "no method 'relief' of depth from the camera: take some of cgan, ae, pix2pix, cui"),
         (["--methods=ae,cui", "--config.loss.lam=1.0"], "--config.loss.lam=1.0: none of ae, cui has this loss value"),
         (["--config.loss.nonsense=1.0"], "nonsense"),

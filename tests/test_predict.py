@@ -152,7 +152,7 @@ def test_depth_from_the_head_without_its_distance_is_relief(head, tmp_path, out,
     nearest, farthest = (color[relief_mm == edge(relief_mm[front])][0].astype(int) for edge in (np.min, np.max))
     assert nearest[0] > nearest[2] and farthest[2] > farthest[0]  # red, blue
     said = capsys.readouterr().out.splitlines()
-    assert said[1].startswith("no distance is given: relief in mm from the head's centre, no depth")
+    assert said[1].startswith("no distance is given: relief in mm from the head's distance, no depth")
     low, high = relief_mm[front].min(), relief_mm[front].max()
     assert f"face.png -> face_relief.npy: {low:.0f}..{high:.0f} mm; map pixel (0, 0) is source pixel (x=3.00" in said[2]
 
@@ -305,6 +305,13 @@ def test_weights_that_are_not_finite(tmp_path, out, capsys, net, monkeypatch):
     monkeypatch.setattr(estimator, "load", lambda run: dataclasses.replace(net, code=code))
     assert run("--run=r", f"--out={out}", good) == 1
     assert "not finite" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_absolute_depth_has_no_use_for_the_distance_of_a_finished_crop(tmp_path, out, capsys):
+    good = bad_inputs(tmp_path)
+    assert run("--run=r", f"--out={out}", "--distance_mm=800", good) == 1
+    assert "r estimates absolute depth: --distance_mm is for the crop" in capsys.readouterr().err
     assert not out.exists()
 
 

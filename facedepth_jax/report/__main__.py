@@ -106,7 +106,7 @@ def make_section(runs: Sequence[Run], judges: dict[str, dict], errors: bool) -> 
         f"## {dataset}\n",
         f"{test['n_frames']} test frames{pooled}; data `{fingerprint[:16]}`. Metrics in levels of depth, "
         f"{_plus_minus(columns)}per cent are relative to the training set's mean depth map.\n",
-        *[GIVEN_D + ", and their verifier is another" * bool(judges) + ".\n"] * ("head" in by_origin),
+        *[GIVEN_D + ", and they are judged by a verifier of their own" * bool(judges) + ".\n"] * ("head" in by_origin),
         "| | seeds | steps | runs |\n|---|---|---|---|",
     ]
     values = {"dataset": dataset, "fingerprint": fingerprint, "n_frames": test["n_frames"], "columns": {}}
