@@ -2,9 +2,9 @@
 
 python -m facedepth_jax.main --config=configs/synthetic.py[:ae|:pix2pix|:cui]
 
-Two CPU cores: 4 minutes with making the faces and evaluating; some 120 images a second. Expect on the test split, over
-pixels with true depth (mean training map in brackets): L1 16.6 levels (25.8), RMSE 26.7 (39.1), 133 mm (206).
-RESULTS.md has the other methods.
+Two CPU cores: 2 to 4 minutes with making the faces and evaluating; 120 to 230 images a second. Expect on the test
+split, over pixels with true depth (mean training map in brackets): L1 14.0 levels (22.1), RMSE 29.7 (47.0), 112 mm
+(177); relief 14.5 mm (12.9). RESULTS.md has the other methods, in the paper's levels.
 """
 
 from facedepth_jax.config import base

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from small import lines, people_config, weights
+from small import lines, people_config, weights, write_arrays
 
 from facedepth_jax import augment as augmentation
 from facedepth_jax import config as configs
 from facedepth_jax import train
 from facedepth_jax.augment import augment
+from facedepth_jax.data import arrays
 from facedepth_jax.depth_code import true_foreground
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -322,9 +323,15 @@ def test_the_same_bits_on_one_two_and_four_devices():
 
 def test_ten_steps_and_ten_resumed_are_twenty(ae_run, people_dir, tmp_path):
     """To the bit; and the net sees other examples than without."""
+    people = arrays.open(people_dir)
+    data = write_arrays(
+        tmp_path / "arrays",
+        *(people.gray, people.depth_mm, people.frames["subject"], people.frames["split"]),
+        distance_mm=[800.0] * len(people),
+    )
     for name, steps in (("whole", 20), ("resumed", 10), ("resumed", 20)):
         changes = {"train.augment": True, "train.steps": steps, "every.save": 10}
-        train.run(people_config("ae", people_dir, **changes), tmp_path / name)
+        train.run(people_config("ae", data.path, **changes), tmp_path / name)
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "resumed")
     for name, expected in whole.items():
         np.testing.assert_array_equal(resumed[name], expected, err_msg=name)

@@ -114,11 +114,11 @@ def test_a_study_of_depth_from_the_head(plan, monkeypatch):
     paper = ["cgan", "ae", "pix2pix", "cui"]
     with monkeypatch.context() as patch:
         patch.setattr(study, "training_flops", lambda config: 1.0)
-        for flags, methods in (([], paper), (["--config.depth_code.origin=head"], [*paper, "relief"])):
+        for flags, methods in (([], [*paper, "relief"]), (["--config.depth_code.origin=camera"], paper)):
             _, (*runs, _) = plan(*TINY, "--runs=r", *flags)
             found = [configs.load(words[1].removeprefix("--config="), words[3:]) for words in runs]
             assert [config.method for config in found] == ["verifier", *methods]
-            assert {config.depth_code.origin for config in found} == {"head" if flags else "camera"}
+            assert {config.depth_code.origin for config in found} == {"camera" if flags else "head"}
     rows, _ = plan("--config=relief", "--runs=r", "--methods=relief", "--config.width=4", "--verifier.width=4")
     assert float(rows["relief"][5]) > 0
 
@@ -141,7 +141,7 @@ def test_a_study_that_is_stopped_goes_on_to_both_tables(tmp_path):
     assert "verifier-3 is done already" in done.stdout
     markdown = (tmp_path / "report" / "report.md").read_text()
     (header,) = [line for line in markdown.splitlines() if line.startswith("| all pixels")]
-    assert header.split("|")[2:-1] == [" ae ", " mean training map "]
+    assert header.split("|")[2:-1] == [" ae, given D ", " mean training map, given D "]
     assert "| Face verification ↑ |" in markdown and markdown.count("| A1+A2 |") == 1
     (name,) = [path.name for path in (tmp_path / "report").glob("faces-*.png")]
     assert iio.imread(tmp_path / "report" / name).shape[0] == 4 * 98 + 40  # the estimate with its error
@@ -155,7 +155,10 @@ def test_a_study_that_is_stopped_goes_on_to_both_tables(tmp_path):
         (["--config.nonsense=1"], "nonsense"),
         (["--config.train.steps=many"], "many"),
         (["--methods=gan"], "'gan' is no method of depth from the"),
-        (["--methods=ae,relief"], "no method 'relief' of depth from the camera: take some of cgan, ae, pix2pix, cui"),
+        (
+            ["--methods=ae,relief", "--config.depth_code.origin=camera"],
+            "'relief' is no method of depth from the camera: take some of cgan, ae, pix2pix, cui",
+        ),
         (["--methods=ae,cui", "--config.loss.lam=1.0"], "--config.loss.lam=1.0: none of ae, cui has this loss value"),
         (["--config.loss.nonsense=1.0"], "nonsense"),
         (["--nonsense"], "--nonsense is neither --config.KEY=VALUE nor --verifier.KEY=VALUE"),

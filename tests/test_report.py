@@ -467,7 +467,7 @@ def test_each_depth_code_has_its_verifier(tmp_path, capsys):
         *("0.5500 ± 0.0200 (+10%)", "**0.7500 ± 0.0200** (+25%)"),
         *("0.5000 ± 0.0200", "0.6000 ± 0.0200"),
     ]
-    assert "of depth minus D, and their verifier is another.\n" in markdown
+    assert "of depth minus D, and they are judged by a verifier of their own.\n" in markdown
     first, second = markdown.split("### Table 2, face verification")[1:]
     assert "right in 0.8000 of 18" in first and "in 0.5000." in first and "| A1 | 0.8000 / 0.5500 (10)" in first
     assert second.startswith(", given D\n") and "right in 0.9000 of 18" in second and "in 0.6000." in second
