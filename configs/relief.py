@@ -4,6 +4,10 @@ python -m facedepth_jax.main --config=configs/relief.py[:cgan|:ae|:pix2pix|:cui]
 
 Trained on nothing but faces that the project makes itself, augmented. The paper's methods on the same data are what it
 is held against: no augmentation, Adam as in the paper, 64,000 images.
+
+Two CPU cores: 20 minutes to make the faces, 58 to train at 110 to 120 images a second. Expect on 500 test people
+(mean training map in brackets): relief 6.2 mm (13.4), normals 14.2 degrees (25.0), foreground 0.919 (0.771). On real
+faces: RESULTS.md.
 """
 
 from facedepth_jax.config import base
