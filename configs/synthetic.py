@@ -13,7 +13,7 @@ from facedepth_jax.config import base
 def get_config(method="cgan"):
     config = base(method)
     config.width = 16
-    config.depth_code.origin = "head"  # the paper's levels, "camera", need more faces and longer training
+    config.depth_code.origin = "head"  # absolute depth, "camera", is mostly a guess: see the README
     config.train.batch_size = 16
     config.train.steps = 1000
     config.train.learning_rate = 1e-3  # so narrow a net takes larger steps than the paper's 2e-4

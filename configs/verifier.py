@@ -15,7 +15,7 @@ import pathlib
 from facedepth_jax.config import load
 from facedepth_jax.errors import FaceDepthError
 
-# The demo's data, and whatever is as small: a quarter of the paper's net.
+# Configs of narrow generators: a quarter of the paper's net judges them.
 SMALL = ("synthetic", "folder", "relief")
 
 
