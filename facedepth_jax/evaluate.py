@@ -24,27 +24,24 @@ from facedepth_jax.data.frames import SPLITS
 from facedepth_jax.errors import FaceDepthError
 
 
-def evaluate_run(run: Path, data: arrays.Arrays, split: str) -> tuple[dict, str]:
-    """Measure a run's net on a split of prepared arrays; return the figures, as in results.json, and their table.
+def evaluate_run(run: Path, data: arrays.Arrays, split: str, maps: Path | None = None) -> tuple[dict, str]:
+    """Measure a run's net on a split of prepared arrays, and write its depth maps if a file is given for them.
 
-    Raises FaceDepthError if the run cannot be used, or does not fit the arrays.
+    Returns the figures, as in results.json, and their table. Raises FaceDepthError if the run cannot be used, or does
+    not fit the arrays.
     """
     values = config.read_run(run)
     config.check_crops(values, data)
-    if values.method == "verifier":
+    if values.method == "verifier" and maps is None:
         found = verification.verify(verification.load_verifier(run), verification.true_depth(data), data, split)
         return found, tables.verification_table(found["cells"], [], f"accuracy on true depth of {split} (pairs)")
-    net = estimator.load(run)
-    found = evaluation.evaluate(net.estimate, data, data.rows(split), net.code)
+    net, rows = estimator.load(run), data.rows(split)
+    found = evaluation.evaluate(net.estimate, data, rows, net.code)
+    if maps:
+        distance_mm = data.frames["distance_mm"].astype(np.float32)
+        batches = np.array_split(rows, -(-len(rows) // evaluation.BATCH))
+        files.write_npy(maps, np.concatenate([net.estimate(data.gray[some], distance_mm[some])[0] for some in batches]))
     return found, tables.figures_tables({values.method: found})
-
-
-def estimate_maps(run: Path, data: arrays.Arrays, split: str) -> np.ndarray:
-    """Estimate the depth maps of a split, float32 (n, S, S), millimetres. Raises FaceDepthError as `load` does."""
-    net, maps = estimator.load(run), []
-    for some in np.array_split(rows := data.rows(split), -(-len(rows) // evaluation.BATCH)):
-        maps.append(net.estimate(data.gray[some], data.frames["distance_mm"][some].astype(np.float32))[0])
-    return np.concatenate(maps)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,12 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         data = arrays.open(args.data.resolve())
-        found, table = evaluate_run(args.run, data, args.split)
+        found, table = evaluate_run(args.run, data, args.split, args.maps)
         print(table, flush=True)
         file = args.run / "evaluations" / f"{data.path.name}-{args.split}-{data.fingerprint[:8]}.json"
         files.write_json(file, {"data": str(data.path), "fingerprint": data.fingerprint, args.split: found})
-        if args.maps:
-            files.write_npy(args.maps, estimate_maps(args.run, data, args.split))
     except FaceDepthError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
