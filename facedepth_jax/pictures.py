@@ -102,6 +102,11 @@ def encode_png(image: np.ndarray) -> bytes:
     return encoded.tobytes()
 
 
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """Encode uint8 (H, W, 3) RGB as a JPEG file."""
+    return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+
+
 def write_png(path: Path, image: np.ndarray) -> None:
     """Write an image, encoded by `encode_png`, as `files.write_bytes` does."""
     files.write_bytes(path, encode_png(image))
