@@ -19,7 +19,7 @@ from facedepth_jax.methods import METHODS, build
 from facedepth_jax.state import NetState, forward, init_net, variables
 
 RELIEF_AT_MM = 1000.0  # a distance to decode relief at: any will do
-MAX_PIXELS = 64 * 1024 * 1024  # of a crop, of an image and of a frame of a video
+MAX_PIXELS = 64 * 1024 * 1024  # of a crop
 SHIPPED = pathlib.Path(__file__).parent / "weights"
 FOCAL_35MM = 28.0  # millimetres on 35 mm film: a phone's main camera, taken where nobody says which camera it was
 TEXTURE_PX = 512

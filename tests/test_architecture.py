@@ -12,13 +12,14 @@ HOMES = {
     "orbax": ["checkpoint.py"],
     "safetensors": ["checkpoint.py"],
     "grain": ["data/pipeline.py"],
-    "cv2": ["data/", "faces.py", "pictures.py", "estimator.py", "predict.py"],
+    "cv2": ["data/", "faces.py", "photos.py", "pictures.py", "estimator.py", "predict.py"],
     "flax": ["models/", "state.py", "estimator.py"],
     "optax": ["state.py", "losses.py"],
     "absl": ["main.py", "config.py"],
     "ml_collections": ["config.py", "train.py"],
     "tensorboardX": ["logs.py"],
-    "tqdm": ["logs.py", "data/prepare.py"],
+    "PIL": ["photos.py"],
+    "tqdm": ["logs.py", "data/prepare.py", "predict.py"],
     "matplotlib": ["report/"],
     "torch": [],  # benchmarks/torch_step.py alone
 }
