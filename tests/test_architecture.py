@@ -46,6 +46,7 @@ FLOORS = [
     [
         "augment.py",
         "faces.py",
+        "photos.py",
         "losses.py",
         "state.py",
         "metrics.py",
