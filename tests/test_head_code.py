@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import optax
 import pytest
-from small import lines, people_config, results, write_arrays
+from small import lines, people_config, results, sample_photo, write_arrays
 
 import facedepth_jax
 from facedepth_jax import config as configs
-from facedepth_jax import devices, evaluate, files, methods, predict, tasks, train
+from facedepth_jax import devices, estimator, evaluate, files, methods, predict, tasks, train
 from facedepth_jax.data import arrays, pairs
 from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
@@ -119,17 +119,16 @@ def test_the_validations_relief_error_ranks_the_weights(runs, heads_dir, tmp_pat
 
 
 @pytest.mark.parametrize("method", ["relief", "cgan"])
-def test_predict_both_ways(method, runs, heads_dir, tmp_path, capsys):
+def test_predict_and_the_api_agree(method, runs, heads_dir, tmp_path):
     run, data = runs(method), arrays.open(heads_dir)
     gray = data.gray[16]
     cv2.imwrite(str(tmp_path / "face.png"), gray)
-    for flags in ([], ["--distance_mm=800"]):
-        assert predict.main([f"--run={run}", f"--out={tmp_path}/out", *flags, str(tmp_path / "face.png")]) == 0
-        assert ("no distance is given: relief in mm" in capsys.readouterr().out) == (not flags)
+    flags = [f"--run={run}", f"--out={tmp_path}/out", "--whole", "--distance_mm=800"]
+    assert predict.main([*flags, str(tmp_path / "face.png")]) == 0
     relief_mm, depth_mm = (np.load(tmp_path / f"out/face_{kind}.npy") for kind in ("relief", "depth"))
     net = facedepth_jax.load(run)
     np.testing.assert_array_equal(relief_mm, net(gray))
-    np.testing.assert_array_equal(depth_mm, net(gray, distance_mm=800.0))
+    np.testing.assert_allclose(depth_mm, net(gray, distance_mm=800.0), rtol=1e-6)
     front = np.isfinite(relief_mm)
     np.testing.assert_array_equal(front, depth_mm != 0)
     np.testing.assert_allclose(depth_mm[front], relief_mm[front] + 800, rtol=1e-6)
@@ -141,6 +140,8 @@ def test_the_api_as_documented(runs, heads_dir, tmp_path, monkeypatch):
     """docs/api.md, block by block, with a net that counts depth from the head."""
     gray = np.random.default_rng(0).integers(0, 256, (480, 640), np.uint8)
     cv2.imwrite(str(tmp_path / "face.png"), gray)
+    cv2.imwrite(str(tmp_path / "photo.jpg"), sample_photo()[..., ::-1])
+    monkeypatch.setattr(estimator, "SHIPPED", runs("cgan"))
     for name, target in (("runs/demo", runs("cgan")), ("data/synthetic", heads_dir)):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).symlink_to(target)
@@ -149,6 +150,7 @@ def test_the_api_as_documented(runs, heads_dir, tmp_path, monkeypatch):
     text = (pathlib.Path(__file__).parents[1] / "docs/api.md").read_text()
     for block in re.findall("```python\n(.*?)```", text, re.DOTALL):
         exec(block, names)
+    assert names["face"].distance_mm == 900 and names["glb"].startswith(b"glTF")
     np.testing.assert_allclose(names["depth_mm"] - 800, names["map_mm"], atol=1e-3)
 
 
