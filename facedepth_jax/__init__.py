@@ -1,7 +1,7 @@
 """Facial depth maps from gray images: the system of Pini et al. (3DV 2018) in JAX and Flax.
 
-`facedepth_jax.load(RUN)` gives a trained net to call on images; docs/api.md has examples. Importing this package is
-quick and leaves the process as it is; JAX starts with the first net.
+`facedepth_jax.load()` gives a trained net that finds faces in photos; docs/api.md has examples. Importing this package
+is quick and leaves the process as it is; JAX starts with the first net.
 """
 
 from typing import TYPE_CHECKING

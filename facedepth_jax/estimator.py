@@ -1,4 +1,4 @@
-"""Use a trained net: `load(RUN)` gives a FaceDepth, which is called on images."""
+"""Use a trained net: `load()` gives a FaceDepth, which finds faces in photos, or is called on images of faces."""
 
 import dataclasses
 import pathlib
@@ -9,23 +9,30 @@ import jax
 import numpy as np
 
 from facedepth_jax import config as configs
+from facedepth_jax import faces as detector
+from facedepth_jax import meshes
 from facedepth_jax.checkpoint import load_weights
 from facedepth_jax.data import crop
-from facedepth_jax.depth_code import DepthCode, encode_gray
+from facedepth_jax.depth_code import RELIEF_MM, DepthCode, encode_gray
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.methods import METHODS, build
 from facedepth_jax.state import NetState, forward, init_net, variables
 
 RELIEF_AT_MM = 1000.0  # a distance to decode relief at: any will do
-MAX_PIXELS = 64 * 1024 * 1024  # of a crop, and of a frame of a video; images have this limit by runtime.tune
+MAX_PIXELS = 64 * 1024 * 1024  # of a crop
+SHIPPED = pathlib.Path(__file__).parent / "weights"
+FOCAL_35MM = 28.0  # millimetres on 35 mm film: a phone's main camera, taken where nobody says which camera it was
+TEXTURE_PX = 512
 
 
-def load(run) -> "FaceDepth":
-    """Load the net of a run from its `config.json` and `generator.safetensors`.
+def load(run=None) -> "FaceDepth":
+    """Load the net of a run from its `config.json` and `generator.safetensors`, by default the one that ships.
 
     Raises FaceDepthError if one of them is missing or damaged.
     """
-    config, module, net_state = load_net(run, "generator")
+    if run is None and not (SHIPPED / "config.json").is_file():
+        raise FaceDepthError("No weights ship with this copy of facedepth_jax: give the directory of a training run.")
+    config, module, net_state = load_net(SHIPPED if run is None else run, "generator")
     return FaceDepth(module, net_state, config.data.size, config.data.face_mm, configs.depth_code(config))
 
 
@@ -48,6 +55,57 @@ def estimate_depth(module: nn.Module, code: DepthCode, net_state: NetState, gray
 
 # The weights are an argument: as constants they would be compiled in, for every batch size again.
 _estimate_depth = jax.jit(estimate_depth, static_argnums=(0, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Face:
+    """A face in an image, and what a net makes of it.
+
+    Attributes:
+      image: uint8 (H, W, 3) RGB.
+      box: x, y, w, h in pixels, of the detector or as given; of a rolled face as if it were upright.
+      window: the part of the image that the maps show.
+      relief_mm: float32 (S, S), depth minus the head's distance, negative is nearer; NaN = background.
+      depth_mm: float32 (S, S), depth; 0 = background, but nets of absolute depth give it everywhere.
+      distance_mm: of the head, from the camera.
+      distance_from: how that is known: "given", "focal length" or "default focal length" (and the window's size),
+        "net" (absolute depth).
+      focal_px: the camera's focal length, given, or that which fits the distance.
+    """
+
+    image: np.ndarray
+    box: tuple[int, int, int, int]
+    window: crop.Window
+    relief_mm: np.ndarray
+    depth_mm: np.ndarray
+    distance_mm: float
+    distance_from: str
+    focal_px: float
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Return the foreground, bool (S, S)."""
+        return np.isfinite(self.relief_mm)
+
+    def photo(self, size_px: int) -> np.ndarray:
+        """Return the window as the photo shows it, uint8 (size_px, size_px, 3) RGB."""
+        return self.window.crop(self.image, size_px)
+
+    def in_place(self, values: np.ndarray) -> np.ndarray:
+        """Put a map (S, S) where it is in the image, float32 (H, W), NaN elsewhere; NaN in the map stays out."""
+        return self.window.paste(values, self.image.shape[:2])
+
+    def mesh(self) -> meshes.Mesh:
+        """Make a surface of the foreground with the photo's colours, in the camera's coordinates, millimetres.
+
+        The camera is a pinhole that looks at the image's middle.
+        """
+        size = len(self.depth_mm)
+        y, x = np.mgrid[:size, :size]
+        pixels = np.stack([x, y, np.ones_like(x)], -1) @ self.window.matrix(size).T
+        middle = (np.array(self.image.shape[1::-1]) - 1) / 2
+        rays = np.concatenate([(pixels - middle) / self.focal_px, np.ones((size, size, 1))], -1)
+        return meshes.from_points(rays * self.depth_mm[..., None], self.mask, self.photo(size), self.photo(TEXTURE_PX))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +143,58 @@ class FaceDepth:
           FaceDepthError: the image is of another kind, the box or the distance is not usable, or the estimate is not
             finite.
         """
-        image = np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] != 3:
-            raise FaceDepthError(f"The image is {image.dtype} {image.shape}; give uint8, (H, W) or RGB (H, W, 3).")
-        gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if image.ndim == 3 else image
+        gray = cv2.cvtColor(_rgb(image), cv2.COLOR_RGB2GRAY)
         box = self.box_of(gray.shape, box=box, center=center, distance_mm=distance_mm, focal_px=focal_px)
         return self.batch(self.crop(gray, box)[None], None if distance_mm is None else [distance_mm])[0]
+
+    def find(self, image, faces="largest", focal_px=None, distance_mm=None) -> list[Face]:
+        """Find faces in a photo and estimate their depth.
+
+        Args:
+          image: uint8 (H, W), or RGB (H, W, 3).
+          faces: "largest", or "all", the largest first.
+          focal_px: the camera's focal length; by default that of a phone, and the distance is a guess.
+          distance_mm: of the heads, if it is known; by default it follows from the focal length and the face's size.
+
+        Returns:
+          the faces, none where none is found.
+
+        Raises:
+          FaceDepthError: the image is of another kind, a number is not above 0, or the estimate is not finite.
+        """
+        if faces not in ("largest", "all"):
+            raise FaceDepthError(f'faces is {faces!r}; give "largest" or "all".')
+        image = _rgb(image)
+        found = []
+        for face in detector.detect(image)[: 1 if faces == "largest" else None]:
+            window = face.window(self.face_mm, focal_px and distance_mm and distance_mm / focal_px)
+            looked = self.look(image, window, focal_px=focal_px, distance_mm=distance_mm)
+            found.append(dataclasses.replace(looked, box=face.box))
+        return found
+
+    def look(self, image, where: crop.Box | crop.Window, *, focal_px=None, distance_mm=None) -> Face:
+        """Estimate the depth of the face at a place of an image, `face_mm` wide; arguments and errors as for `find`."""
+        image = _rgb(image)
+        for name, value in (("focal_px", focal_px), ("distance_mm", distance_mm)):
+            if value is not None and not 0 < value < np.inf:
+                raise FaceDepthError(f"{name} is {value:g}; give a number above 0, or none.")
+        gray = self.crop(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), where)
+        map_mm = self.batch(gray[None])[0]
+        px_per_mm = np.sqrt(where.w * where.h) / self.face_mm  # at the head's distance
+        if self.code.origin == "camera":
+            middle = slice(self.size * 3 // 8, self.size * 5 // 8)
+            distance_mm, how = float(np.median(map_mm[middle, middle])), "net"
+            depth_mm, relief_mm = map_mm, np.where(map_mm - distance_mm < RELIEF_MM, map_mm - distance_mm, np.nan)
+        else:
+            how = "given" if distance_mm else "focal length" if focal_px else "default focal length"
+            if not distance_mm:
+                focal_px = focal_px or focal_of(FOCAL_35MM, image.shape)
+                distance_mm = float(focal_px / px_per_mm)
+            relief_mm, depth_mm = map_mm, np.nan_to_num(map_mm + np.float32(distance_mm))
+        window = crop.window_of(where) if isinstance(where, crop.Box) else where
+        corner = window.x - (window.w - 1) / 2, window.y - (window.h - 1) / 2
+        box = tuple(int(round(value)) for value in (*corner, window.w, window.h))
+        return Face(image, box, window, relief_mm, depth_mm, distance_mm, how, focal_px or distance_mm * px_per_mm)
 
     def batch(self, gray, distance_mm=None) -> np.ndarray:
         """Estimate the depth maps of finished crops.
@@ -155,6 +259,20 @@ class FaceDepth:
             return box
         raise FaceDepthError(f"The box of {box.w} x {box.h} pixels at x={box.x}, y={box.y} {fault}.")
 
-    def crop(self, gray, box: crop.Box) -> np.ndarray:
-        """Cut a box out of a gray image uint8 (H, W) and resize it to (S, S); outside the image it is black."""
-        return crop.resize_gray(crop.crop(gray, box), self.size)
+    def crop(self, gray, where: crop.Box | crop.Window) -> np.ndarray:
+        """Cut a place out of a gray image uint8 (H, W) and resize it to (S, S); outside the image it is black."""
+        if isinstance(where, crop.Window):
+            return where.crop(gray, self.size)
+        return crop.resize_gray(crop.crop(gray, where), self.size)
+
+
+def focal_of(focal_35mm: float, shape: tuple[int, ...]) -> float:
+    """Convert a focal length on 35 mm film (36 mm wide) to pixels of an image of a shape (H, W, ...)."""
+    return focal_35mm / 36 * max(shape[:2])
+
+
+def _rgb(image) -> np.ndarray:
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] != 3 or not image.size:
+        raise FaceDepthError(f"The image is {image.dtype} {image.shape}; give uint8, (H, W) or RGB (H, W, 3).")
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image

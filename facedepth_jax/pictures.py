@@ -47,6 +47,38 @@ def color_error(estimate_mm: np.ndarray, truth_mm: np.ndarray) -> np.ndarray:
     return colors
 
 
+PREVIEW_PX = 384
+
+
+def preview(photo: np.ndarray, relief_mm: np.ndarray, face_mm: float) -> np.ndarray:
+    """Put a photo, its depth in colours and its relief under a light side by side.
+
+    Args:
+      photo: uint8 (PREVIEW_PX, PREVIEW_PX, 3) RGB.
+      relief_mm: float32 (S, S), NaN = background.
+      face_mm: width of the map at the head's distance.
+
+    Returns:
+      uint8 (PREVIEW_PX, 3 PREVIEW_PX, 3) RGB.
+    """
+    there = np.isfinite(relief_mm)
+    filled = np.where(there, relief_mm, relief_mm[there].mean() if there.any() else 0).astype(np.float32)
+    size = (PREVIEW_PX, PREVIEW_PX)
+    fine = cv2.resize(filled, size, interpolation=cv2.INTER_CUBIC)
+    there = cv2.resize(there.astype(np.float32), size) > 0.5
+    depth_mm = np.where(there, fine - fine.min() + 1, 0)
+    shaded = np.where(there, 40 + 215 * shade(fine, face_mm / PREVIEW_PX), 25).astype(np.uint8)
+    return np.hstack([photo, color_depth(depth_mm, *depth_range_mm(depth_mm)), np.repeat(shaded[..., None], 3, -1)])
+
+
+def shade(depth_mm: np.ndarray, step_mm: float) -> np.ndarray:
+    """Light a surface (H, W) of depths, step_mm apart, from the upper left in front: 0 (dark) to 1."""
+    down, right = np.gradient(depth_mm / step_mm)
+    light = np.array([-0.5, -0.5, -1]) / np.sqrt(1.5)
+    facing = right * light[0] + down * light[1] - light[2]  # of the normal (right, down, -1)
+    return np.clip(facing / np.sqrt(right**2 + down**2 + 1), 0, 1)
+
+
 def _color(share, colormap):
     levels = np.round(np.clip(share, 0, 1) * 255).astype(np.uint8)
     return cv2.applyColorMap(levels, colormap)[..., ::-1].copy()
@@ -100,6 +132,11 @@ def encode_png(image: np.ndarray) -> bytes:
     ok, encoded = cv2.imencode(".png", image[..., ::-1] if image.ndim == 3 else image)
     assert ok, (image.shape, image.dtype)
     return encoded.tobytes()
+
+
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """Encode uint8 (H, W, 3) RGB as a JPEG file."""
+    return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
 
 
 def write_png(path: Path, image: np.ndarray) -> None:

@@ -1,28 +1,33 @@
-"""Estimate depth maps from gray or colour images: the program.
+"""Estimate the depth of the faces in photos and videos: the program.
 
-    python -m facedepth_jax.predict --run=DIR --out=DIR IMAGE|FOLDER|VIDEO [...]
-        [--box X,Y,W,H | --center X,Y --focal_px F] [--distance_mm D] [--batch_size N]
+    python -m facedepth_jax.predict --out=DIR IMAGE|FOLDER|VIDEO [...] [--run=DIR]
+        [--faces=largest|all | --box X,Y,W,H | --center X,Y | --whole] [--distance_mm D] [--focal_px F]
+        [--in-place] [--smooth=S]
 
-The net expects crops as `prepare` makes them, R millimetres wide at the head's distance (Eq. 6). With `--center`,
-`--distance_mm` and `--focal_px` (of the camera) the crop is made just so; `--box` takes your own; without either the
-whole image is the face, filled up with black to a square, as is every crop that leaves the image.
+Without `--run` the net is the one that ships. Faces are found, unless `--box` says where one is, `--whole` that the
+image is one (filled up with black to a square), or `--center`, with `--distance_mm` and `--focal_px`, where the head's
+middle is (Eq. 6). For each face of an image NAME, at the net's resolution:
+  NAME_relief.npy   float32, millimetres from the head's distance, negative is nearer, NaN = background
+  NAME_depth.npy    float32, millimetres from the camera, 0 = background
+  NAME_depth.png    the same, 16-bit
+  NAME_mask.png     255 = foreground
+  NAME_preview.png  the photo, the depth in colours (near is red, far is blue), the relief under a light
+  NAME.ply NAME.glb points, and a surface with the photo on it
+and one line on stdout. With `--in-place` the maps have the photo's own size and lie on it. A frame of a video or an
+animation is called NAME_000001 and so on, and has no 3D model; a name that comes twice gets a number, as does the
+second face of an image.
 
-For each image NAME, at the net's resolution:
-  NAME_depth.png        16-bit, millimetres
-  NAME_depth.npy        float32, millimetres
-  NAME_depth_color.png  preview, near is red, far is blue
-and one line on stdout with the map's place in the source. A frame of a video is called NAME_000001 and so on; a name
-that comes twice gets a number. Where a net of absolute depth takes a point for "no depth" or too far, the map holds
-about `none_level` in millimetres, the level that the training data has in both cases.
-
-A net that counts depth from the head (`depth_code.origin`) adds the head's distance, `--distance_mm`, however the crop
-is made; depth is 0 where it sees background. Without the distance there is relief alone, negative is nearer than that:
-  NAME_relief.npy        float32, millimetres, NaN = background
-  NAME_relief_color.png  preview
+The head's distance D is `--distance_mm`; else it follows from the face's size and the focal length: `--focal_px`,
+EXIF's FocalLengthIn35mmFilm, or that of a usual phone. docs/photo.md says how sure that is; relief does not depend on
+it. A net of absolute depth (`depth_code.origin=camera`) says the distance itself, and gives depth everywhere: about
+`none_level` in millimetres where it takes a point for "no depth" or too far.
 """
 
 import argparse
+import dataclasses
 import itertools
+import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,164 +38,149 @@ runtime.tune()
 
 import cv2
 import numpy as np
+import tqdm
 
-from facedepth_jax import estimator, files, pictures
-from facedepth_jax.data.crop import Box
-from facedepth_jax.depth_code import RELIEF_MM, DepthCode
+from facedepth_jax import estimator, files, photos, pictures
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.estimator import MAX_PIXELS
+from facedepth_jax.estimator import Face
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm"}
-VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
-
-
-def list_files(inputs: Sequence[Path]) -> list[Path]:
-    """List images and videos as given, each folder replaced by the images in it (not deeper), by name.
-
-    Raises FaceDepthError for an input that does not exist and a folder without an image.
-    """
-    paths = []
-    for path in inputs:
-        if not path.exists():
-            raise FaceDepthError(f"{path} does not exist; give an image, a folder of images or a video.")
-        found = [path]
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        if not found:
-            raise FaceDepthError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-        paths += found
-    return paths
+HOW = {
+    "given": "as given",
+    "focal length": "by --focal_px and the face's size",
+    "EXIF": "by EXIF's focal length and the face's size",
+    "default focal length": f"a guess: by a phone's focal length, {estimator.FOCAL_35MM:g} mm on film",
+    "net": "by the net",
+}
 
 
-def read_gray(path: Path) -> np.ndarray:
-    """Read an image file of any size, gray or colour, 8 bits, turned as its EXIF data says, as uint8 (H, W).
-
-    Raises FaceDepthError if it cannot be read, is truncated, not an image, or not 8-bit.
-    """
-    try:
-        # From memory: cv2.imread gives half an image for a truncated JPEG without a word, cv2.imdecode gives none.
-        content = np.frombuffer(path.read_bytes(), np.uint8)
-        image = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if content.size else None
-    except OSError as error:
-        raise FaceDepthError(f"{path} cannot be read: {error.strerror}.") from error
-    except cv2.error:  # more pixels than OPENCV_IO_MAX_IMAGE_PIXELS
-        image = None
-    if image is None:
-        raise FaceDepthError(f"{path} cannot be decoded: it is truncated, too large or not an image.")
-    if image.dtype != np.uint8:
-        raise FaceDepthError(f"{path} is a {image.dtype} image; the net reads 8-bit gray or colour, convert it first.")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-
-
-def read_frames(path: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (name, gray uint8 (H, W)) for an image, or for each frame of a video.
-
-    Raises FaceDepthError as `read_gray` does, and for a video without a frame or with frames that are too large.
-    """
-    if path.suffix.lower() not in VIDEO_SUFFIXES:
-        yield path.stem, read_gray(path)
-        return
-    capture = cv2.VideoCapture(str(path))
-    try:
-        for number in itertools.count(1):
-            width, height = (capture.get(side) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-            if width * height > MAX_PIXELS:  # before it is decoded; sizes may change from frame to frame
-                raise FaceDepthError(f"{path} has frames of {width:.0f} x {height:.0f} pixels, over {MAX_PIXELS}.")
-            ok, image = capture.read()
-            if not ok:
-                break
-            yield f"{path.stem}_{number:06d}", cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-    finally:
-        capture.release()
-    if number == 1:
-        raise FaceDepthError(f"{path} holds no frame that can be decoded; it is truncated or not a video.")
-
-
-def read_crops(net: estimator.FaceDepth, paths: Sequence[Path], where: dict, failures: list[Path]) -> Iterator[tuple]:
-    """Yield (path, name, box, crop uint8 (S, S)) for every frame of every file, names unique whatever their case.
-
-    A file that cannot be used is reported on stderr and added to `failures`, and the next one follows.
-    """
-    taken = set()
-    for path in paths:
-        try:
-            for name, gray in read_frames(path):
-                try:
-                    box = net.box_of(gray.shape, **where)
-                except FaceDepthError as error:
-                    raise FaceDepthError(f"{path}: {error}") from None
-                names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-                name = next(name for name in names if name.casefold() not in taken)
-                taken.add(name.casefold())
-                yield path, name, box, net.crop(gray, box)
-        except FaceDepthError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failures.append(path)
-
-
-def write_map(out: Path, name: str, kind: str, map_mm: np.ndarray) -> None:
-    """Write the files of one map, float32 (S, S) in mm: of "depth", 0 = none, or of "relief", NaN = none."""
-    files.write_npy(out / f"{name}_{kind}.npy", map_mm)
-    if kind == "depth":
-        pictures.write_png(out / f"{name}_depth.png", np.clip(np.round(map_mm), 0, 65535).astype(np.uint16))
+def find_faces(net: estimator.FaceDepth, photo: photos.Photo, args: argparse.Namespace) -> list[Face]:
+    """Estimate the faces of a photo that the flags ask for. Raises FaceDepthError as `FaceDepth.find` and `box_of`."""
+    by_exif = args.focal_px is None and photo.focal_35mm is not None
+    focal_px = estimator.focal_of(photo.focal_35mm, photo.rgb.shape) if by_exif else args.focal_px
+    known = {"focal_px": focal_px, "distance_mm": args.distance_mm}
+    if args.box or args.center or args.whole:
+        center = known | {"center": args.center} if args.center else {}
+        faces = [net.look(photo.rgb, net.box_of(photo.rgb.shape[:2], box=args.box, **center), **known)]
     else:
-        map_mm = np.nan_to_num(map_mm + estimator.RELIEF_AT_MM)
-    color = pictures.color_depth(map_mm, *pictures.depth_range_mm(map_mm))
-    pictures.write_png(out / f"{name}_{kind}_color.png", color)
+        faces = net.find(photo.rgb, args.faces, **known)
+    if by_exif:
+        named = {"focal length": "EXIF"}
+        faces = [dataclasses.replace(f, distance_from=named.get(f.distance_from, f.distance_from)) for f in faces]
+    return faces
 
 
-def describe_map(path: Path, name: str, kind: str, box: Box, map_mm: np.ndarray) -> str:
-    """Describe the place of a map in its source and its values in one line."""
-    file = {"depth": f"{name}_depth.png", "relief": f"{name}_relief.npy"}[kind]
-    seen = map_mm[map_mm != 0 if kind == "depth" else np.isfinite(map_mm)]
-    values = f"{seen.min():.0f}..{seen.max():.0f} mm" if seen.size else "nothing but background"
-    step_x, step_y = box.w / map_mm.shape[1], box.h / map_mm.shape[0]
+def smooth(net: estimator.FaceDepth, face: Face, before: list[Face], share: float) -> Face:
+    """Blend a face with the same one of the frame before: first its window, then what the net makes of that.
+
+    Args:
+      before: the faces of the frame before; the same one is at most a quarter of the window away.
+      share: of the frame before in the result, 0 to 1.
+    """
+    new = face.window
+    same = [last for last in before if np.hypot(last.window.x - new.x, last.window.y - new.y) < new.w / 4]
+    if not same or not share:
+        return face
+    last = min(same, key=lambda last: np.hypot(last.window.x - new.x, last.window.y - new.y))
+    turn = (last.window.roll - new.roll + 180) % 360 - 180
+    steps = {name: getattr(last.window, name) - getattr(new, name) for name in "xywh"} | {"roll": turn}
+    window = dataclasses.replace(new, **{name: getattr(new, name) + share * step for name, step in steps.items()})
+    known = {"focal_px": face.focal_px, "distance_mm": face.distance_mm if face.distance_from == "given" else None}
+    looked = net.look(face.image, window, **known)
+    both = looked.mask & last.mask
+    mixed = {
+        name: np.where(both, (1 - share) * getattr(looked, name) + share * getattr(last, name), getattr(looked, name))
+        for name in ("relief_mm", "depth_mm")
+    }
+    return dataclasses.replace(looked, box=face.box, distance_from=face.distance_from, **mixed)
+
+
+def write_face(out: Path, name: str, face: Face, face_mm: float, *, in_place: bool, models: bool) -> None:
+    """Write the files of one face. Raises FaceDepthError where one cannot be written."""
+    relief_mm, depth_mm = face.relief_mm, face.depth_mm
+    if in_place:
+        relief_mm = face.in_place(relief_mm)
+        depth_mm = np.nan_to_num(face.in_place(np.where(depth_mm > 0, depth_mm, np.nan)))
+    files.write_npy(out / f"{name}_relief.npy", relief_mm)
+    files.write_npy(out / f"{name}_depth.npy", depth_mm)
+    pictures.write_png(out / f"{name}_depth.png", np.clip(np.round(depth_mm), 0, 65535).astype(np.uint16))
+    pictures.write_png(out / f"{name}_mask.png", np.isfinite(relief_mm) * np.uint8(255))
+    preview = pictures.preview(face.photo(pictures.PREVIEW_PX), face.relief_mm, face_mm)
+    pictures.write_png(out / f"{name}_preview.png", preview)
+    if models and face.mask.any():
+        mesh = face.mesh()
+        files.write_bytes(out / f"{name}.ply", mesh.ply())
+        files.write_bytes(out / f"{name}.glb", mesh.glb())
+
+
+def describe(path: Path, name: str, face: Face) -> str:
+    """Describe a face's place, distance and values in one line."""
+    seen = face.relief_mm[face.mask]
+    values = f"relief {seen.min():.0f} to {seen.max():.0f} mm" if seen.size else "nothing but background"
+    x, y, w, h = face.box
+    size = len(face.depth_mm)
+    matrix = face.window.matrix(size)
+    turned = f", turned by {face.window.roll:.0f} degrees" if round(face.window.roll) else ""
     return (
-        f"{path} -> {file}: {values}; map pixel (0, 0) is source "
-        f"pixel (x={box.x + step_x / 2 - 0.5:.2f}, y={box.y + step_y / 2 - 0.5:.2f}), "
-        f"one map pixel is {step_x:.3f} x {step_y:.3f} source pixels"
+        f"{path} -> {name}: face of {w} x {h} pixels at x={x}, y={y}; D = {face.distance_mm:.0f} mm, "
+        f"{HOW[face.distance_from]}; {values}; map pixel (0, 0) is source pixel (x={matrix[0, 2]:.2f}, "
+        f"y={matrix[1, 2]:.2f}), one map pixel is {face.window.w / size:.3f} x {face.window.h / size:.3f} source "
+        f"pixels{turned}"
     )
 
 
-def describe_values(code: DepthCode, distance_mm: float | None) -> str:
-    """Describe what the maps of a net hold, given the head's distance or none."""
-    if code.origin == "camera":
-        low, high = code.range_mm
-        return (
-            f"values in mm, {low:.0f}..{high:.0f} possible, {code.step_mm:g} mm a level in training, "
-            f"{code.from_levels(code.none_level):.0f} where there is no depth"
-        )
-    if distance_mm is None:
-        return (
-            "no distance is given: relief in mm from the head's distance, no depth; "
-            f"{-RELIEF_MM:.0f} to {RELIEF_MM:.0f} in training, NaN = background"
-        )
-    return f"values in mm, D - {RELIEF_MM:.0f} to D + {RELIEF_MM:.0f} in training, D = {distance_mm:g}; 0 = background"
+def read_faces(net: estimator.FaceDepth, paths: Sequence[Path], args, failures: list[Path]) -> Iterator[tuple]:
+    """Yield (path, photo, faces) for every image of every file.
+
+    A file that cannot be used, or that shows no face, is reported on stderr and added to `failures`; the next one
+    follows.
+    """
+    for path in paths:
+        before, count, with_face = [], 0, 0
+        try:
+            for photo in photos.read(path):
+                try:
+                    faces = find_faces(net, photo, args)
+                except FaceDepthError as error:
+                    raise FaceDepthError(f"{path}: {error}") from None
+                before = [smooth(net, face, before, args.smooth) for face in faces]
+                count, with_face = count + 1, with_face + bool(faces)
+                yield path, photo, before
+            if not with_face:
+                raise FaceDepthError(f"{path}: no face is found; say where it is by --box, or that it is --whole.")
+        except FaceDepthError as error:
+            say(f"error: {error}", sys.stderr)
+            failures.append(path)
+        else:
+            if with_face < count:
+                say(f"{path}: no face is found in {count - with_face} of {count} frames", sys.stderr)
 
 
-def predict_files(net: estimator.FaceDepth, paths: Sequence[Path], out: Path, where: dict, batch_size: int) -> bool:
-    """Write the maps of images and videos into `out`, a batch at a time.
-
-    Args:
-      where: the place of the face and its distance, as `FaceDepth.box_of` takes them.
+def predict_files(net: estimator.FaceDepth, paths: Sequence[Path], args: argparse.Namespace) -> bool:
+    """Write the faces of images and videos into `args.out`.
 
     Returns:
       Whether every file could be used; the others do not hold it up.
 
     Raises:
-      FaceDepthError: an estimate is not finite, a map cannot be written.
+      FaceDepthError: a file cannot be written.
     """
-    failures = []
-    crops = read_crops(net, paths, where, failures)
-    scale = f", {net.face_mm / net.size:.2f} mm at the head's distance" if "center" in where else ""
-    kind = "relief" if net.code.origin == "head" and "distance_mm" not in where else "depth"
-    while batch := list(itertools.islice(crops, batch_size)):
-        distance_mm = np.full(len(batch), where["distance_mm"]) if "distance_mm" in where else None
-        maps = net.batch(np.stack([crop for *_, crop in batch]), distance_mm)
-        for (path, name, box, _), map_mm in zip(batch, maps, strict=True):
-            write_map(out, name, kind, map_mm)
-            print(describe_map(path, name, kind, box, map_mm) + scale)
+    failures, taken = [], set()
+    total = sum(map(photos.count_frames, paths))
+    with tqdm.tqdm(total=total, unit="image", disable=None if total > 1 else True, leave=False) as bar:
+        for path, photo, faces in read_faces(net, paths, args, failures):
+            for face in faces:
+                names = itertools.chain([photo.name], (f"{photo.name}_{number}" for number in itertools.count(2)))
+                name = next(name for name in names if name.casefold() not in taken)  # whatever the file system's case
+                taken.add(name.casefold())
+                write_face(args.out, name, face, net.face_mm, in_place=args.in_place, models=not photo.is_frame)
+                say(describe(path, name, face), sys.stdout)
+            bar.update()
     return not failures
+
+
+def say(line: str, file) -> None:
+    """Print a line past the progress bar; a name that the stream's encoding lacks is escaped."""
+    tqdm.tqdm.write(line.encode(file.encoding, "backslashreplace").decode(file.encoding), file=file)
 
 
 def _numbers(count: int, kind: type):
@@ -204,50 +194,64 @@ def _numbers(count: int, kind: type):
     return parse
 
 
-def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
-    """Parse the flags; return them and the place of the face."""
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # no shell does it in --out=~/x
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m facedepth_jax.predict", description="Depth maps of faces from gray or colour images."
+        prog="python -m facedepth_jax.predict", description="The depth of the faces in photos and videos."
     )
     flag = parser.add_argument
-    flag("inputs", nargs="+", type=Path, metavar="IMAGE|FOLDER|VIDEO")
-    flag("--run", required=True, type=Path, help="directory of a training run")
-    flag("--out", required=True, type=Path, help="directory to write to; files there are replaced")
-    flag("--box", type=_numbers(4, int), metavar="X,Y,W,H", help="the face in pixels; fills the map")
-    flag("--center", type=_numbers(2, float), metavar="X,Y", help="head centre in pixels, for Eq. 6")
-    help_ = "from the camera to the face: with --center, and for depth by nets that count it from the head"
-    flag("--distance_mm", type=float, help=help_)
-    flag("--focal_px", type=float, help="focal length of the images' camera, with --center")
-    flag("--batch_size", type=int, default=16)
-    args = parser.parse_args(argv)
-    for name, least in (("distance_mm", 0.001), ("focal_px", 0.001), ("batch_size", 1)):
+    flag("inputs", nargs="+", type=_path, metavar="IMAGE|FOLDER|VIDEO")
+    flag("--run", type=_path, help="directory of a training run; by default the net that ships")
+    flag("--out", required=True, type=_path, help="directory to write to; files there are replaced")
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument("--faces", choices=("largest", "all"), default="largest", help="which faces to find")
+    place.add_argument("--box", type=_numbers(4, int), metavar="X,Y,W,H", help="the face in pixels; fills the map")
+    place.add_argument("--center", type=_numbers(2, float), metavar="X,Y", help="head centre in pixels, for Eq. 6")
+    place.add_argument("--whole", action="store_true", help="the image is the face")
+    flag("--distance_mm", type=float, help="from the camera to the face")
+    flag("--focal_px", type=float, help="focal length of the camera, in the image's pixels")
+    flag("--in-place", action="store_true", help="maps of the photo's own size")
+    flag("--smooth", type=float, default=0.0, help="share of the frame before in one of a video, 0 to 0.99")
+    # A value that begins with a minus is a flag to argparse, unless it is a plain number.
+    text = re.sub(r"(^|\0)(--box|--center)\0(?=-[\d.])", r"\1\2=", "\0".join(argv))
+    args = parser.parse_args(text.split("\0"))
+    for name, least, most in (("distance_mm", 0.001, 1e6), ("focal_px", 0.001, 1e6), ("smooth", 0, 0.99)):
         value = getattr(args, name)
-        if value is not None and not least <= value <= 1e6:
-            parser.error(f"--{name} must be {least} to 1000000")
-    where = {name: getattr(args, name) for name in ("box", "center", "distance_mm", "focal_px")}
-    where = {name: value for name, value in where.items() if value is not None}
-    if where.keys() != {"center", "distance_mm", "focal_px"} and where.keys() - {"box", "distance_mm"}:
-        parser.error("give --center, --distance_mm and --focal_px together, and without --box")
-    return args, where
+        if value is not None and not least <= value <= most:
+            parser.error(f"--{name} must be {least:g} to {most:g}")
+    if args.center and not (args.distance_mm and args.focal_px):
+        parser.error("--center wants --distance_mm and --focal_px")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; see --help."""
-    args, where = _parse(argv)
+    args = _parse(sys.argv[1:] if argv is None else argv)
     # Otherwise OpenCV describes a broken file in lines of its own.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        paths = list_files(args.inputs)
+        if args.out.exists() and not args.out.is_dir():
+            raise FaceDepthError(f"--out={args.out} is a file; give a directory.")
+        paths, others = photos.list_files(args.inputs)
         if any(args.out.resolve() == path.parent.resolve() for path in paths):
             raise FaceDepthError(f"--out={args.out} holds the inputs; give another directory.")
+        if others:
+            say(f"left out, neither image nor video: {', '.join(path.name for path in others)}", sys.stderr)
         net = estimator.load(args.run)
-        if net.code.origin == "camera" and "distance_mm" in where and "center" not in where:
-            raise FaceDepthError(f"{args.run} estimates absolute depth: --distance_mm is for the crop, with --center.")
-        print(f"{net.size} x {net.size} pixels, {net.face_mm:g} mm wide at the head in training")
-        print(describe_values(net.code, where.get("distance_mm")))
-        return 0 if predict_files(net, paths, args.out, where, args.batch_size) else 1
+        if net.code.origin == "camera" and args.distance_mm and not args.focal_px:
+            raise FaceDepthError(
+                f"{args.run} estimates absolute depth: --distance_mm is for the crop, with --focal_px."
+            )
+        say(f"{net.size} x {net.size} pixels, {net.face_mm:g} mm wide at the head", sys.stdout)
+        return 0 if predict_files(net, paths, args) else 1
     except FaceDepthError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

@@ -4,7 +4,9 @@ import contextlib
 import json
 
 import flax.linen as nn
+import imageio.v3 as iio
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -81,6 +83,11 @@ def head_net(size, mask=True):
     """Make a FaceDepth whose relief is the gray value, 0..255 as -300..300 mm, with a mask of what is above 100."""
     module = _GrayAbove100() if mask else _Gray()
     return FaceDepth(module, NetState({}, {}, None), size, 320.0, DepthCode(origin="head"))
+
+
+def sample_photo():
+    """Read the portrait that comes with matplotlib, uint8 (600, 512, 3) RGB: Grace Hopper, public domain."""
+    return iio.imread(matplotlib.get_data_path() + "/sample_data/grace_hopper.jpg")
 
 
 POISON_MM = 60_000  # a depth that no frame has by itself

@@ -6,9 +6,10 @@ import re
 import cv2
 import numpy as np
 import pytest
-from small import gray_net, head_net
+from small import gray_net, head_net, sample_photo
 
 import facedepth_jax
+from facedepth_jax import estimator
 from facedepth_jax.data.crop import Box
 from facedepth_jax.errors import FaceDepthError
 
@@ -143,3 +144,60 @@ def test_where_there_is_no_run(tmp_path):
     with pytest.raises(AttributeError, match="no attribute 'loud'"):
         _ = facedepth_jax.loud
     assert facedepth_jax.FaceDepth is type(gray_net(SIZE))
+
+
+def test_a_face_that_is_found():
+    """Its distance is given, or follows from the focal length and the window: f R / D pixels, Eq. 6."""
+    net, photo = head_net(SIZE), sample_photo()
+    (face,) = net.find(photo, distance_mm=800.0)
+    assert (face.distance_mm, face.distance_from) == (800.0, "given")
+    assert face.focal_px == pytest.approx(face.window.w / 320 * 800)
+    for relief, depth in ((face.relief_mm, face.depth_mm), (face.relief_mm, face.depth_mm)):
+        np.testing.assert_array_equal(np.isfinite(relief), face.mask)
+        np.testing.assert_allclose(depth, np.where(face.mask, relief + 800, 0), rtol=1e-6)
+    gray = cv2.cvtColor(face.photo(SIZE), cv2.COLOR_RGB2GRAY)
+    np.testing.assert_allclose(face.relief_mm[face.mask], ((gray - 127.5) / 127.5 * 300)[face.mask], atol=3)
+
+    (by_focal,) = net.find(photo, "all", focal_px=900.0)
+    assert by_focal.distance_from == "focal length" and by_focal.focal_px == 900
+    assert by_focal.distance_mm == pytest.approx(900 * 320 / face.window.w)
+    (guess,) = net.find(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY))
+    assert guess.distance_from == "default focal length" and guess.focal_px == pytest.approx(28 / 36 * 600)
+    (by_both,) = net.find(photo, focal_px=900.0, distance_mm=800.0)
+    assert by_both.window.w == pytest.approx(900 * 320 / 800)
+    assert net.find(np.full((60, 60), 90, np.uint8)) == []
+
+
+def test_absolute_depth_says_the_distance_itself(net):
+    image = np.full((60, 60), 50, np.uint8)
+    image[:20] = 200
+    face = net.look(image, Box(0, 0, 60, 60), focal_px=100)
+    assert (face.distance_mm, face.distance_from, face.focal_px) == (900.0, "net", 100)
+    np.testing.assert_array_equal(face.depth_mm, net(image))
+    assert face.mask[9:].all() and not face.mask[:7].any()  # 1200 mm behind the head
+
+
+def test_a_map_goes_back_into_its_image():
+    """A window of 24 pixels: pixel for pixel."""
+    face = head_net(SIZE).look(np.full((50, 60), 200, np.uint8), Box(20, -4, SIZE, SIZE))
+    values = np.arange(SIZE * SIZE, dtype=np.float32).reshape(SIZE, SIZE)
+    values[10, 10] = np.nan
+    placed = face.in_place(values)
+    want = np.full((50, 60), np.nan, np.float32)
+    want[:20, 20:44] = values[4:]
+    np.testing.assert_allclose(placed, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("known", [{"focal_px": 0.0}, {"distance_mm": -1.0}, {"focal_px": np.nan}])
+def test_a_number_that_is_none(net, known):
+    (name,) = known
+    with pytest.raises(FaceDepthError, match=f"{name} is .*; give a number above 0, or none"):
+        net.look(image(), Box(0, 0, SIZE, SIZE), **known)
+    with pytest.raises(FaceDepthError, match='faces is "none"|faces is \'none\'; give "largest" or "all"'):
+        net.find(image(), "none")
+
+
+def test_no_weights_ship(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimator, "SHIPPED", tmp_path)
+    with pytest.raises(FaceDepthError, match="No weights ship with this copy of facedepth_jax"):
+        facedepth_jax.load()

@@ -37,7 +37,7 @@ from writers import (
     write_sequence,
 )
 
-from facedepth_jax import files, predict
+from facedepth_jax import files, photos
 from facedepth_jax.checkpoint import Checkpoints, load_weights
 from facedepth_jax.data import arrays, chunks, images, pairs
 from facedepth_jax.data.frames import SPLITS, Frame, Reject
@@ -386,10 +386,14 @@ def image_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("images")
 
 
+def read_photo(root, name):
+    return [photo.rgb for photo in photos.read(root / name)][0]
+
+
 @thousand
 @given(
     content=st.sampled_from([PNG8, PNG16, JPEG]).flatmap(strange) | headers.map(change_header),
-    read=st.sampled_from([images.read_gray, images.read_depth, lambda root, name: predict.read_gray(root / name)]),
+    read=st.sampled_from([images.read_gray, images.read_depth, read_photo]),
 )
 def test_images(image_folder, content, read):
     (image_folder / "a").write_bytes(content)
@@ -398,7 +402,8 @@ def test_images(image_folder, content, read):
     except (images.Unusable, FaceDepthError) as error:
         assert all(isinstance(text, str) for text in error.args)
     else:
-        assert image.ndim == 2 and image.dtype == (np.uint16 if read is images.read_depth else np.uint8)
+        assert image.ndim == (3 if read is read_photo else 2)
+        assert image.dtype == (np.uint16 if read is images.read_depth else np.uint8)
 
 
 # ---- arrays and pairs ----

@@ -1,14 +1,22 @@
-"""The predict program, with a net whose estimate is known: level = gray."""
+"""The predict program, with a net whose estimate is known: level = gray. Reading files: test_photos.py."""
 
 import dataclasses
+import os
+import pathlib
+import re
+import subprocess
+import sys
 
 import cv2
 import imageio.v3 as iio
 import numpy as np
+import PIL.ExifTags
+import PIL.Image
 import pytest
-from small import gray_net, head_net
+from small import gray_net, head_net, sample_photo
 
 from facedepth_jax import estimator, predict
+from facedepth_jax.data.crop import Window
 from facedepth_jax.errors import FaceDepthError
 
 SIZE = 24
@@ -17,7 +25,7 @@ SIZE = 24
 @pytest.fixture(autouse=True)
 def net(monkeypatch):
     loaded = gray_net(SIZE)
-    monkeypatch.setattr(estimator, "load", lambda run: loaded)
+    monkeypatch.setattr(estimator, "load", lambda run=None: loaded)
     return loaded
 
 
@@ -36,13 +44,18 @@ def run(*args):
 
 
 def read_map(out, name):
-    """The map of one image in mm, after comparing its three files."""
+    """The depth of one image in mm, after comparing its files."""
     depth_mm = np.load(out / f"{name}_depth.npy", allow_pickle=False)
     png = iio.imread(out / f"{name}_depth.png")
     assert depth_mm.dtype == np.float32 and png.dtype == np.uint16
     np.testing.assert_array_equal(png, np.round(depth_mm))
-    assert iio.imread(out / f"{name}_depth_color.png").shape == (SIZE, SIZE, 3)
+    assert iio.imread(out / f"{name}_preview.png").shape == (384, 3 * 384, 3)
     return depth_mm
+
+
+def files_of(*names, models=True):
+    kinds = ["_depth.npy", "_depth.png", "_mask.png", "_preview.png", "_relief.npy"] + [".glb", ".ply"] * models
+    return sorted(name + kind for name in names for kind in kinds)
 
 
 def to_mm(gray):
@@ -56,11 +69,11 @@ def names(folder):
 def test_an_image_of_the_nets_size_comes_through_pixel_by_pixel(tmp_path, out, capsys):
     gray = picture()
     iio.imwrite(tmp_path / "face.png", gray)
-    assert run("--run=r", f"--out={out}", tmp_path / "face.png") == 0
+    assert run("--run=r", f"--out={out}", "--whole", tmp_path / "face.png") == 0
     np.testing.assert_allclose(read_map(out, "face"), to_mm(gray), rtol=1e-6)
-    assert names(out) == ["face_depth.npy", "face_depth.png", "face_depth_color.png"]
+    assert names(out) == files_of("face")
     said = capsys.readouterr().out
-    assert "500..2540" in said and "8 mm a level" in said and "2052 where there is no depth" in said
+    assert "mm, by the net; relief" in said
     assert "map pixel (0, 0) is source pixel (x=0.00, y=0.00), one map pixel is 1.000 x 1.000 source pixels" in said
 
 
@@ -74,30 +87,10 @@ def test_colour_of_many_formats(tmp_path, out, suffix):
     np.testing.assert_allclose(read_map(out, "face"), to_mm(color[2:26, 3:27, 0]), rtol=1e-6)
 
 
-def test_colour_becomes_luma_and_transparency_is_ignored(tmp_path, out):
-    color = picture(SIZE, SIZE, channels=4)
-    iio.imwrite(tmp_path / "face.png", color)
-    assert run("--run=r", f"--out={out}", tmp_path / "face.png") == 0
-    luma = color[..., :3] @ np.array([0.299, 0.587, 0.114])
-    assert np.abs(read_map(out, "face") - to_mm(luma)).max() <= 8 * 0.51
-
-
-def test_exif_orientation_is_followed(tmp_path, out):
-    gray = np.zeros((SIZE, SIZE), np.uint8)
-    gray[:, : SIZE // 2] = 200
-    jpeg = cv2.imencode(".jpg", gray)[1].tobytes()
-    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"  # 6: turn by 90 degrees clockwise
-    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
-    (tmp_path / "phone.jpg").write_bytes(jpeg[:2] + segment + jpeg[2:])
-    assert run("--run=r", f"--out={out}", tmp_path / "phone.jpg") == 0
-    depth_mm = read_map(out, "phone")
-    assert depth_mm[: SIZE // 2 - 1].min() > 1900 and depth_mm[SIZE // 2 + 1 :].max() < 600  # left is on top now
-
-
 def test_a_whole_image_that_is_not_square_is_filled_up_not_squeezed(tmp_path, out, capsys):
     gray = picture(SIZE, SIZE // 2)
     iio.imwrite(tmp_path / "face.png", gray)
-    assert run("--run=r", f"--out={out}", tmp_path / "face.png") == 0
+    assert run("--run=r", f"--out={out}", "--whole", tmp_path / "face.png") == 0
     want = np.zeros((SIZE, SIZE))
     want[:, 6:18] = gray
     np.testing.assert_allclose(read_map(out, "face"), to_mm(want), rtol=1e-6)
@@ -107,7 +100,7 @@ def test_a_whole_image_that_is_not_square_is_filled_up_not_squeezed(tmp_path, ou
 def test_a_box_over_the_border_is_padded(tmp_path, out):
     gray = picture(50, 60)
     iio.imwrite(tmp_path / "a.png", gray)
-    assert run("--run=r", f"--out={out}", "--box=-10,30,24,24", tmp_path / "a.png") == 0
+    assert run("--run=r", f"--out={out}", "--box", "-10,30,24,24", tmp_path / "a.png") == 0
     want = np.zeros((SIZE, SIZE))
     want[:20, 10:] = gray[30:, :14]
     np.testing.assert_allclose(read_map(out, "a"), to_mm(want), rtol=1e-6)
@@ -123,13 +116,12 @@ def test_center_and_distance_give_the_crop_of_eq_6(tmp_path, out, capsys):
     assert np.abs(read_map(out, "a") - to_mm(want)).max() <= 8 * 0.51
     said = capsys.readouterr().out
     assert "source pixel (x=83.50, y=53.50), one map pixel is 4.000 x 4.000 source pixels" in said
-    assert "13.33 mm at the head's distance" in said  # 320 mm / 24
 
 
 @pytest.fixture
 def head(monkeypatch):
     loaded = head_net(SIZE)
-    monkeypatch.setattr(estimator, "load", lambda run: loaded)
+    monkeypatch.setattr(estimator, "load", lambda run=None: loaded)
     return loaded
 
 
@@ -138,68 +130,123 @@ def relief_of(gray):
     return (gray - 127.5) / 127.5 * 300, gray > 100
 
 
-def test_depth_from_the_head_without_its_distance_is_relief(head, tmp_path, out, capsys):
-    gray = picture(30, 30)
+@pytest.mark.parametrize(
+    "args, crop, distance_mm, how",
+    [
+        (["--whole", "--distance_mm=800"], np.s_[:, :], 800, "as given"),
+        (["--box=6,5,24,24", "--distance_mm=800"], np.s_[5:29, 6:30], 800, "as given"),
+        # w = 60 * 320 / 800 = 24
+        (["--center=17.5,16.5", "--distance_mm=800", "--focal_px=60"], np.s_[5:29, 6:30], 800, "as given"),
+        (["--box=6,5,24,24", "--focal_px=75"], np.s_[5:29, 6:30], 1000, "by --focal_px and the face's size"),
+        (["--box=6,5,24,24"], np.s_[5:29, 6:30], 28 / 36 * 40 * 320 / 24, "a guess: by a phone's focal length, 28 mm"),
+    ],
+)
+def test_depth_from_the_head_and_its_distance(head, tmp_path, out, capsys, args, crop, distance_mm, how):
+    gray = picture() if "--whole" in args else picture(40, 40)
     iio.imwrite(tmp_path / "face.png", gray)
-    assert run("--run=r", f"--out={out}", "--box=3,2,24,24", tmp_path / "face.png") == 0
-    assert names(out) == ["face_relief.npy", "face_relief_color.png"]
-    relief_mm, front = relief_of(gray[2:26, 3:27])
+    assert run("--run=r", f"--out={out}", *args, tmp_path / "face.png") == 0
+    assert names(out) == files_of("face")
+    relief_mm, front = relief_of(gray[crop])
     found = np.load(out / "face_relief.npy", allow_pickle=False)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, np.where(front, relief_mm, np.nan), atol=1e-3)
-    color = iio.imread(out / "face_relief_color.png")
-    np.testing.assert_array_equal(color.any(-1), front)
-    nearest, farthest = (color[relief_mm == edge(relief_mm[front])][0].astype(int) for edge in (np.min, np.max))
-    assert nearest[0] > nearest[2] and farthest[2] > farthest[0]  # red, blue
-    said = capsys.readouterr().out.splitlines()
-    assert said[1].startswith("no distance is given: relief in mm from the head's distance, no depth")
-    low, high = relief_mm[front].min(), relief_mm[front].max()
-    assert f"face.png -> face_relief.npy: {low:.0f}..{high:.0f} mm; map pixel (0, 0) is source pixel (x=3.00" in said[2]
-
-
-@pytest.mark.parametrize(
-    "args, crop",
-    [
-        (["--distance_mm=800"], np.s_[:, :]),
-        (["--distance_mm=800", "--box=6,5,24,24"], np.s_[5:29, 6:30]),
-        # w = 60 * 320 / 800 = 24
-        (["--distance_mm=800", "--center=17.5,16.5", "--focal_px=60"], np.s_[5:29, 6:30]),
-    ],
-)
-def test_depth_from_the_head_with_its_distance(head, tmp_path, out, capsys, args, crop):
-    gray = picture() if crop == np.s_[:, :] else picture(40, 40)
-    iio.imwrite(tmp_path / "face.png", gray)
-    assert run("--run=r", f"--out={out}", *args, tmp_path / "face.png") == 0
-    assert names(out) == ["face_depth.npy", "face_depth.png", "face_depth_color.png"]
-    relief_mm, front = relief_of(gray[crop])
-    np.testing.assert_allclose(read_map(out, "face"), np.where(front, relief_mm + 800, 0), rtol=1e-6)
-    np.testing.assert_array_equal(iio.imread(out / "face_depth_color.png").any(-1), front)
+    np.testing.assert_allclose(read_map(out, "face"), np.where(front, relief_mm + distance_mm, 0), rtol=1e-6)
+    np.testing.assert_array_equal(iio.imread(out / "face_mask.png"), front * 255)
     said = capsys.readouterr().out
-    assert "values in mm, D - 300 to D + 300 in training, D = 800; 0 = background" in said
-    low, high = relief_mm[front].min() + 800, relief_mm[front].max() + 800
-    assert f"face_depth.png: {low:.0f}..{high:.0f} mm;" in said
+    low, high = relief_mm[front].min(), relief_mm[front].max()
+    assert f"D = {distance_mm:.0f} mm, {how}" in said and f"relief {low:.0f} to {high:.0f} mm;" in said
 
 
-@pytest.mark.parametrize("args", [[], ["--distance_mm=800"]])
-def test_a_map_of_background_alone(head, tmp_path, out, capsys, args):
+def test_the_preview_shows_photo_colours_and_shade(head, tmp_path, out):
+    """A ramp that is nearest on the left: red there, blue on the right; nothing but black on the background."""
+    ramp = np.tile(np.linspace(110, 250, SIZE).astype(np.uint8), (SIZE, 1))
+    ramp[:8] = 0
+    iio.imwrite(tmp_path / "face.png", ramp)
+    assert run("--run=r", f"--out={out}", "--whole", tmp_path / "face.png") == 0
+    photo, color, shaded = np.split(iio.imread(out / "face_preview.png").astype(int), 3, axis=1)
+    assert abs(photo[200:360, 20:-20, 0] - cv2.resize(ramp, (384, 384))[200:360, 20:-20]).max() <= 2
+    assert not color[:110].any() and color[200:].any(-1).all() and (shaded[:110] == 25).all()
+    assert color[300, 10, 0] > color[300, 10, 2] and color[300, 370, 2] > color[300, 370, 0]
+    assert len(np.unique(shaded[250:350, 50:330])) < 60  # a plane has one shade but for the ramp's rounding
+
+
+def test_maps_in_place_lie_on_the_photo(head, tmp_path, out):
+    gray = np.full((60, 80), 255, np.uint8)
+    gray[20:44, 30:54] = 120
+    iio.imwrite(tmp_path / "face.png", gray)
+    assert (
+        run("--run=r", f"--out={out}", "--in-place", "--box=24,14,48,48", "--distance_mm=900", tmp_path / "face.png")
+        == 0
+    )
+    relief_mm, depth_mm = np.load(out / "face_relief.npy"), read_map(out, "face")
+    assert relief_mm.shape == depth_mm.shape == iio.imread(out / "face_mask.png").shape == (60, 80)
+    there = np.isfinite(relief_mm)
+    assert there[15:60, 25:71].all() and not there[:13].any() and not there[:, :23].any() and not there[:, 73:].any()
+    np.testing.assert_allclose(relief_mm[24:40, 34:50], relief_of(120)[0], atol=1e-3)
+    np.testing.assert_allclose(relief_mm[48:58, 58:70], relief_of(255)[0], atol=1e-3)
+    np.testing.assert_allclose(depth_mm, np.nan_to_num(relief_mm + 900), atol=1e-3)
+
+
+def test_a_map_of_background_alone(head, tmp_path, out, capsys):
     iio.imwrite(tmp_path / "dark.png", np.zeros((SIZE, SIZE), np.uint8))
-    assert run("--run=r", f"--out={out}", *args, tmp_path / "dark.png") == 0
+    assert run("--run=r", f"--out={out}", "--whole", tmp_path / "dark.png") == 0
     captured = capsys.readouterr()
-    assert ": nothing but background; map pixel" in captured.out and captured.err == ""
-    assert not any(iio.imread(path).any() for path in out.glob("*.png"))
+    assert "; nothing but background; map pixel" in captured.out and captured.err == ""
+    assert names(out) == files_of("dark", models=False)
+    assert not any(iio.imread(out / f"dark_{kind}.png").any() for kind in ("depth", "mask"))
 
 
-def test_a_folder_in_batches(tmp_path, out, monkeypatch):
-    sizes, batch = [], estimator.FaceDepth.batch
-    monkeypatch.setattr(estimator.FaceDepth, "batch", lambda net, gray, _: sizes.append(len(gray)) or batch(net, gray))
+@pytest.fixture(scope="module")
+def hopper():
+    return sample_photo()
+
+
+def test_faces_are_found(head, tmp_path, out, capsys, hopper):
+    """Two faces side by side, the second smaller; a plain image has none, and the next file goes on."""
+    small = cv2.resize(hopper, None, fx=0.7, fy=0.7, interpolation=cv2.INTER_AREA)
+    both = np.zeros((600, 512 + small.shape[1], 3), np.uint8)
+    both[:, :512], both[: small.shape[0], 512:] = hopper, small
+    iio.imwrite(tmp_path / "two.png", both)
+    iio.imwrite(tmp_path / "none.png", picture(200, 200))
+    inputs = tmp_path / "none.png", tmp_path / "two.png"
+    assert run(f"--out={out}", *inputs) == 1
+    captured = capsys.readouterr()
+    assert captured.err == (f"error: {inputs[0]}: no face is found; say where it is by --box, or that it is --whole.\n")
+    assert names(out) == files_of("two")
+    assert run(f"--out={out}", "--faces=all", inputs[1]) == 0
+    assert names(out) == files_of("two", "two_2")
+    boxes = re.findall(r"two\w*: face of (\d+) x (\d+) pixels at x=(\d+), y=(\d+)", capsys.readouterr().out)
+    (w, h, x, y), (w2, h2, x2, y2) = np.array(boxes, float)
+    np.testing.assert_allclose([w2, h2, x2 - 512, y2], 0.7 * np.array([w, h, x, y]), atol=15)
+    np.testing.assert_allclose([x + w / 2, y + h / 2], [267, 226], atol=12)  # her nose is at (266, 240)
+
+
+def test_exifs_focal_length_gives_the_distance(head, tmp_path, out, capsys, hopper):
+    exif = PIL.Image.Exif()
+    exif.get_ifd(PIL.ExifTags.IFD.Exif)[PIL.ExifTags.Base.FocalLengthIn35mmFilm] = 54
+    PIL.Image.fromarray(hopper).save(tmp_path / "phone.jpg", exif=exif, quality=95)
+    assert run(f"--out={out}", tmp_path / "phone.jpg") == 0
+    said = capsys.readouterr().out
+    assert "by EXIF's focal length and the face's size" in said
+    w, h = map(int, re.search(r"face of (\d+) x (\d+)", said).groups())
+    assert int(re.search(r"D = (\d+) mm", said)[1]) == pytest.approx(54 / 36 * 600 * 158 / np.sqrt(w * h), rel=0.01)
+    assert run(f"--out={out}", "--focal_px=900", tmp_path / "phone.jpg") == 0
+    assert "by --focal_px and the face's size" in capsys.readouterr().out
+
+
+def test_a_folder(tmp_path, out, capsys):
     folder = tmp_path / "faces"
     folder.mkdir()
-    for i in range(5):
+    for i in range(3):
         iio.imwrite(folder / f"f{i}.png", picture(seed=i))
+    iio.imwrite(folder / "moves.gif", [picture(seed=i) for i in range(2)], loop=0)
     (folder / "notes.txt").write_text("no image")
-    assert run("--run=r", f"--out={out}", "--batch_size=2", folder) == 0
-    assert sizes == [2, 2, 1]
-    for i in range(5):
+    (folder / "._f0.png").write_bytes(b"a Mac's note on a file")
+    assert run("--run=r", f"--out={out}", "--whole", folder) == 0
+    assert capsys.readouterr().err == "left out, neither image nor video: notes.txt\n"
+    moves = files_of("moves_000001", "moves_000002", models=False)
+    assert names(out) == sorted(files_of("f0", "f1", "f2") + moves)
+    for i in range(3):
         np.testing.assert_allclose(read_map(out, f"f{i}"), to_mm(picture(seed=i)), rtol=1e-6)
 
 
@@ -208,36 +255,57 @@ def test_equal_names_do_not_overwrite_one_another(tmp_path, out):
     for i, file in enumerate(files):
         file.parent.mkdir(exist_ok=True)
         iio.imwrite(file, picture(seed=i))
-    assert run("--run=r", f"--out={out}", *files) == 0
+    assert run("--run=r", f"--out={out}", "--whole", *files) == 0
     for i, name in enumerate(["x", "x_2", "x_3", "X_2_2"]):
         np.testing.assert_allclose(read_map(out, name), to_mm(picture(seed=i)), rtol=1e-6)
 
 
-def test_a_video(tmp_path, out):
-    video = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (48, 48))
-    for value in (50, 100, 150):
-        video.write(np.full((48, 48, 3), value, np.uint8))
+def write_video(path, frames):
+    height, width = frames[0].shape[:2]
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (width, height))
+    for frame in frames:
+        video.write(frame[..., ::-1])
     video.release()
-    assert run("--run=r", f"--out={out}", tmp_path / "clip.avi") == 0
-    assert len(names(out)) == 9
+
+
+def test_a_video(tmp_path, out):
+    write_video(tmp_path / "clip.avi", [np.full((48, 48, 3), value, np.uint8) for value in (50, 100, 150)])
+    assert run("--run=r", f"--out={out}", "--whole", tmp_path / "clip.avi") == 0
+    assert names(out) == files_of(*(f"clip_{number:06d}" for number in (1, 2, 3)), models=False)
     for number, value in enumerate((50, 100, 150), 1):
         assert np.abs(read_map(out, f"clip_{number:06d}") - to_mm(value)).max() <= 8 * 4
 
 
-def test_a_truncated_file_is_never_taken_for_a_whole_one(tmp_path):
-    gray = cv2.resize(picture(4, 4), (16, 16))
-    for suffix in ("jpg", "png"):
-        whole = cv2.imencode(f".{suffix}", gray)[1].tobytes()
-        file = tmp_path / f"a.{suffix}"
-        file.write_bytes(whole)
-        want = predict.read_gray(file)
-        for length in range(0, len(whole), 3):
-            file.write_bytes(whole[:length])
-            try:
-                np.testing.assert_array_equal(predict.read_gray(file), want)  # only an end marker is missing
-            except FaceDepthError:
-                continue
-            assert length >= len(whole) - 16
+def test_a_video_that_breaks_off_is_an_error_and_keeps_what_came(tmp_path, out, capsys):
+    write_video(tmp_path / "clip.avi", [picture(160, 160, seed=i, channels=3) for i in range(10)])
+    content = (tmp_path / "clip.avi").read_bytes()
+    (tmp_path / "clip.avi").write_bytes(content[: len(content) * 7 // 10])
+    assert run("--run=r", f"--out={out}", "--whole", tmp_path / "clip.avi") == 1
+    found = len(list(out.glob("*_depth.png")))
+    assert 0 < found < 10
+    assert f"clip.avi breaks off after {found} of 10 frames" in capsys.readouterr().err
+
+
+def test_a_frame_without_a_face_is_told_of(head, tmp_path, out, capsys, hopper):
+    write_video(tmp_path / "clip.avi", [hopper, np.zeros_like(hopper), hopper])
+    assert run(f"--out={out}", tmp_path / "clip.avi") == 0
+    assert names(out) == files_of("clip_000001", "clip_000003", models=False)
+    assert capsys.readouterr().err == f"{tmp_path}/clip.avi: no face is found in 1 of 3 frames\n"
+
+
+def test_a_face_smoothed_over_time():
+    """Window and values move a quarter of the way; another face, farther away, is no earlier one of this."""
+    net = head_net(SIZE)
+    images = [np.full((100, 100, 3), value, np.uint8) for value in (120, 200)]
+    windows = [Window(50, 50, 40, 40, roll) for roll in (178, -174)]
+    last, new = (net.look(image, window) for image, window in zip(images, windows, strict=True))
+    smoothed = predict.smooth(net, new, [net.look(images[0], Window(75, 50, 40, 40)), last], 0.75)
+    assert smoothed.window == Window(50, 50, 40, 40, -174 - 6)
+    expected = 0.75 * relief_of(120)[0] + 0.25 * relief_of(200)[0]
+    np.testing.assert_allclose(smoothed.relief_mm, expected, atol=1e-2)
+    np.testing.assert_allclose(smoothed.depth_mm, expected + smoothed.distance_mm, atol=1e-2)
+    assert predict.smooth(net, new, [last], 0) is new
+    assert predict.smooth(net, new, [dataclasses.replace(last, window=Window(61, 50, 40, 40))], 0.75) is new
 
 
 def bad_inputs(tmp_path):
@@ -249,6 +317,7 @@ def bad_inputs(tmp_path):
     (tmp_path / "text.jpg").write_text("this is no picture")
     (tmp_path / "text.mp4").write_text("this is no video")
     iio.imwrite(tmp_path / "deep.png", picture().astype(np.uint16) * 200)
+    iio.imwrite(tmp_path / "dot.png", picture(1, 1))
     return good
 
 
@@ -257,11 +326,13 @@ def bad_inputs(tmp_path):
     [
         (["missing.png"], "missing.png does not exist"),
         (["empty"], "empty holds no image"),
+        (["good.png"], "good.png: no face is found"),
+        (["dot.png"], "dot.png: no face is found"),
         (["zero.png"], "zero.png cannot be decoded"),
         (["cut.png"], "cut.png cannot be decoded"),
         (["text.jpg"], "text.jpg cannot be decoded"),
         (["text.mp4"], "text.mp4 holds no frame"),
-        (["deep.png"], "deep.png is a uint16 image"),
+        (["deep.png"], "deep.png is no 8-bit image (its mode is I;16); convert it first"),
         (["good.png", "--box=0,0,0,5"], "at x=0, y=0 is empty"),
         (["good.png", "--box=30,0,5,5"], "lies outside the image of 24 x 24"),
         (["good.png", "--box=-5,0,5,5"], "lies outside the image of 24 x 24"),
@@ -280,11 +351,10 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, out, capsys, arg
 
 def test_one_bad_file_does_not_hold_up_the_others(tmp_path, out, capsys):
     good = bad_inputs(tmp_path)
-    assert run("--run=r", f"--out={out}", tmp_path / "text.jpg", good, tmp_path / "deep.png") == 1
+    assert run("--run=r", f"--out={out}", "--whole", tmp_path / "text.jpg", good, tmp_path / "deep.png") == 1
     captured = capsys.readouterr()
     assert len(captured.err.splitlines()) == 2
-    read_map(out, "good")
-    assert len(names(out)) == 3
+    assert names(out) == files_of("good")
 
 
 def test_a_directory_without_a_run(tmp_path, out, capsys, monkeypatch):
@@ -303,23 +373,60 @@ def test_weights_that_are_not_finite(tmp_path, out, capsys, net, monkeypatch):
     good = bad_inputs(tmp_path)
     code = dataclasses.replace(net.code, step_mm=np.nan)
     monkeypatch.setattr(estimator, "load", lambda run: dataclasses.replace(net, code=code))
-    assert run("--run=r", f"--out={out}", good) == 1
+    assert run("--run=r", f"--out={out}", "--whole", good) == 1
     assert "not finite" in capsys.readouterr().err
     assert not out.exists()
 
 
 def test_absolute_depth_has_no_use_for_the_distance_of_a_finished_crop(tmp_path, out, capsys):
     good = bad_inputs(tmp_path)
-    assert run("--run=r", f"--out={out}", "--distance_mm=800", good) == 1
+    assert run("--run=r", f"--out={out}", "--whole", "--distance_mm=800", good) == 1
     assert "r estimates absolute depth: --distance_mm is for the crop" in capsys.readouterr().err
     assert not out.exists()
 
 
-def test_a_place_that_cannot_be_written(tmp_path, out, capsys):
+def test_a_place_that_cannot_be_written(tmp_path, out, capsys, monkeypatch):
     good = bad_inputs(tmp_path)
     out.write_text("a file where the directory should be")
-    assert run("--run=r", f"--out={out}", good) == 1
+    assert run("--run=r", f"--out={out}", "--whole", good) == 1
+    assert capsys.readouterr().err == f"error: --out={out} is a file; give a directory.\n"
+    assert run("--run=r", f"--out={out}/deeper", "--whole", good) == 1
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_tilde_is_the_home(tmp_path, capsys, monkeypatch):
+    bad_inputs(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("--run=r", "--out=~/out", "--whole", "~/good.png") == 0
+    assert names(tmp_path / "out") == files_of("good")
+
+
+def test_a_name_that_is_no_utf8(tmp_path, out, capsys):
+    file = tmp_path / os.fsdecode(b"caf\xe9.png")
+    iio.imwrite(tmp_path / "good.png", picture())
+    (tmp_path / "good.png").rename(file)
+    assert run("--run=r", f"--out={out}", "--whole", file) == 0
+    assert r"caf\udce9.png -> caf\udce9: face" in capsys.readouterr().out
+    assert len(names(out)) == 7
+
+
+def test_a_reader_that_closes_the_pipe(tmp_path, out):
+    """`predict ... | head -1`"""
+    for i in range(20):
+        iio.imwrite(tmp_path / f"{i}.png", picture())
+    (tmp_path / "small").mkdir()
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); from small import gray_net;"
+        "from facedepth_jax import estimator, predict;"
+        f"estimator.load = lambda run: gray_net({SIZE}); sys.exit(predict.main())"
+    )
+    command = [sys.executable, "-c", code, f"--out={out}", "--whole", *map(str, sorted(tmp_path.glob("*.png")))]
+    root = pathlib.Path(__file__).parents[1]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 def test_out_is_not_the_inputs_own_folder(tmp_path, capsys):
@@ -340,11 +447,10 @@ def test_out_is_not_the_inputs_own_folder(tmp_path, capsys):
         ["--center=1,2", "--distance_mm=900"],
         ["--center=1,2", "--distance_mm=0", "--focal_px=300"],
         ["--center=1,2", "--distance_mm=1e-308", "--focal_px=300"],
-        ["--focal_px=300"],
-        ["--focal_px=300", "--distance_mm=900"],
-        ["--box=1,2,3,4", "--focal_px=300"],
-        ["--batch_size=0"],
+        ["--focal_px=0"],
+        ["--smooth=1"],
         ["--box=1,2,3,4", "--center=1,2", "--distance_mm=900", "--focal_px=300"],
+        ["--whole", "--faces=all"],
     ],
 )
 def test_flags_that_make_no_sense(tmp_path, out, capsys, args):

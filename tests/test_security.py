@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from writers import make_cropped, make_pandora, write_sequence
 
-from facedepth_jax import predict
+from facedepth_jax import photos
 from facedepth_jax.data import images
 from facedepth_jax.data.readers.biwi import BiwiSource
 from facedepth_jax.data.readers.pandora import PandoraSource
@@ -42,7 +42,7 @@ def jpeg_bomb():
 
 READ_BOMBS = """
 import pathlib, resource, sys
-from facedepth_jax import predict
+from facedepth_jax import photos
 from facedepth_jax.data import images
 from facedepth_jax.errors import FaceDepthError
 import cv2
@@ -51,7 +51,7 @@ for name in sys.argv[2:]:
     for read in (
         lambda: images.read_gray(root, name),
         lambda: images.read_depth(root, name),
-        lambda: predict.read_gray(root / name),
+        lambda: next(photos.read(root / name)).rgb,
     ):
         try:
             print("read", read().shape)
@@ -82,13 +82,13 @@ def test_a_video_of_too_large_frames_is_not_decoded(tmp_path, monkeypatch):
     video = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"MJPG"), 10, (48, 40))
     video.write(np.zeros((40, 48, 3), np.uint8))
     video.release()
-    assert [frame.shape for _, frame in predict.read_frames(file)] == [(40, 48)]
-    monkeypatch.setattr(predict, "MAX_PIXELS", 48 * 40 - 1)
+    assert [photo.rgb.shape for photo in photos.read(file)] == [(40, 48, 3)]
+    monkeypatch.setattr(photos, "MAX_PIXELS", 48 * 40 - 1)
     with pytest.raises(FaceDepthError, match="clip.avi has frames of 48 x 40 pixels, over 1919"):
-        next(predict.read_frames(file))
+        next(photos.read(file))
 
 
-@pytest.mark.parametrize("suffix", sorted(predict.VIDEO_SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(photos.VIDEO_SUFFIXES))
 def test_a_playlist_that_calls_itself_a_video_opens_no_connection(tmp_path, suffix):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -104,7 +104,7 @@ def test_a_playlist_that_calls_itself_a_video_opens_no_connection(tmp_path, suff
         for text in playlists:
             (tmp_path / f"a{suffix}").write_text(text)
             with pytest.raises(FaceDepthError, match="holds no frame"):
-                list(predict.read_frames(tmp_path / f"a{suffix}"))
+                list(photos.read(tmp_path / f"a{suffix}"))
         with pytest.raises(TimeoutError):
             server.accept()
 

@@ -11,6 +11,8 @@ import math
 import cv2
 import numpy as np
 
+from facedepth_jax.errors import FaceDepthError
+
 # Depths that differ by more are two surfaces, not one: steps on a face at Kinect range are some mm a pixel and the
 # sensor's noise is below 3 mm, while ear, shoulder and background lie centimetres behind.
 EDGE_MM = 25.0
@@ -24,6 +26,54 @@ class Box:
     y: int
     w: int
     h: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A rectangle of an image around (x, y), w and h pixels wide and high, turned clockwise by `roll` degrees."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+    roll: float = 0.0
+
+    def matrix(self, size_px: int) -> np.ndarray:
+        """Return the matrix (2, 3) from pixels (x, y, 1) of a map (size_px, size_px) of this window to the image's."""
+        roll = math.radians(self.roll)
+        turn = np.array([[math.cos(roll), -math.sin(roll)], [math.sin(roll), math.cos(roll)]])
+        scale = turn * [self.w / size_px, self.h / size_px]
+        return np.column_stack([scale, [self.x, self.y] - scale.sum(axis=1) * (size_px - 1) / 2])
+
+    def crop(self, image: np.ndarray, size_px: int) -> np.ndarray:
+        """Cut the window out of an image uint8 (H, W[, 3]) and resize it to size_px; outside the image it is black."""
+        reach = math.hypot(self.w, self.h) / 2 + 1  # OpenCV turns images below 32768 pixels a side
+        left, top = max(0, int(self.x - reach)), max(0, int(self.y - reach))
+        image = image[top : math.ceil(self.y + reach) + 1, left : math.ceil(self.x + reach) + 1]
+        finer = min(max(1, math.ceil(max(self.w, self.h) / size_px)), 8)  # then the mean: few pixels are skipped
+        matrix = self.matrix(finer * size_px) - [[0, 0, left], [0, 0, top]]
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        fine = cv2.warpAffine(image, matrix, (finer * size_px, finer * size_px), flags=flags)
+        return cv2.resize(fine, (size_px, size_px), interpolation=cv2.INTER_AREA) if finer > 1 else fine
+
+    def paste(self, values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """Put a map of this window, float32 (S, S), NaN = none, back into its image (H, W): NaN outside and where none.
+
+        Raises FaceDepthError for an image too large for it.
+        """
+        if max(shape) > 32767:
+            raise FaceDepthError(f"The image is {shape[1]} x {shape[0]} pixels: OpenCV turns maps below 32768 a side.")
+        there = np.isfinite(values)
+        image, weight = (
+            cv2.warpAffine(part.astype(np.float32), self.matrix(len(values)), (shape[1], shape[0]))
+            for part in (np.where(there, values, 0), there)
+        )
+        return np.where(weight > 0.5, image / np.maximum(weight, 0.5), np.float32(np.nan))
+
+
+def window_of(box: Box) -> Window:
+    """Return a box as a window."""
+    return Window(box.x + (box.w - 1) / 2, box.y + (box.h - 1) / 2, box.w, box.h)
 
 
 def inside(shape: tuple[int, int], head_xy: tuple[float, float]) -> bool:
