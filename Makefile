@@ -2,7 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow bench format clean
+.PHONY: photo demo test test-slow bench format clean
+
+# The portrait that comes with matplotlib (public domain): runs/photo/grace_hopper_preview.png and the rest.
+photo: .venv/ready
+	$(BIN)/python -m facedepth_jax.predict --out=runs/photo \
+		$$($(BIN)/python -c "import matplotlib; print(matplotlib.get_data_path())")/sample_data/grace_hopper.jpg
 
 demo: .venv/ready
 	$(BIN)/python -m facedepth_jax.main --config=configs/synthetic.py --workdir=runs/demo

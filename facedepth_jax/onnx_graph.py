@@ -10,7 +10,6 @@ import dataclasses
 import jax
 import numpy as np
 import onnx
-from jax import lax
 from onnx import helper, numpy_helper
 
 from facedepth_jax.errors import FaceDepthError

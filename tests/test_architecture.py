@@ -49,6 +49,7 @@ FLOORS = [
         "augment.py",
         "faces.py",
         "onnx_graph.py",
+        "photos.py",
         "losses.py",
         "state.py",
         "metrics.py",

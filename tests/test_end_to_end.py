@@ -12,12 +12,13 @@ import sys
 import time
 
 import cv2
+import imageio.v3 as iio
 import numpy as np
 import pytest
-from small import lines, results, weights
+from small import lines, results, sample_photo, weights
 
 import facedepth_jax
-from facedepth_jax import evaluate, main, predict
+from facedepth_jax import estimator, evaluate, main, predict
 from facedepth_jax.checkpoint import Checkpoints
 from facedepth_jax.data import arrays
 
@@ -195,6 +196,8 @@ def test_the_api_as_documented(run, data, tmp_path, monkeypatch):
     workdir, _ = run
     gray = np.random.default_rng(0).integers(0, 256, (480, 640), np.uint8)
     cv2.imwrite(str(tmp_path / "face.png"), gray)
+    iio.imwrite(tmp_path / "photo.jpg", sample_photo())
+    monkeypatch.setattr(estimator, "SHIPPED", workdir)
     (tmp_path / "runs").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "runs/demo").symlink_to(workdir)
@@ -202,7 +205,7 @@ def test_the_api_as_documented(run, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     blocks = re.findall("```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         exec(block, names)
     net = facedepth_jax.load(workdir)

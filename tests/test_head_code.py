@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import optax
 import pytest
-from small import lines, people_config, results, write_arrays
+from small import lines, people_config, results, sample_photo, write_arrays
 
 import facedepth_jax
 from facedepth_jax import config as configs
-from facedepth_jax import devices, evaluate, files, methods, predict, tasks, train
+from facedepth_jax import devices, estimator, evaluate, files, methods, predict, tasks, train
 from facedepth_jax.data import arrays, pairs
 from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
@@ -140,6 +140,8 @@ def test_the_api_as_documented(runs, heads_dir, tmp_path, monkeypatch):
     """docs/api.md, block by block, with a net that counts depth from the head."""
     gray = np.random.default_rng(0).integers(0, 256, (480, 640), np.uint8)
     cv2.imwrite(str(tmp_path / "face.png"), gray)
+    cv2.imwrite(str(tmp_path / "photo.jpg"), sample_photo()[..., ::-1])
+    monkeypatch.setattr(estimator, "SHIPPED", runs("cgan"))
     for name, target in (("runs/demo", runs("cgan")), ("data/synthetic", heads_dir)):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).symlink_to(target)
@@ -148,6 +150,7 @@ def test_the_api_as_documented(runs, heads_dir, tmp_path, monkeypatch):
     text = (pathlib.Path(__file__).parents[1] / "docs/api.md").read_text()
     for block in re.findall("```python\n(.*?)```", text, re.DOTALL):
         exec(block, names)
+    assert names["face"].distance_mm == 900 and names["glb"].startswith(b"glTF")
     np.testing.assert_allclose(names["depth_mm"] - 800, names["map_mm"], atol=1e-3)
 
 
