@@ -20,7 +20,8 @@ HOMES = {
     "tensorboardX": ["logs.py"],
     "PIL": ["photos.py"],
     "tqdm": ["logs.py", "data/prepare.py", "predict.py"],
-    "matplotlib": ["report/"],
+    "matplotlib": ["report/", "page.py"],
+    "gradio": ["page.py"],
     "onnx": ["onnx_graph.py"],
     "torch": [],  # benchmarks/torch_step.py alone
 }
@@ -28,7 +29,7 @@ HOMES = {
 # Every file stands on a floor and imports from floors below, or from its own folder.
 FLOORS = [
     # Programs, and the API.
-    ["main.py", "prepare.py", "evaluate.py", "predict.py", "export.py", "report/", "__init__.py"],
+    ["main.py", "prepare.py", "evaluate.py", "predict.py", "export.py", "page.py", "report/", "__init__.py"],
     ["train.py"],
     ["tasks.py"],
     ["verification.py"],
