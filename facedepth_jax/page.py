@@ -99,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         except ImportError as error:
             fault = f"The page needs the extra `page` ({error}): pip install 'facedepth_jax[page]'."
-        except (FaceDepthError, OSError) as error:  # the latter if the port is taken
+        except OSError:
+            fault = f"Port {args.port} cannot be used, another program may have it; give another one by --port."
+        except FaceDepthError as error:
             fault = str(error)
         else:
             return 0
