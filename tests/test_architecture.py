@@ -12,7 +12,7 @@ HOMES = {
     "orbax": ["checkpoint.py"],
     "safetensors": ["checkpoint.py"],
     "grain": ["data/pipeline.py"],
-    "cv2": ["data/", "faces.py", "photos.py", "pictures.py", "estimator.py", "predict.py"],
+    "cv2": ["data/", "export.py", "faces.py", "photos.py", "pictures.py", "estimator.py", "predict.py"],
     "flax": ["models/", "state.py", "estimator.py"],
     "optax": ["state.py", "losses.py"],
     "absl": ["main.py", "config.py"],
@@ -20,13 +20,16 @@ HOMES = {
     "tensorboardX": ["logs.py"],
     "PIL": ["photos.py"],
     "tqdm": ["logs.py", "data/prepare.py", "predict.py"],
-    "matplotlib": ["report/"],
+    "matplotlib": ["report/", "page.py"],
+    "gradio": ["page.py"],
+    "onnx": ["onnx_graph.py"],
     "torch": [],  # benchmarks/torch_step.py alone
 }
 
 # Every file stands on a floor and imports from floors below, or from its own folder.
 FLOORS = [
-    ["main.py", "prepare.py", "evaluate.py", "predict.py", "report/", "__init__.py"],  # programs, and the API
+    # Programs, and the API.
+    ["main.py", "prepare.py", "evaluate.py", "predict.py", "export.py", "page.py", "report/", "__init__.py"],
     ["train.py"],
     ["tasks.py"],
     ["verification.py"],
@@ -46,6 +49,7 @@ FLOORS = [
     [
         "augment.py",
         "faces.py",
+        "onnx_graph.py",
         "photos.py",
         "losses.py",
         "state.py",

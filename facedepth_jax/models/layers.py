@@ -1,5 +1,8 @@
 """Layers of the nets: flax's parameters and XLA's results, but fast on a CPU too (see cpu_convolutions.py)."""
 
+import contextlib
+import contextvars
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,8 +13,21 @@ from facedepth_jax.models import cpu_convolutions
 KERNEL_INIT = nn.initializers.normal(0.02)  # not in the paper; usual for such GANs since DCGAN
 
 
+_platform = contextvars.ContextVar("platform", default=None)
+
+
+@contextlib.contextmanager
+def traced_for(platform: str):
+    """Let layers compute as on a platform ("cpu" or another), whatever this process runs on: for exports."""
+    token = _platform.set(platform)
+    try:
+        yield
+    finally:
+        _platform.reset(token)
+
+
 def _on_cpu():
-    return jax.default_backend() == "cpu"
+    return (_platform.get() or jax.default_backend()) == "cpu"
 
 
 def _add_bias(module, x):
