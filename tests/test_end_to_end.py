@@ -154,7 +154,7 @@ def test_evaluate_and_report(run, place, data):
     assert f"{expected:.2f}" in out
     (file,) = (workdir / "evaluations").iterdir()
     assert json.loads(file.read_text())["test"]["mm"]["mae_mm"] == pytest.approx(expected, rel=1e-6)
-    ok("report", f"--out={place}/report", workdir)
+    ok("report", f"--out={place}/report", workdir, PYTHONIOENCODING="ascii")  # with arrows in its tables
     assert any((place / "report").glob("*.md")) and any((place / "report").glob("*.png"))
 
 
