@@ -130,7 +130,7 @@ def test_sigterm_ends_a_preparation_at_once_and_a_training_with_a_checkpoint(pla
     wait_for((place / "own.parts").exists, process)
     process.send_signal(signal.SIGTERM)
     code, out, err = finish(process)
-    assert code == -signal.SIGTERM and not own.exists() and not workdir.exists(), out + err
+    assert code == -signal.SIGTERM and not own.exists() and os.listdir(workdir) == ["lock"], out + err
 
     log = workdir / "metrics.jsonl"
     process = start("main", *command)
