@@ -6,6 +6,7 @@ checkpoint that does not match is damaged, and an older one is restored.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import logging
@@ -32,6 +33,10 @@ KEEP = 3
 UNFINISHED = ".orbax-checkpoint-tmp"  # Orbax's own ending
 
 
+class Damaged(FaceDepthError):
+    """A checkpoint is not as it was written."""
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -42,13 +47,14 @@ class Checkpoints:
 
     Attributes:
       mismatched: whether `restore` has taken a checkpoint with another identity.
+      notes: what the first process has given to `save` as `notes` for the restored checkpoint; {} without one.
     """
 
     def __init__(self, folder, identity: dict[str, Any], allow_mismatch: bool = False):
         self._folder = pathlib.Path(os.path.abspath(folder))
         self._identity = identity
         self._allow_mismatch = allow_mismatch
-        self.mismatched = False
+        self.mismatched, self.notes = False, {}
         self._pending = None
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
 
@@ -60,12 +66,13 @@ class Checkpoints:
         names = os.listdir(self._folder) if self._folder.is_dir() else []
         return sorted(int(name) for name in names if re.fullmatch("[0-9]{8}", name))
 
-    def save(self, step: int, state, best_step: int | None = None):
+    def save(self, step: int, state, best_step: int | None = None, notes: dict | None = None):
         """Wait for the save before, then start to save.
 
         Args:
           state: a pytree of arrays, each whole on every device; it may be donated at once.
           best_step: the step with the best validation so far; its checkpoint is kept as well as the latest.
+          notes: plain JSON values to keep with it.
 
         Raises:
           FaceDepthError: this save could not start, or the one before failed.
@@ -75,7 +82,8 @@ class Checkpoints:
         directory = self._directory(step)
         # Orbax gets the copy that was hashed, or devices that have drifted apart would make a damaged checkpoint.
         state = jax.tree.map(np.asarray, jax.device_get(devices.local(state)))
-        metadata = files.sealed({"step": step, "identity": self._identity, "arrays": _digest(_by_name(state))})
+        metadata = {"step": step, "identity": self._identity, "arrays": _digest(_by_name(state)), "notes": notes or {}}
+        metadata = files.sealed(metadata)
         try:
             if jax.process_index() == 0:
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +127,16 @@ class Checkpoints:
                 f"Saving a checkpoint to {self._folder} failed ({_first_line(error)}): the one before it is the newest."
             ) from error
 
+    def check_newest(self):
+        """Look at the newest checkpoint, but for its arrays and its data, which need not be there yet.
+
+        Raises FaceDepthError as `restore` does if it is another run's. Damage is left to `restore`.
+        """
+        for step in self.steps()[-1:]:
+            with contextlib.suppress(Damaged):
+                identity = self._read(step, whole=False)[0]["identity"]
+                self._check_identity(identity | {"data": self._identity.get("data")})
+
     def restore(self, like):
         """Return the newest checkpoint that verifies, None if none was ever finished.
 
@@ -155,10 +173,11 @@ class Checkpoints:
                 )
             try:
                 metadata, arrays = self._read(step)
-            except FaceDepthError as damage:
+            except Damaged as damage:
                 logger.warning("%s. Taking an older one.", damage)
                 continue
             self._check_identity(metadata["identity"])
+            self.notes = metadata.get("notes", {})
             return step, metadata["sha256"], arrays
         if steps:
             raise FaceDepthError(
@@ -166,13 +185,13 @@ class Checkpoints:
             )
         return -1, "", {}
 
-    def _read(self, step, seal=None) -> tuple[dict, dict[str, np.ndarray]]:
-        """Return metadata and arrays by name. Raise FaceDepthError if it is damaged, or not the first process's."""
+    def _read(self, step, seal=None, whole=True) -> tuple[dict, dict[str, np.ndarray]]:
+        """Return metadata and, of the whole, arrays by name. Raise Damaged, also if it is not the first process's."""
         directory = self._directory(step)
         where = f"; the first process has read {directory}: all hosts must share WORKDIR" if seal else ""
 
         def damaged(reason):
-            return FaceDepthError(f"The checkpoint of step {step} is damaged: {reason}{where}")
+            return Damaged(f"The checkpoint of step {step} is damaged: {reason}{where}")
 
         for path in (directory, *directory.rglob("*")):  # or a checkpoint from elsewhere could read our files
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
@@ -181,10 +200,10 @@ class Checkpoints:
         alone.multiprocessing.active_processes = {ocp.multihost.process_index()}
         try:
             with alone:
-                arrays = _by_name(ocp.load(directory))
+                arrays = _by_name(ocp.load(directory)) if whole else {}
                 metadata = ocp.metadata(directory).custom_metadata or {}
             good = files.is_sealed(metadata) and isinstance(metadata["identity"], dict)
-            good = good and (metadata["step"], metadata["arrays"]) == (step, _digest(arrays))
+            good = good and metadata["step"] == step and (not whole or metadata["arrays"] == _digest(arrays))
         except Exception as error:  # whatever the bytes make of Orbax
             raise damaged(_first_line(error)) from error
         if not good or seal not in (None, metadata["sha256"]):

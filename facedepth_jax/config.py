@@ -22,10 +22,16 @@ PACKAGED = pathlib.Path(__file__).parent / "configs"  # in a wheel; in a checkou
 CHECKOUT = pathlib.Path(__file__).parent.parent / "configs"
 _LEAST = {
     **{"seed": 0, "width": 2, "data.size": 16, "every.log": 1, "every.save": 1, "watchdog_sec": 1},
-    **{"train.steps": 1, "train.warmup_steps": 0, "train.learning_rate": 0, "train.clip_norm": 0},
-    **{"train.weight_decay": 0, "train.b1": 0, "train.b2": 0, "train.average_decay": 0, "depth_code.step_mm": 0.001},
+    **{"train.batch_size": 1, "train.steps": 1, "train.warmup_steps": 0, "train.learning_rate": 0},
+    **{"train.clip_norm": 0, "train.weight_decay": 0, "train.b1": 0, "train.b2": 0, "train.average_decay": 0},
+    **{"data.face_mm": 1, "data.workers": 0, "data.seed": 0},
+    **{"depth_code.offset_mm": 0, "depth_code.step_mm": 0.001, "depth_code.none_level": 0},
+    **{f"loss.{name}": 0 for method in METHODS.values() for name in method.loss},
 }
-_BELOW = {"seed": 2**63, "watchdog_sec": 10**6, "train.b1": 1, "train.b2": 1, "train.average_decay": 1}
+_BELOW = {
+    **{"seed": 2**63, "watchdog_sec": 10**6, "data.size": 1025, "data.face_mm": 10_001, "data.seed": 2**63},
+    **{"train.steps": 2**31, "train.b1": 1, "train.b2": 1, "train.average_decay": 1, "depth_code.none_level": 256},
+}
 
 
 def base(method: str) -> ml_collections.ConfigDict:
@@ -120,12 +126,18 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
         raise
     except Exception as error:  # the file is Python: it may raise anything
         raise FaceDepthError(f"The config {path} cannot be used: {_reason(error)}.") from error
-    argv = ["", *(f"--config.{text}" if re.match(r"[a-z_.0-9]+=", text) else text for text in overrides)]
-    known = flatten(config.to_dict())
-    for key in (text.partition("=")[0].removeprefix("--config.") for text in argv if text.startswith("--config.")):
-        if key not in known:
-            near = ", ".join(difflib.get_close_matches(key, known)) or "one of " + ", ".join(known)
-            raise FaceDepthError(f"The config {path} has no {key}: give {near}.")
+    argv, known = [""], flatten(config.to_dict())
+    for text in overrides:
+        text = f"--config.{text}" if re.match(r"[a-z_.0-9]+=", text) else text
+        key, equals, value = text.partition("=")
+        if key.startswith("--config."):
+            key = key.removeprefix("--config.")
+            if key not in known:
+                near = ", ".join(difflib.get_close_matches(key, known)) or "one of " + ", ".join(known)
+                raise FaceDepthError(f"The config {path} has no {key}: give {near}.")
+            if type(known[key]) is int and re.fullmatch(r"\d+(\.\d+)?e\d{1,2}", value) and float(value).is_integer():
+                text = f"--config.{key}={float(value):.0f}"  # 1e3, as it may be written for a float
+        argv.append(text)
     parser = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=parser, sys_argv=argv)
     try:
@@ -150,11 +162,20 @@ def _reason(error: Exception) -> str:
 def check(config):
     """Raise FaceDepthError for a value that no run can be made with."""
     values = flatten(config.to_dict())
+    free = "loss", "data.options"  # looked at below, and by the data set
+    known = flatten(base(values.get("method")).to_dict())
+    for name in sorted(known.keys() ^ values.keys()):  # a config file may make its own ConfigDict, or unlock it
+        if not name.startswith(free):
+            near = difflib.get_close_matches(name, known, 1) if name in values else []
+            fault = f"has {name}, which is no value of a run" if name in values else f"lacks {name}"
+            raise FaceDepthError(f"The config {fault}{''.join(f': do you mean {other}?' for other in near) or '.'}")
     for name, value in values.items():
         least, below = _LEAST.get(name, -math.inf), _BELOW.get(name, math.inf)
-        if isinstance(value, int | float) and not (math.isfinite(value) and least <= value < below):
+        if isinstance(value, int | float) and not math.isfinite(value):
+            raise FaceDepthError(f"{name} is {value}: it must be finite.")
+        if isinstance(value, int | float) and not least <= value < below:
             limits = [f"at least {least}"] * (name in _LEAST) + [f"below {below}"] * (name in _BELOW)
-            raise FaceDepthError(f"{name} is {value}: it must be {' and '.join(limits) or 'finite'}.")
+            raise FaceDepthError(f"{name} is {value}: it must be {' and '.join(limits)}.")
     if set(config.loss) != set(loss := _method(config.method).loss):
         raise FaceDepthError(
             f"The loss has the values {list(config.loss)}, the method {config.method!r} takes {list(loss)}: "

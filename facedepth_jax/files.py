@@ -1,6 +1,7 @@
 """Write files atomically (temporary file, fsync, rename); hashes and JSON."""
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -8,6 +9,7 @@ import os
 import pathlib
 import re
 import shutil
+import socket
 import uuid
 
 import numpy as np
@@ -28,6 +30,42 @@ def check_local(path: str | os.PathLike):
             f"{path} is an address ({found[0]}/...), no directory; files are synced and renamed here, which buckets "
             "cannot do: give a local directory, or mount the bucket through a cache, see docs/launching.md."
         )
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike):
+    """Hold the lock of a directory, which is made, and removed again if nothing else has come into it.
+
+    The lock is the kernel's, on a file in the directory: it ends with the process, also with a killed one. Raises
+    FaceDepthError if another process holds it, or if nothing can be written there.
+    """
+    folder = pathlib.Path(folder)
+    made, path = not folder.exists(), folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")
+    except OSError as error:
+        raise FaceDepthError(f"{folder} cannot be written: {error.strerror or error}.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise FaceDepthError(
+                f"{folder} is in use by another process ({file.read() or 'an unknown one'}): wait until it has ended, "
+                "or give another directory."
+            ) from None
+        except OSError:  # a file system without locks: better none than no run
+            pass
+        try:
+            file.truncate(0)
+            print(f"{os.getpid()} on {socket.gethostname()}", end="", file=file, flush=True)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if made:
+                with contextlib.suppress(OSError):  # it is not empty
+                    folder.rmdir()
 
 
 @contextlib.contextmanager

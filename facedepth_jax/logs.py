@@ -8,6 +8,7 @@ import re
 import sys
 import time
 
+import numpy as np
 import tensorboardX
 import tqdm
 
@@ -56,15 +57,26 @@ class Logs:
         self._bar = tqdm.tqdm(total=total_steps, initial=start_step, unit="step", disable=None, dynamic_ncols=True)
 
     def write(self, step: int, values: dict[str, float], prefix: str):
-        """Write one line: `values`, plain numbers, under `prefix/name`."""
+        """Write one line: `values`, plain numbers, under `prefix/name`. A terminal shows those of validations."""
+        self.show(step, values, prefix)
         values = {f"{prefix}/{name}": value for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._bar.disable or prefix == "validation":
+            shown = [f"{name} {value:.6g}" for name, value in values.items() if not name.startswith(_NOT_SHOWN)]
+            self.say(f"step {step}: {', '.join(shown)}")
+
+    def show(self, step: int, values: dict[str, float], prefix: str, picture: np.ndarray | None = None):
+        """Show values, and a picture, uint8 (H, W, 3), to TensorBoard alone."""
         for name, value in values.items():
             # TensorBoard's writer complains at every line about other characters in a tag.
-            self._events.add_scalar(re.sub(r"[^\w./-]", "_", name), value, step)
-        if self._bar.disable:
-            shown = [f"{name} {value:.4g}" for name, value in values.items() if not name.startswith(_NOT_SHOWN)]
-            print(f"step {step}: {', '.join(shown)}", flush=True)
+            self._events.add_scalar(re.sub(r"[^\w./-]", "_", f"{prefix}/{name}"), value, step)
+        if picture is not None:
+            self._events.add_image(f"{prefix}/faces", picture, step, dataformats="HWC")
+
+    def say(self, text: str):
+        """Print a line, above the bar if there is one."""
+        self._bar.write(text)
+        sys.stdout.flush()
 
     def advance(self, step: int, shown: dict[str, str]):
         """Move the bar."""
@@ -83,7 +95,7 @@ class Silence:
     def write(self, *args):
         pass
 
-    advance = close = write
+    advance = show = say = close = write
 
 
 class Pace:

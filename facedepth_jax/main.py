@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None):
         with contextlib.suppress(OSError):  # a full disk, or a reader that has gone
             sys.stdout.flush()
         # Else this process waits: for threads of Orbax after a failed save, for the other processes.
-        os._exit(134 if gone else 1)
+        os._exit(134 if gone else getattr(error, "exit_code", 1))
 
 
 if __name__ == "__main__":

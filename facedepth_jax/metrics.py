@@ -8,7 +8,8 @@ float64, each with a standard error over people.
 Definitions: Pini et al. (2018), Table 1, after Eigen et al., "Depth map prediction from a single image using a
 multi-scale deep network" (2014). The paper's figures decide where its words do not: RMSE lin and log take the root
 last, over the whole split; the L2 norm is an image's own norm, averaged over images (in all eight columns of Table 1
-it is just below 96 times RMSE lin). Before a logarithm or a ratio both depths are raised to one level.
+it is just below 96 times RMSE lin). Logarithms and the ratios of δ take both depths raised to one level; the absolute
+and the squared difference are of the depths as they are, and the true depth that divides them is raised.
 
 Relief is the shape of a face wherever it is: of each image, over the pixels of the face.
 """

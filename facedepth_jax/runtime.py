@@ -7,18 +7,23 @@ import os
 import pathlib
 import re
 import signal
+import sys
 
 from facedepth_jax.errors import FaceDepthError
 
 
 def tune():
-    """Tune this process for speed, never over the user's own setting. Programs call it before JAX and OpenCV start."""
+    """Tune this process for speed and let it print anything, never over the user's own setting.
+
+    Programs call it before JAX and OpenCV start.
+    """
     # OpenCV reads this when it is imported: an image of a terabyte of pixels is refused before it is decoded.
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(64 * 1024 * 1024))
-    with contextlib.suppress(OSError):  # another system, where jaxlib lies in other files
-        _prefer_older_convolutions()
-    with contextlib.suppress(ImportError, OSError, AttributeError, TypeError):  # not glibc
-        _keep_freed_memory()
+    if hasattr(sys.stdout, "reconfigure"):  # what its encoding lacks is written as \u2193, as on stderr: never an error
+        sys.stdout.reconfigure(errors="backslashreplace")
+    for tuning in (_prefer_older_convolutions, _keep_freed_memory):
+        with contextlib.suppress(Exception):  # another system or C library: no tuning may ever stop a program
+            tuning()
 
 
 def _prefer_older_convolutions():
@@ -95,13 +100,11 @@ def keep_compiled():
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or jax.default_backend() == "cpu":
         return
     folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "facedepth_jax"
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # no home, or a read-only one; a system without getuid
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         stat = folder.stat()
-    except OSError:  # no home, or a read-only one
-        return
-    if stat.st_uid == os.getuid() and not stat.st_mode & 0o022:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        if stat.st_uid == os.getuid() and not stat.st_mode & 0o022:
+            jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 class StopSignal:

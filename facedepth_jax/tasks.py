@@ -1,7 +1,7 @@
 """Per-method hooks of the training loop: batching, validation, final evaluation. Generators, and the verifier.
 
-`validate` returns figures and a rank, float32 (2,), lower is better: by the first number, then by the second. The best
-weights by that rank go to `finish`.
+`validate` returns figures, a picture or None, and a rank, float32 (2,), lower is better: by the first number, then by
+the second. The best weights by that rank go to `finish`, which returns the test split's figures and picture.
 """
 
 import functools
@@ -32,6 +32,8 @@ def make_task(config, nets: dict[str, Net], data: Arrays, mesh):
 
 
 class _Task:
+    images = 1  # in an example
+
     def __init__(self, config, nets: dict[str, Net], data: Arrays, mesh):
         self._config, self._data, self._mesh = config, data, mesh
         self._code = configs.depth_code(config)
@@ -56,6 +58,10 @@ class _Task:
             if jax.process_index() == 0 and name != "identity":  # that one distinguishes the training people alone
                 save_weights(workdir / f"{name}.safetensors", variables(net))
         return net_state
+
+    def _kept(self, best: Best, which: str, name: str, value: float) -> str:
+        steps = self._config.train.steps
+        return f"The weights are those of step {int(best.step)} of {steps}: {which} validation/{name}, {value:.6g}."
 
     def _header(self, best: Best) -> dict:
         """Begin a results.json: `step` is that of the weights, `steps` how many the run had."""
@@ -93,14 +99,17 @@ class DepthTask(_Task):
         """Measure the validation split, and write a picture."""
         rows = self._data.rows("validation")
         found = self._evaluate(generator, rows)
-        sample = self._sample(generator, rows)
+        picture = _grid(self._sample(generator, rows))
         if jax.process_index() == 0:
-            pictures.write_png(workdir / f"samples/{step:08d}.png", _grid(sample))
-        relief = found.get("relief", {})
-        rank = [found["all"]["l1"], found["all"]["rmse_lin"]]
-        if self._code.origin == "head" and relief:
-            rank = [relief["relief_mae"], found["all"]["l1"]]
-        return found["valid"] | found["mm"] | relief, np.float32(rank)
+            pictures.write_png(workdir / f"samples/{step:08d}.png", picture)
+        ranks = self._ranks(found)
+        return _shown(found) | ranks, picture, np.float32([*ranks.values()])
+
+    def _ranks(self, found: dict) -> dict[str, float]:
+        """Choose the figures that decide which weights are kept, lower is better, as they are called in the log."""
+        if self._code.origin == "head" and "relief" in found:
+            return {"relief_mae": found["relief"]["relief_mae"], "all_l1": found["all"]["l1"]}
+        return {"all_l1": found["all"]["l1"], "all_rmse_lin": found["all"]["rmse_lin"]}
 
     def finish(self, best: Best, state: TrainState, workdir: pathlib.Path):
         """Write the weights, and the test split's figures, table and pictures."""
@@ -117,14 +126,18 @@ class DepthTask(_Task):
             "baseline_mean_map": mean_map,
         }
         sample = self._sample(generator, rows)
+        figures, picture = _shown(test), _grid(sample)
         if jax.process_index():
-            return
+            return figures, picture
         files.write_json(workdir / "results.json", results)
-        pictures.write_png(workdir / "samples/test.png", _grid(sample))
+        pictures.write_png(workdir / "samples/test.png", picture)
         files.write_npz(workdir / "samples/test.npz", sample)
         table = figures_tables({MEAN_MAP: mean_map, config.method: test}, baseline=MEAN_MAP)
         files.write_bytes(workdir / "results.md", table.encode())
-        print(f"\n{table}\nTest faces: {workdir}/samples/test.png   figures: {workdir}/results.md, results.json")
+        kept = self._kept(best, "lowest", *next(iter(self._ranks(validation).items())))
+        print(f"\n{table}\n{kept}")
+        print(f"Test faces: {workdir}/samples/test.png   figures: {workdir}/results.md, results.json")
+        return figures, picture
 
     def _evaluate(self, generator: NetState, rows):
         estimate = functools.partial(self._estimate, generator)
@@ -150,10 +163,13 @@ class VerifierTask(_Task):
     Among equals those with the lowest loss are kept.
     """
 
+    images = 2
+
     def __init__(self, config, nets: dict[str, Net], data: Arrays, mesh):
         super().__init__(config, nets, data, mesh)
         for split in ("validation", "test"):
             verification.pair_rows(data, split)  # unusable lists are found now
+        self.frames_of(1, data.rows("train"), batch_size=2, seed=0)  # so are people who make no pairs
 
     def _examples(self, train_rows):
         return {"depth_mm": self._data.depth_mm, "distance_mm": self._distance_mm}
@@ -164,8 +180,11 @@ class VerifierTask(_Task):
     def validate(self, verifier: NetState, step: int, workdir: pathlib.Path):
         """Measure the validation pairs."""
         found = self._verify(verifier, "validation")
-        figures = {name: found[name] for name in ("accuracy", "auc", "loss") if found[name] is not None}
-        return figures, np.float32([-found["accuracy"], found["loss"]])
+        return self._shown(found), None, np.float32([-found["accuracy"], found["loss"]])
+
+    @staticmethod
+    def _shown(found):
+        return {name: found[name] for name in ("accuracy", "auc", "loss") if found[name] is not None}
 
     def finish(self, best: Best, state: TrainState, workdir: pathlib.Path):
         """Write the weights, and their figures on both lists of pairs; on the test pairs by cell of Table 2."""
@@ -173,21 +192,28 @@ class VerifierTask(_Task):
         test = self._verify(verifier, "test")
         estimate = evaluation.mean_map(data, self._code)
         mean_map = verification.generated_depth(lambda gray, distance_mm: estimate(gray, distance_mm)[0], data)
+        validation = self._verify(verifier, "validation")
         results = self._header(best) | {
             "test": test,
-            "validation": self._verify(verifier, "validation"),
+            "validation": validation,
             "baseline_mean_map": self._verify(verifier, "test", mean_map),
         }
         if jax.process_index():
-            return
+            return self._shown(test), None
         files.write_json(workdir / "results.json", results)
         table = verification_table(test["cells"], [], "accuracy on true depth (pairs)")
         files.write_bytes(workdir / "results.md", table.encode())
-        print(f"\n{table}\nFigures: {workdir}/results.md, results.json")
+        print(f"\n{table}\n{self._kept(best, 'highest', 'accuracy', validation['accuracy'])}")
+        print(f"Figures: {workdir}/results.md, results.json")
+        return self._shown(test), None
 
     def _verify(self, net_state, split, depth_maps=None):
         depth_maps = depth_maps or verification.true_depth(self._data)
         return verify(Verifier(self._module, net_state, self._code), depth_maps, self._data, split)
+
+
+def _shown(found):
+    return found["valid"] | found["mm"] | found.get("relief", {})
 
 
 def _grid(sample):

@@ -5,6 +5,7 @@ which examples it sees and whether it is validated, so 20 steps are 10 steps and
 before the validation of the same step, so a run that died in the latter does it again. Dying anywhere is harmless.
 """
 
+import contextlib
 import dataclasses
 import faulthandler
 import glob
@@ -44,33 +45,42 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, allow_mismatch
     Raises:
       FaceDepthError: the config, the data or `workdir` cannot be used, a value is not finite, or a save has failed.
     """
-    training = _Training(config, workdir, allow_mismatch)
-    try:
+    configs.check(config)
+    files.check_local(workdir)
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(files.locked(workdir))
+        training = _Training(config, workdir, allow_mismatch)
+        stack.callback(training.logs.close)
+        stack.callback(faulthandler.cancel_dump_traceback_later)
         if training.loop():
-            training.task.finish(training.best, training.state, training.workdir)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-        training.logs.close()
+            figures, picture = training.task.finish(training.best, training.state, training.workdir)
+            training.logs.show(config.train.steps, figures, "test", picture)
 
 
 class _Training:
     """A run: set up, the loop, and the loop's verbs."""
 
     def __init__(self, config, workdir, allow_mismatch):
-        configs.check(config)
-        files.check_local(workdir)
         self.config, self.workdir = configs.with_absolute_paths(config), pathlib.Path(workdir).absolute()
         config, self.method = self.config, METHODS[config.method]
-        # Sizes that the nets cannot take are found before the data are made.
-        jax.eval_shape(lambda: init_state(build(config, subjects=1), config.seed, config.data.size))
+        # All that needs no data is looked at before they are made: that may take hours.
+        shapes = jax.eval_shape(lambda: init_state(build(config, subjects=1), config.seed, config.data.size))
+        folder = self.workdir / "checkpoints"
+        known = Checkpoints(folder, _identity(config))
         # A run that goes on has its weights in a checkpoint, and needs the other run no more.
-        begins = not any(self.workdir.glob("checkpoints/" + 8 * "[0-9]"))
+        begins = not known.steps()
+        if begins:
+            _check_new(self.workdir)
+        elif jax.process_index() == 0 and not allow_mismatch:
+            known.check_newest()
         if config.init_from and begins:
             there, here = configs.depth_code(configs.read_run(config.init_from)), configs.depth_code(config)
             if there != here:
                 raise FaceDepthError(
                     f"The run in init_from, {config.init_from}, has {there}, this one {here}: give the same depth_code."
                 )
+            _start_from(config.init_from, shapes, self.method.net)
         mesh = devices.make_mesh()
         devices.check_batch_size(mesh, config.train.batch_size, "train.batch_size")
         _warn_of_unused_gpus()
@@ -87,7 +97,7 @@ class _Training:
         if config.train.average_decay:
             state = dataclasses.replace(state, average=variables(net))
         saved = devices.put_everywhere(mesh, {"state": state, "best": no_best(net)})
-        self.checkpoints = Checkpoints(self.workdir / "checkpoints", _identity(config, data), allow_mismatch)
+        self.checkpoints = Checkpoints(folder, _identity(config, data), allow_mismatch)
         saved = self.checkpoints.restore(saved) or saved
         self.state, self.best = saved["state"], saved["best"]
         if self.checkpoints.mismatched:  # the rank is of other values, or other data
@@ -105,9 +115,24 @@ class _Training:
         self.step_fn = jax.jit(make_step(config, nets, configs.depth_code(config)), donate_argnums=0)
         self.drawn = {"batch_size": config.train.batch_size, "seed": config.seed}
         self.logs = Silence() if jax.process_index() else Logs(self.workdir, self.start, config.train.steps)
-        self.pace = Pace(config.train.batch_size)
+        self.logs.say(self._title(data, mesh))
+        self.pace = Pace(self.task.images * config.train.batch_size)
         # Step and metrics of the step before: they are read one step late, so that the device never waits for the host.
         self.pending = None
+        # Of the metrics since the last line of the log; checkpoints have them too, or a kill would change the means.
+        self.sums = {} if self.checkpoints.mismatched else self.checkpoints.notes
+
+    def _title(self, data, mesh) -> str:
+        """Say in one line what is trained, on what, and from where on."""
+        counts = {name: _count(net.params) for name, net in self.state.nets.items()}
+        nets = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        frames = ", ".join(f"{data.meta['counts'][split]['frames']:,} {split}" for split in SPLITS)
+        steps = self.config.train.steps
+        begin = f"goes on from step {self.start:,} of {steps:,}" if self.start else f"{steps:,} steps"
+        return (
+            f"{self.config.method}: {sum(counts.values()):,} parameters ({nets}); frames: {frames}; "
+            f"{mesh.size} x {jax.devices()[0].device_kind}; {begin}"
+        )
 
     def loop(self) -> bool:
         """Train up to the last step; False if a signal came first."""
@@ -155,7 +180,8 @@ class _Training:
         with self.pace.paused():
             if not bool(_all_finite(self.state)):
                 raise self._not_finite(step, "a parameter is not finite")
-            self.checkpoints.save(step, {"state": self.state, "best": self.best}, int(self.best.step))
+            saved = {"state": self.state, "best": self.best}
+            self.checkpoints.save(step, saved, int(self.best.step), notes=self.sums)
         self.saved_step = step
 
     def validate(self, step: int):
@@ -163,12 +189,13 @@ class _Training:
         self.log()
         net = dataclasses.replace(self.state.nets[self.method.net], **self.state.average)
         with self.pace.paused():
-            figures, rank = self.task.validate(net, step, self.workdir)
-            self.logs.write(step, figures, "validation")
+            figures, picture, rank = self.task.validate(net, step, self.workdir)
             self.best = keep_better(self.best, net, np.int32(step), rank)
+            self.logs.write(step, figures | {"best_step": int(self.best.step)}, "validation")
+            self.logs.show(step, {}, "validation", picture)
 
     def log(self):
-        """Read the metrics of the step before, which must be finite, and write them when it is their turn."""
+        """Read the metrics of the step before, which must be finite, and write their means when it is their turn."""
         if self.pending is None:
             return
         (step, metrics), self.pending = self.pending, None
@@ -176,8 +203,11 @@ class _Training:
         if what := first_not_finite(metrics):
             raise self._not_finite(step, what)
         self.logs.advance(step, {name: f"{metrics[name]:.3g}" for name in sorted(metrics) if name.startswith("loss")})
+        self.sums = {name: self.sums.get(name, 0) + value for name, value in {"steps": 1, **metrics}.items()}
         if step % self.config.every.log == 0 or step == self.config.train.steps:
-            self.logs.write(step, metrics | self.pace.lap(step), "train")
+            means = {name: self.sums[name] / self.sums["steps"] for name in metrics}
+            self.logs.write(step, means | self.pace.lap(step), "train")
+            self.sums = {}
 
     def _device_is_idle(self):
         return self.pending is None or all(value.is_ready() for value in self.pending[1].values())
@@ -189,6 +219,19 @@ class _Training:
             f"Step {step}: {what}. The run stops, the last good checkpoint is kept; try a lower learning rate, "
             f"or look at the frames of this step: {names}."
         )
+
+
+def _check_new(workdir):
+    """Raise FaceDepthError if a run without checkpoints has left what a new one would replace."""
+    for path in sorted([*workdir.glob("*.safetensors"), *workdir.glob("results.json")]):
+        raise FaceDepthError(
+            f"{workdir} holds {path.name} but no checkpoint to go on from, and a new run would replace it: give "
+            f"another --workdir (and --config.init_from={workdir} to start from these weights), or remove them."
+        )
+
+
+def _count(params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _warn_of_unused_gpus():
@@ -227,7 +270,7 @@ def _start_from(run: str, state, evaluated: str):
     return dataclasses.replace(state, nets=nets)
 
 
-def _identity(config, data):
+def _identity(config, data=None):
     """Collect what must not change while a run goes on: all that decides its numbers, except how long it goes."""
     identity = config.to_dict()
     for name in ("watchdog_sec", "init_from"):  # the weights of the latter are in the checkpoint
@@ -235,7 +278,7 @@ def _identity(config, data):
     if config.train.schedule == "constant":  # the cosine's length decides its rates
         del identity["train"]["steps"]
     # `every.save` decides which weights are kept.
-    return identity | {"data": data.fingerprint, "every": {"save": config.every.save}}
+    return identity | {"data": data.fingerprint if data else None, "every": {"save": config.every.save}}
 
 
 @jax.jit

@@ -19,7 +19,7 @@ from facedepth_jax.data import pairs
 from facedepth_jax.data.arrays import Arrays
 from facedepth_jax.data.pairs import ANGLE_SUBSETS, SEQUENCE_SUBSETS, in_subset
 from facedepth_jax.depth_code import DepthCode
-from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.errors import FaceDepthError, NoPairs
 from facedepth_jax.estimator import load_net
 from facedepth_jax.models import siamese
 from facedepth_jax.state import NetState, variables
@@ -168,7 +168,7 @@ def pair_rows(data: Arrays, split: str) -> tuple[np.ndarray, np.ndarray, np.ndar
     path = data.path / f"pairs_{split}.tsv"
     found = pairs.read(path)
     if not found:
-        raise FaceDepthError(f"{path} has no pairs: face verification needs two people in the split '{split}'.")
+        raise NoPairs(f"{path} has no pairs: face verification needs two people in the split '{split}'.")
     rows = {frame: row for row, frame in enumerate(data.frames["frame"])}
     try:
         a, b, same = np.array([(rows[a], rows[b], same) for a, b, same in found]).T

@@ -4,7 +4,8 @@ python launch/study.py --config=configs/synthetic.py --runs=runs/study --seeds=1
 
 Every run is `python -m facedepth_jax.main` in its own directory, RUNS/METHOD-SEED; the verifier has the first seed.
 With `--folds=0,1,2,3,4` all of it is done for each fold of a cross-validation (the folder data set), in
-RUNS/fold-K, with arrays in DATA_DIR-fold-K; the report pools the folds.
+RUNS/fold-K, with arrays in DATA_DIR-fold-K; the report pools the folds. Without people enough for the verifier the
+rest goes on, and the report has no face verification.
 Prints the cost first. The same command again continues: finished runs are not touched, interrupted ones go on from
 their last checkpoint. `--plan` prints costs and commands, for a scheduler, and stops there. Further
 `--config.KEY=VALUE` go to all methods, `--config.loss.KEY=VALUE` to those that have it, `--verifier.KEY=VALUE` to the
@@ -23,12 +24,16 @@ import sys
 import time
 from collections.abc import Sequence
 
+from facedepth_jax import runtime
+
+runtime.tune()
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from facedepth_jax import config as configs
-from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.errors import FaceDepthError, NoPairs
 from facedepth_jax.methods import METHODS, build, make_step
 from facedepth_jax.state import init_state, variables
 
@@ -158,9 +163,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_all(jobs: dict[pathlib.Path, tuple[list[str], int | None]]) -> int:
     """Run the commands whose directory has no results of so many steps; return the exit code.
 
-    SIGTERM and Ctrl-C go to the command that runs: a training saves first.
+    SIGTERM and Ctrl-C go to the command that runs: a training saves first. A verifier without pairs is left out, and
+    with it all `--verifier` of the report.
     """
-    child, stopped = None, False
+    child, stopped, unverified = None, False, False
 
     def stop(number, frame):
         nonlocal stopped
@@ -178,12 +184,16 @@ def run_all(jobs: dict[pathlib.Path, tuple[list[str], int | None]]) -> int:
             continue
         print(place, flush=True)
         if not stopped:
+            command = [word for word in command if not (unverified and word.startswith("--verifier="))]
             child = subprocess.Popen(command, start_new_session=True)  # else Ctrl-C reaches it twice
             code = child.wait()
         if stopped:
             print("Stopped: the same command continues.")
             return 0
-        if code:
+        if code == NoPairs.exit_code:
+            unverified = True
+            print("Going on without face verification: the report will have no row of it.", flush=True)
+        elif code:
             return code
     return 0
 

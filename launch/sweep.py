@@ -6,16 +6,31 @@ python launch/sweep.py --config=configs/synthetic.py --runs=runs/lambda loss.lam
 import argparse
 import itertools
 import shlex
+import sys
+
+from facedepth_jax import config as configs
+from facedepth_jax.errors import FaceDepthError
 
 
 def commands(config: str, runs: str, axes: dict[str, list[str]]) -> list[str]:
-    """Make the command lines of all combinations of `axes`, config key -> values, which name the workdirs."""
+    """Make the command lines of all combinations of `axes`, config key -> values, which name the workdirs.
+
+    Raises FaceDepthError if `main` would refuse the values.
+    """
     lines = []
     for values in itertools.product(*axes.values()):
         chosen = list(zip(axes, values, strict=True))
         name = "-".join(f"{key.rsplit('.', 1)[-1]}_{value}" for key, value in chosen)
         overrides = [f"--config.{key}={value}" for key, value in chosen]
-        words = ["python", "-m", "facedepth_jax.main", f"--config={config}", f"--workdir={runs}/{name}", *overrides]
+        configs.check(configs.load(config, overrides))
+        words = [
+            sys.executable,
+            "-m",
+            "facedepth_jax.main",
+            f"--config={config}",
+            f"--workdir={runs}/{name}",
+            *overrides,
+        ]
         lines.append(shlex.join(words))
     return lines
 
@@ -35,4 +50,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FaceDepthError as error:
+        sys.exit(f"error: {error}")

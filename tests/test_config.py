@@ -46,6 +46,9 @@ def test_values_are_given_on_the_command_line():
     assert values.train.steps == 7 and values.loss.lam == 10.0
     assert values.data.options.subjects == 5 and values.data.dir == "gs://b/a=b"
     assert configs.load("synthetic").train.steps == 1000
+    values = configs.load("synthetic", ["train.steps=2.5e3", "loss.lam=1e3", "train.augment=true"])
+    assert (values.train.steps, values.loss.lam, values.train.augment) == (2500, 1000.0, True)
+    assert type(values.train.steps) is int and not configs.load("relief", ["train.augment=false"]).train.augment
 
 
 CONFIG = """
@@ -78,8 +81,31 @@ def test_a_misspelt_config_file_is_refused(tmp_path, name, line, said):
 
 
 @pytest.mark.parametrize(
+    "line, said",
+    [
+        (
+            "config.unlock(); config.train.step = 5",
+            "has train.step, which is no value of a run: do you mean train.steps",
+        ),
+        (
+            "import ml_collections; config = ml_collections.ConfigDict({'method': 'ae'})",
+            "The config lacks data.dataset",
+        ),
+        ("import ml_collections; config = ml_collections.ConfigDict({'width': 8})", "There is no method None"),
+    ],
+)
+def test_a_config_file_that_goes_its_own_way(tmp_path, line, said):
+    path = tmp_path / "mine.py"
+    path.write_text(CONFIG.format(line=line))
+    with pytest.raises(FaceDepthError, match=said):
+        configs.check(configs.load(str(path)))
+
+
+@pytest.mark.parametrize(
     "name, override, said",
     [
+        ("synthetic", "--config.train.steps=1.5", "steps"),
+        ("synthetic", "--config.train.steps=15e-1", "steps"),
         ("synthetic", "--config.loss.lamb=3.0", "lamb"),
         ("synthetic:ae", "--config.loss.lam=3.0", "lam"),
         ("synthetic", "--config.train.step=3", "step"),

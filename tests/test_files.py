@@ -3,6 +3,8 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -119,3 +121,27 @@ def test_what_cannot_be_read_is_said(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(FaceDepthError, match=r"a\.json (cannot be read|is not JSON)"):
         files.read_json(path)
+
+
+def test_a_lock_is_held_by_one_and_ends_with_a_kill(tmp_path):
+    folder = tmp_path / "runs/a"
+    code = f"""
+import time
+from facedepth_jax import files
+with files.locked({str(folder)!r}):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(FaceDepthError, match=rf"{folder} is in use by another process \({other.pid} on .+\): wait"):
+            with files.locked(folder):
+                pass
+        other.kill()
+    assert os.listdir(folder) == ["lock"]
+    with files.locked(folder):
+        (folder / "result").write_text("")
+    assert os.listdir(folder) == ["result"]
+    with files.locked(tmp_path / "b"):
+        pass
+    assert not (tmp_path / "b").exists()

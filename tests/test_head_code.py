@@ -114,8 +114,9 @@ def test_a_run_and_its_figures(method, runs, heads_dir):
 def test_the_validations_relief_error_ranks_the_weights(runs, heads_dir, tmp_path):
     config, data = head_config("ae", heads_dir), arrays.open(heads_dir)
     task = tasks.make_task(config, methods.build(config, 3), data, devices.make_mesh())
-    figures, rank = task.validate(facedepth_jax.load(runs("ae")).net_state, 1, tmp_path)
-    assert rank[0] == np.float32(figures["relief_mae"]) != rank[1]
+    figures, picture, rank = task.validate(facedepth_jax.load(runs("ae")).net_state, 1, tmp_path)
+    assert rank[0] == np.float32(figures["relief_mae"]) != rank[1] == np.float32(figures["all_l1"])
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "samples/00000001.png"))[..., ::-1], picture)
 
 
 @pytest.mark.parametrize("method", ["relief", "cgan"])

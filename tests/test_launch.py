@@ -1,6 +1,7 @@
 """launch/: the sweep's commands; the study from its plan to its tables, stopped on the way."""
 
 import importlib
+import os
 import pathlib
 import shlex
 import signal
@@ -8,9 +9,12 @@ import subprocess
 import sys
 
 import imageio.v3 as iio
+import numpy as np
 import pytest
+from small import write_arrays
 
 from facedepth_jax import config as configs
+from facedepth_jax import main
 from facedepth_jax.errors import FaceDepthError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -27,14 +31,36 @@ def module(name):
 sweep, study = module("sweep"), module("study")
 
 
-def test_sweep_prints_one_command_for_each_combination(capsys):
+def test_sweep_prints_one_command_for_each_combination(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
     sweep.main(["--config=configs/synthetic.py:cgan", "--runs=runs/x", "loss.lam=1.0,10.0", "seed=0,1,2"])
     out = capsys.readouterr().out.splitlines()
     assert len(out) == len(set(out)) == 6
     assert out[1] == (
-        "python -m facedepth_jax.main --config=configs/synthetic.py:cgan --workdir=runs/x/lam_1.0-seed_1 "
+        f"{sys.executable} -m facedepth_jax.main --config=configs/synthetic.py:cgan --workdir=runs/x/lam_1.0-seed_1 "
         "--config.loss.lam=1.0 --config.seed=1"
     )
+
+
+@pytest.mark.parametrize("axis, said", [("loss.lamb=1.0", "lamb"), ("train.steps=5,-1", "train.steps is -1")])
+def test_a_sweep_that_main_would_refuse_prints_nothing(axis, said, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(FaceDepthError, match=said):
+        sweep.main(["--config=configs/synthetic.py", "--runs=runs/x", axis])
+    assert capsys.readouterr().out == ""
+
+
+def test_main_sweep_and_study_read_values_alike(plan, capsys):
+    values = ["train.steps=1e3", "train.augment=false", "loss.lam=1e2", "data.options.subjects=2e1"]
+    flags = [f"--config.{value}" for value in values]
+    rows, (_, cgan, _) = plan("--config=configs/synthetic.py", "--runs=r", "--methods=cgan", "--config.width=4", *flags)
+    assert rows["cgan"][3].strip() == "1,000"
+    sweep.main(["--config=configs/synthetic.py", "--runs=r", *values])
+    (swept,) = capsys.readouterr().out.splitlines()
+    for words in (cgan[3:], shlex.split(swept)[5:], flags):
+        found = configs.load("configs/synthetic.py", words)
+        assert (found.train.steps, found.train.augment, found.loss.lam) == (1000, False, 100.0)
+        assert found.data.options.subjects == 20
 
 
 TINY = [
@@ -174,11 +200,36 @@ def test_a_study_that_cannot_be_is_one_sentence(tmp_path, monkeypatch, capsys, f
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_study_ends_with_a_run_that_fails(tmp_path):
-    jobs = {tmp_path / str(i): ([sys.executable, "-c", f"raise SystemExit({i})"], 4) for i in (0, 3, 5)}
+def run_all(tmp_path, code, words):
+    """Run jobs of this code, with other words each."""
+    jobs = {tmp_path / f"{i}": ([sys.executable, "-c", code, *more], 4) for i, more in enumerate(words)}
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        assert study.run_all(jobs) == 3
+        return study.run_all(jobs)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_study_ends_with_a_run_that_fails(tmp_path):
+    assert run_all(tmp_path, "import sys; sys.exit(int(sys.argv[1]))", [["0"], ["2"], ["5"]]) == 2
+
+
+def test_a_study_without_pairs_goes_on_without_its_verifier(tmp_path, monkeypatch, capfd):
+    """`main` says why, with an exit code of its own; the report's command has no verifier then."""
+    depth_mm = np.full((6, 96, 96), 900)
+    splits = ["train", "train", "validation", "validation", "test", "test"]
+    write_arrays(tmp_path / "data", np.zeros_like(depth_mm), depth_mm, "aabbcc", splits)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    with pytest.raises(SystemExit) as end:
+        values = {"data.dir": tmp_path / "data", "data.dataset": "", "data.face_mm": 240.0}
+        main.main(
+            ["--config=verifier:folder", f"--workdir={tmp_path}/run", *(f"--config.{k}={v}" for k, v in values.items())]
+        )
+    code, said = end.value.code, capfd.readouterr().err
+    assert "make no verification pairs" in said or "has no pairs" in said
+    assert code not in (0, 1) and not (tmp_path / "run").exists()
+    show = f"import sys; print(sys.argv[1:], flush=True); sys.exit({code} * (sys.argv[1] == 'verifier'))"
+    assert run_all(tmp_path, show, [["verifier"], ["ae"], ["report", "--verifier=a", "b"]]) == 0
+    said = capfd.readouterr().out
+    assert "Going on without face verification" in said and "['report', 'b']" in said

@@ -1,7 +1,9 @@
 """logs.py: what is written can be read, also after a kill."""
 
+import io
 import json
 import math
+import sys
 import time
 
 import pytest
@@ -30,6 +32,19 @@ def test_lines_are_json_with_the_numbers_to_the_bit(tmp_path, capsys):
     assert lines == [{"step": s, "train/loss_g": 0.1 + s, "train/d_accuracy": 1.0} for s in (1, 2)]
     assert "step 2: train/loss_g 2.1" in capsys.readouterr().out
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_terminal_shows_validations_above_its_bar(tmp_path, capsys, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    logs = Logs(tmp_path, 0, 10)
+    logs.say("cgan: 5 parameters")
+    logs.write(2, {"loss_g": 0.1}, "train")
+    logs.write(2, {"l1": 1234.5, "best_step": 2}, "validation")
+    logs.close()
+    assert capsys.readouterr().out == "cgan: 5 parameters\nstep 2: validation/l1 1234.5, validation/best_step 2\n"
+    assert "/10" in terminal.getvalue()
 
 
 @pytest.mark.parametrize(

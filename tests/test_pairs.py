@@ -226,7 +226,7 @@ def in_cell(yaw, pitch, roll, sequence, angles, sequences):
     known = not any(math.isnan(angle) for angle in (yaw, pitch, roll))
     frontal = max(abs(yaw), abs(pitch), abs(roll)) <= 10 if known else None
     by_angle = {"A1": frontal is True, "A2": frontal is False, "A1+A2": True}
-    by_sequence = {"S1-S3": sequence in (1, 2, 3), "S4-S5": sequence in (4, 5), "S1-S5": True}
+    by_sequence = {"S1-S3": sequence in (1, 2, 3), "S4-S5": sequence in (4, 5), "S1-S5": sequence in (0, 1, 2, 3, 4, 5)}
     return by_angle[angles] and by_sequence[sequences]
 
 

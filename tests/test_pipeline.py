@@ -48,6 +48,12 @@ def test_a_row_twice_and_more_than_an_epoch_in_a_batch():
         np.testing.assert_array_equal(batch["gray"][k], ARRAYS["gray"][row])
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_any_batch_size_cuts_the_same_list(batch_size):
+    found = rows_of(take(24 // batch_size, batch_size=batch_size, start_step=12 // batch_size))
+    np.testing.assert_array_equal(found, rows_of(take(9))[12:])
+
+
 @pytest.mark.parametrize("start", [1, 2, 3, 17])
 def test_starting_at_a_step_is_skipping_the_batches_before(start):
     np.testing.assert_array_equal(rows_of(take(5, start_step=start)), rows_of(take(start + 5)[start:]))
@@ -105,6 +111,14 @@ def test_pairs_are_half_of_one_person_and_never_of_one_frame():
         assert abs((of_d == row).mean() - 1 / 5) < 0.03
     in_order = (pairs[(same == 1) & (who[:, 0] == "a")] == ROWS[:2]).all(1).mean()
     assert abs(in_order - 1 / 2) < 0.06  # both orders
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_pairs_are_half_of_one_person_whatever_the_batch(batch_size):
+    batches = take_pairs(10, batch_size=batch_size, start_step=3)
+    same = np.concatenate([batch["same"] for batch in batches])
+    assert sorted(same[:2]) == [0, 1] and (same[2:] == same[:-2]).all()
+    np.testing.assert_array_equal(take_pairs(1, batch_size=batch_size, start_step=5)[0]["same"], batches[2]["same"])
 
 
 def test_a_batch_of_pairs_is_what_stands_in_its_rows():

@@ -1,6 +1,8 @@
 """runtime.py: how a program's process is set up, what the user's own settings change about it, and the stop signal."""
 
+import ctypes
 import os
+import pathlib
 import platform
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from facedepth_jax import runtime
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.runtime import StopSignal
 
+ROOT = pathlib.Path(__file__).parents[1]
 FAULTS = """
 import resource
 from facedepth_jax import runtime
@@ -51,6 +54,32 @@ def test_the_users_flags_stay(flags, monkeypatch):
     found = os.environ["XLA_FLAGS"]
     assert found.startswith(flags) and found.count("ynn_fusion_type") == 1
     assert os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] == "7"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_a_program_prints_whatever_the_encoding(encoding):
+    """Arrows in tables, names of files; also one that is not UTF-8."""
+    code = "from facedepth_jax import runtime; runtime.tune(); print('\u4eba \u2193 \\udcff.png')"
+    found = printed(code, PYTHONIOENCODING=encoding).strip()
+    assert found == ("\u4eba \u2193 \\udcff.png" if encoding == "utf-8" else r"\u4eba \u2193 \udcff.png")
+
+
+def test_all_programs_set_up_their_process():
+    for path in [*ROOT.glob("facedepth_jax/*.py"), *ROOT.glob("facedepth_jax/*/*.py"), ROOT / "launch/study.py"]:
+        text = path.read_text(encoding="utf-8")
+        if 'if __name__ == "__main__"' in text:
+            assert "\nruntime.tune()\n" in text, path
+
+
+def test_no_tuning_stops_a_program(monkeypatch):
+    """As on Windows, where a C library cannot be asked for by None, or where jaxlib is not to be found."""
+    for name in ("_prefer_older_convolutions", "_keep_freed_memory"):
+        monkeypatch.setattr(runtime, name, lambda: ctypes.CDLL(3.5))
+    runtime.tune()
+    monkeypatch.delattr(os, "getuid")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    runtime.keep_compiled()
 
 
 IMPORT = """

@@ -1,21 +1,25 @@
 """train.py: refusals before the first step, which change nothing; signals, resuming and the extras of training; what is
 watched, and values that are not finite. The loop as a user runs it: test_end_to_end.py."""
 
+import contextlib
 import dataclasses
 import json
 import re
 import shutil
 import signal
+import struct
 import time
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from small import POISON_MM, lines, people_config, results, weights, write_arrays, write_people
+from tensorboardX.proto import event_pb2
 
 from facedepth_jax import config as configs
-from facedepth_jax import devices, estimator, evaluation, losses, methods, steps, tasks, train, verification
+from facedepth_jax import devices, estimator, evaluation, files, losses, methods, steps, tasks, train, verification
 from facedepth_jax.checkpoint import Checkpoints
 from facedepth_jax.data import arrays, pipeline
 from facedepth_jax.depth_code import DepthCode
@@ -60,7 +64,7 @@ def save(config, workdir, step, identity=None):
         ({"watchdog_sec": 0}, "watchdog_sec is 0"),
         ({"width": 1}, "width is 1: it must be at least 2"),
         ({"train.steps": -5}, "train.steps is -5"),
-        ({"train.batch_size": 0}, "train.batch_size is 0"),
+        ({"train.batch_size": 0}, "train.batch_size is 0: it must be at least 1"),
         ({"train.schedule": "linear"}, "train.schedule is 'linear': take constant or cosine"),
         ({"train.schedule": "cosine", "train.warmup_steps": 8}, "train.warmup_steps is 8: give fewer than train.steps"),
         ({"train.average_decay": 1.0}, "train.average_decay is 1.0"),
@@ -79,6 +83,13 @@ def save(config, workdir, step, identity=None):
         ({"train.learning_rate": float("inf")}, "train.learning_rate is inf"),
         ({"train.b1": 1.5}, "train.b1 is 1.5: it must be at least 0 and below 1"),
         ({"loss.lam": float("nan")}, "loss.lam is nan: it must be finite"),
+        ({"loss.lam": -5.0}, "loss.lam is -5.0: it must be at least 0"),
+        ({"train.learning_rate": -0.001}, "train.learning_rate is -0.001"),
+        ({"depth_code.none_level": 300}, "depth_code.none_level is 300: it must be at least 0 and below 256"),
+        ({"depth_code.offset_mm": -1.0}, "depth_code.offset_mm is -1.0"),
+        ({"data.workers": -1}, "data.workers is -1"),
+        ({"data.size": 1040}, "data.size is 1040"),
+        ({"train.steps": 2**31}, "train.steps is 2147483648"),
         ({"depth_code.step_mm": 0.0}, "depth_code.step_mm is 0.0"),
         ({"watchdog_sec": 10**11}, "watchdog_sec is 10"),
         ({"seed": 2**63}, "seed is 9"),
@@ -97,6 +108,54 @@ def test_a_size_that_the_net_cannot_take_is_found_before_the_data_are_made(tmp_p
     with pytest.raises(FaceDepthError, match="The verifier's net takes depth maps of 96x96 px"):
         train.run(config, tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "fault, sentence",
+    [
+        ("a file", "file/run cannot be written: Not a directory"),
+        ("another run's", "belongs to a run with seed = 5"),
+        ("in use", r"run is in use by another process \(\d+ on .*\): wait"),
+        ("weights alone", "run holds generator.safetensors but no checkpoint to go on from"),
+        ("init_from without weights", "There is no .*generator.safetensors"),
+    ],
+)
+def test_the_workdir_is_looked_at_before_the_data_are_made(fault, sentence, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_open_data", lambda _: pytest.fail("the data were made first"))
+    config, workdir = config_of(data_dir), tmp_path / "run"
+    with contextlib.ExitStack() as stack:
+        if fault == "a file":
+            (tmp_path / "file").write_text("")
+            workdir = tmp_path / "file/run"
+        elif fault == "another run's":
+            identity = train._identity(configs.with_absolute_paths(config), arrays.open(data_dir))
+            save(config, workdir, 2, identity | {"seed": 5})
+        elif fault == "in use":
+            stack.enter_context(files.locked(workdir))
+        elif fault == "weights alone":
+            workdir.mkdir()
+            (workdir / "generator.safetensors").write_bytes(b"hours of work")
+        else:
+            (tmp_path / "other").mkdir()
+            (tmp_path / "other/config.json").write_text(json.dumps(config.to_dict()))
+            config.init_from = str(tmp_path / "other")
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(FaceDepthError, match=sentence):
+            train.run(config, workdir)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("left", [["config.json", "generator.safetensors"], ["results.json"]])
+def test_what_a_run_has_left_is_never_replaced_by_a_new_one(left, ae_run, people_dir, tmp_path):
+    """SECURITY.md tells people to pass on the former; checkpoints are what somebody removes for room."""
+    for name in left:
+        shutil.copy(ae_run / name, tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FaceDepthError, match=rf"holds {left[-1]} but no checkpoint .* --config.init_from="):
+        train.run(people_config("ae", people_dir, seed=3), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", *left]
+    for name in left:
+        assert (tmp_path / name).read_bytes() == (ae_run / name).read_bytes()
 
 
 def test_options_of_another_data_set(tmp_path):
@@ -395,6 +454,92 @@ def test_starts_that_do_not_fit(cgan_run, verifier_run, people_dir, tmp_path):
     refused("There is no .*generator.safetensors", init_from=str(verifier_run))
 
 
+def test_the_log_has_the_means_of_its_steps_also_after_a_kill(ae_run, people_dir, tmp_path, capsys, monkeypatch):
+    """Killed at step 5, it goes on from 4, amid a log interval. It says so in its first line."""
+    config = people_config("ae", people_dir, **{"every.log": 3})
+    with monkeypatch.context() as patch:
+        log = train._Training.log
+
+        def killed_at_5(training):
+            if training.pending and training.pending[0] == 5:
+                training.checkpoints.finish()
+                raise Stop
+            log(training)
+
+        patch.setattr(train._Training, "log", killed_at_5)
+        with pytest.raises(Stop):
+            train.run(config, tmp_path)
+    assert saved_steps(tmp_path)[-1] == 4
+    said = capsys.readouterr().out.splitlines()
+    count = sum(array.size for name, array in weights(ae_run).items() if name.startswith("params/"))
+    assert said[0].startswith(
+        f"ae: {count:,} parameters (generator {count:,}); frames: 12 train, 4 validation, 4 test; "
+    )
+    assert said[0].endswith("; 8 steps")
+    train.run(config, tmp_path)
+    said = capsys.readouterr().out
+    assert said.splitlines()[0].endswith("; goes on from step 4 of 8")
+    best = results(tmp_path)["step"]
+    assert f"The weights are those of step {best} of 8: lowest validation/all_l1, " in said
+    every = {line["step"]: line for line in lines(ae_run) if "train/loss_g" in line}
+    found = {line["step"]: line for line in lines(tmp_path) if "train/loss_g" in line}
+    assert list(found) == [3, 6, 8]
+    for step, of in ((3, (1, 2, 3)), (6, (4, 5, 6)), (8, (7, 8))):
+        for name in every[1].keys() - {"step"}:
+            assert found[step][name] == sum(every[i][name] for i in of) / len(of)
+
+
+def test_the_log_has_what_ranks_and_which_step_is_kept(ae_run):
+    judged = [line for line in lines(ae_run) if "validation/l1" in line]
+    ranks = [(line["validation/all_l1"], line["validation/all_rmse_lin"]) for line in judged]
+    kept = [judged[ranks.index(min(ranks[: i + 1]))]["step"] for i in range(len(judged))]
+    assert [line["validation/best_step"] for line in judged] == kept
+    found = results(ae_run)
+    assert kept[-1] == found["step"] and min(ranks)[0] == found["validation"]["all"]["l1"]
+
+
+def test_tensorboard_gets_the_faces_and_the_test_figures(ae_run, verifier_run):
+    def shown(run):
+        """{tag: [(step, value)]}, by the format of TensorFlow's records: length, its check, an event, its check."""
+        found = {}
+        (path,) = (run / "tensorboard").iterdir()
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = event_pb2.Event.FromString(content[at + 12 :][:length])
+            at += length + 16
+            for value in event.summary.value:
+                found.setdefault(value.tag, []).append((event.step, value))
+        return found
+
+    found = shown(ae_run)
+    for tag, at, names in (("validation", [2, 4, 6, 8], "0000000{}.png"), ("test", [8], "test.png")):
+        pictures = found[f"{tag}/faces"]
+        assert [step for step, _ in pictures] == at
+        for step, value in pictures:
+            there = cv2.imdecode(np.frombuffer(value.image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+            np.testing.assert_array_equal(there, cv2.imread(str(ae_run / "samples" / names.format(step))))
+    ((step, value),) = found["test/l1"]
+    assert step == 8 and value.simple_value == np.float32(results(ae_run)["test"]["valid"]["l1"])
+    ((_, value),) = shown(verifier_run)["test/accuracy"]
+    assert value.simple_value == np.float32(results(verifier_run)["test"]["accuracy"])
+
+
+@pytest.mark.parametrize("method, images", [("cgan", 8), ("verifier", 16)])
+def test_the_speed_counts_images(method, images, people_dir, tmp_path, monkeypatch):
+    """A pair is two."""
+    seen = []
+
+    def loop(training):
+        raise Stop
+
+    monkeypatch.setattr(train, "Pace", seen.append)
+    monkeypatch.setattr(train._Training, "loop", loop)
+    with pytest.raises(Stop):
+        train.run(people_config(method, people_dir), tmp_path)
+    assert seen == [images]
+
+
 # --- watched ----------------------------------------------------------------------------------------------------------
 
 
@@ -469,7 +614,7 @@ def test_poisoned_data(people_dir, tmp_path, monkeypatch):
     finish = Checkpoints.finish
     monkeypatch.setattr(Checkpoints, "finish", lambda *args: (time.sleep(0.1), finish(*args)))  # a slow disk
     monkeypatch.setattr(DepthCode, "quantize", quantize)
-    monkeypatch.setattr(tasks.DepthTask, "validate", lambda *args: ({}, np.float32([1, 1])))
+    monkeypatch.setattr(tasks.DepthTask, "validate", lambda *args: ({}, None, np.float32([1, 1])))
     changes = {"train.batch_size": 2, "train.steps": 12, "every.save": 1}
     with pytest.raises(
         FaceDepthError, match=rf"^Step {step}: \w+ is nan\. .* look at the frames of this step: "

@@ -33,7 +33,8 @@ def in_subset(frames: Mapping[str, Sequence], angles: str, sequences: str) -> np
       frames: columns yaw, pitch, roll in degrees, sequence; (N,) each.
       angles: one of ANGLE_SUBSETS; A1 when all three angles are within 10 degrees, A2 when one is not. A frame with an
         unknown angle is in neither, but in their union.
-      sequences: one of SEQUENCE_SUBSETS; a frame of a data set without sequences (0) is in their union alone.
+      sequences: one of SEQUENCE_SUBSETS; a frame of a data set without sequences (0) is in their union alone, one of a
+        sixth or later sequence in none.
     """
     turned = np.stack([np.abs(frames[name]) for name in ("yaw", "pitch", "roll")])
     known = np.isfinite(turned).all(0)
@@ -43,7 +44,7 @@ def in_subset(frames: Mapping[str, Sequence], angles: str, sequences: str) -> np
     by_sequence = {
         "S1-S3": (sequence >= 1) & (sequence <= 3),
         "S4-S5": (sequence >= 4) & (sequence <= 5),
-        "S1-S5": np.ones_like(known),
+        "S1-S5": sequence <= 5,
     }
     return by_angle[angles] & by_sequence[sequences]
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.errors import NoPairs
 
+EPOCHS = 2**32  # more than any training sees
 READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # more threads or processes: benchmarks/pipeline.py
 
 
@@ -37,7 +38,8 @@ def batches(
     Yields:
       The same names, (batch_size / processes, ...).
     """
-    order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
+    # Not without a number: batches of one would then be more than Python's largest length.
+    order = grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat(EPOCHS)
     order = order[start_step * batch_size :].batch(batch_size)
     share = batch_size // processes
     mine = slice(process * share, (process + 1) * share)
@@ -65,7 +67,8 @@ def pair_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield endless batches of pairs for the verifier from step `start_step` on, each drawn by seed and step.
 
-    Different people and the same person in turn. A person is drawn first, each as often as any other, then a frame.
+    Different people and the same person in turn, across batches too if their size is odd. A person is drawn first, each
+    as often as any other, then a frame.
 
     Args:
       arrays: by name, first axis N, memory-mapped or not; e.g. depth_mm uint16 (N, S, S).
@@ -78,19 +81,19 @@ def pair_batches(
       one person.
 
     Raises:
-      FaceDepthError: if there are not two people, or none of them has two frames.
+      NoPairs: if there are not two people, or none of them has two frames.
     """
     rows, subjects = np.asarray(rows), np.asarray(subjects)
     people = [rows[subjects == subject] for subject in np.unique(subjects)]
     several = [person for person in people if len(person) > 1]
     if len(people) < 2 or not several:
-        raise FaceDepthError(
+        raise NoPairs(
             f"{len(rows)} training frames of {len(people)} people make no verification pairs: "
             "it takes two people, and one of them with two frames."
         )
     share = batch_size // processes
-    same = np.arange(batch_size) % 2
     for step in itertools.count(start_step):
+        same = (np.arange(batch_size) + step * batch_size) % 2
         rng = np.random.default_rng((seed, step))
         drawn = np.array([_draw_same(several, rng) if s else _draw_different(people, rng) for s in same])
         mine = slice(process * share, (process + 1) * share)

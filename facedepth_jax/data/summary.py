@@ -118,6 +118,8 @@ def _pairs_lines(split: str, found: dict) -> list[str]:
     cells = found["cells"]
     whole = cells[" ".join((ANGLE_SUBSETS[-1], SEQUENCE_SUBSETS[-1]))]
     lines = [f"  {split} pairs: {found['pairs']}, {whole['same']} same and {whole['different']} different"]
+    if others := found["pairs"] - sum(whole.values()):
+        lines[0] += f"; {others} of a sequence above 5, in no cell of Table 2"
     if found.get("left_out"):
         names = _listed(found["rejected_frames"])
         lines.append(f"    {found['left_out']} pairs of the list left out for rejected frames: {names}")
