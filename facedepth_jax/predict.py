@@ -148,11 +148,11 @@ def read_faces(net: estimator.FaceDepth, paths: Sequence[Path], args, failures: 
             if not with_face:
                 raise FaceDepthError(f"{path}: no face is found; say where it is by --box, or that it is --whole.")
         except FaceDepthError as error:
-            say(f"error: {error}", sys.stderr)
+            tqdm.tqdm.write(f"error: {error}", sys.stderr)
             failures.append(path)
         else:
             if with_face < count:
-                say(f"{path}: no face is found in {count - with_face} of {count} frames", sys.stderr)
+                tqdm.tqdm.write(f"{path}: no face is found in {count - with_face} of {count} frames", sys.stderr)
 
 
 def predict_files(net: estimator.FaceDepth, paths: Sequence[Path], args: argparse.Namespace) -> bool:
@@ -173,14 +173,9 @@ def predict_files(net: estimator.FaceDepth, paths: Sequence[Path], args: argpars
                 name = next(name for name in names if name.casefold() not in taken)  # whatever the file system's case
                 taken.add(name.casefold())
                 write_face(args.out, name, face, net.face_mm, in_place=args.in_place, models=not photo.is_frame)
-                say(describe(path, name, face), sys.stdout)
+                tqdm.tqdm.write(describe(path, name, face))
             bar.update()
     return not failures
-
-
-def say(line: str, file) -> None:
-    """Print a line past the progress bar; a name that the stream's encoding lacks is escaped."""
-    tqdm.tqdm.write(line.encode(file.encoding, "backslashreplace").decode(file.encoding), file=file)
 
 
 def _numbers(count: int, kind: type):
@@ -239,16 +234,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(args.out.resolve() == path.parent.resolve() for path in paths):
             raise FaceDepthError(f"--out={args.out} holds the inputs; give another directory.")
         if others:
-            say(f"left out, neither image nor video: {', '.join(path.name for path in others)}", sys.stderr)
+            tqdm.tqdm.write(f"left out, neither image nor video: {', '.join(path.name for path in others)}", sys.stderr)
         net = estimator.load(args.run)
         if net.code.origin == "camera" and args.distance_mm and not args.focal_px:
             raise FaceDepthError(
                 f"{args.run} estimates absolute depth: --distance_mm is for the crop, with --focal_px."
             )
-        say(f"{net.size} x {net.size} pixels, {net.face_mm:g} mm wide at the head", sys.stdout)
+        tqdm.tqdm.write(f"{net.size} x {net.size} pixels, {net.face_mm:g} mm wide at the head")
         return 0 if predict_files(net, paths, args) else 1
     except FaceDepthError as error:
-        say(f"error: {error}", sys.stderr)
+        tqdm.tqdm.write(f"error: {error}", sys.stderr)
         return 1
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
