@@ -41,6 +41,7 @@ FLOORS = [
         "data/readers/",
         "data/summary.py",
         "data/synthetic/",
+        "data/units.py",
     ],
     ["augment.py", "losses.py", "state.py", "metrics.py", "models/", "checkpoint.py", "logs.py", "pictures.py"],
     ["devices.py", "files.py", "nested.py", "data/crop.py", "data/frames.py", "data/images.py", "depth_code.py"],

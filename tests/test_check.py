@@ -32,9 +32,10 @@ def write_folder(path, missing=(), dark=()):
 
 def look(path, **pair_lists):
     before = sorted(path.rglob("*"))
-    found = summary.check(FolderSource(str(path), focal=60), face_mm=320.0, size=16, pair_lists=pair_lists)
+    lines, source = [], FolderSource(str(path), focal=60)
+    fault = summary.check(source, face_mm=320.0, size=16, pair_lists=pair_lists, say=lines.append)
     assert sorted(path.rglob("*")) == before
-    return found
+    return "\n".join(lines), fault
 
 
 def test_the_report_counts_what_is_there(tmp_path):
@@ -50,7 +51,7 @@ def test_the_report_counts_what_is_there(tmp_path):
     assert "rejected: 3 x no depth at the head centre (f03: (20, 20), f04" in report
     assert (
         "head distance: median 800 mm" in report
-        and "crop: 24 px wide" in report
+        and "crop: 24 px wide in both images" in report
         and report.endswith("preparing would work")
     )
 

@@ -145,9 +145,9 @@ def test_a_run_without_shard_completes_a_shard(raw, tmp_path, whole):
     loads = []
     source = FolderSource(str(raw), focal=100)
     load = source.load
-    source.load = lambda start, stop: loads.append(start) or load(start, stop)
+    source.load = lambda start, stop: loads.append((start, stop)) or load(start, stop)
     prepare.prepare(source, tmp_path / "out", size=24)
-    assert loads == [0, 128, 192]
+    assert [start for start, stop in loads if stop - start > 1] == [0, 128, 192]  # but for the first look
     assert contents(tmp_path / "out") == whole
 
 

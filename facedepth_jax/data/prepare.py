@@ -61,8 +61,9 @@ def prepare(
       the arrays; None where chunks of other shards are still missing.
 
     Raises:
-      FaceDepthError: settings that make no sense or differ from those of what is there, more than half of the frames
-        rejected, a split that lost all its frames, a pair list that does not fit, a full disk, no permission to write.
+      FaceDepthError: settings that make no sense or differ from those of what is there, a sample without faces, more
+        than half of the frames rejected, a split that lost all its frames, a pair list that does not fit, a full disk,
+        no permission to write.
     """
     files.check_local(out)
     out, (shard_index, shards) = Path(out), shard
@@ -94,8 +95,13 @@ def prepare(
         shutil.rmtree(parts, ignore_errors=True)
         print(f"{out} is complete already")
         return done
-    for note in source.notes():
+    for note in summary.notes(source, index):
         print(f"note: {note}", flush=True)
+    lines, fault = summary.first_look(source, index)
+    for line in lines:
+        print(line, flush=True)
+    if fault:
+        raise FaceDepthError(fault)
     _open_parts(parts, settings)
     _check(index, [], parts)
     job = Job(source, parts, face_mm, size, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())

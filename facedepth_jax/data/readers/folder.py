@@ -5,7 +5,8 @@ A folder with an `index.csv`, one line a frame:
   subject          the person
   sequence         0, or the number of the person's sequence from 1
   gray             file in the folder, PNG or JPEG, 8 bits, gray or colour
-  depth            file in the folder, PNG, 16 bits, millimetres, 0 = none; of the same size and registered to `gray`
+  depth            file in the folder, PNG, 16 bits, 0 = none, millimetres or `depth_unit_mm`; of the same size and
+                   registered to `gray`
   head_x, head_y   head centre in pixels, x to the right, y down
   and if known: yaw, pitch, roll (degrees), fx, fy (focal length in pixels), split (train, validation, test)
 """
@@ -49,6 +50,8 @@ class FolderSource(Source):
 
     raw: str
     focal: float = option(365.456, "Focal length in pixels of frames without fx and fy, by default a Kinect v2's.")
+    depth_unit_mm: float = option(1.0, "Millimetres of one count of the depth images: 0.25 for an L515, 0.2 for TUM's.")
+    depth_none: int = option(0, "Value of the depth images that stands for no depth, beside 0.")
     validation_fraction: float = option(0.1, "Of the subjects, where the index has no column `split`.")
     test_fraction: float = option(0.2, "Of the subjects, where the index has no column `split`.")
     fold: int = option(0, "Of a cross-validation, 0 to 1 / test_fraction - 1: over all folds everyone is tested once.")
@@ -57,7 +60,12 @@ class FolderSource(Source):
     name = "folder"
 
     def __post_init__(self):
-        self._raw, self.focal = Path(self.raw), float(self.focal)
+        self._raw, self.focal, self.depth_unit_mm = Path(self.raw), float(self.focal), float(self.depth_unit_mm)
+        if not (0.001 <= self.depth_unit_mm <= 1000 and 0 <= self.depth_none <= 65535):
+            raise FaceDepthError(
+                f"depth_unit_mm is {self.depth_unit_mm:g} and depth_none {self.depth_none}: "
+                "give 0.001 to 1000 millimetres and a value of 0 to 65535"
+            )
         index = self._raw / "index.csv"
         content, header, lines = _read_index(index)
         self._rows, root, line_of, split_of = [], self._raw.resolve(), {}, {}
@@ -74,7 +82,11 @@ class FolderSource(Source):
                 raise FaceDepthError(f"{index}, line {number}: {error}") from None
             line_of[frame] = number
             self._rows.append(row)
+        if max(max(row["head_x"], row["head_y"]) for row in self._rows) <= 1:
+            raise FaceDepthError(f"{index}: every head_x and head_y is at most 1; give pixels, not shares of the image")
         self.settings = {"index_sha256": hashlib.sha256(content).hexdigest(), "focal": self.focal}
+        if self.depth_unit_mm != 1 or self.depth_none:  # arrays from before these options keep their settings
+            self.settings |= {"depth_unit_mm": self.depth_unit_mm, "depth_none": self.depth_none}
         if "split" not in header:
             drawn = {name: getattr(self, name) for name in ("validation_fraction", "test_fraction", "fold", "seed")}
             split_of = _draw_splits(set(split_of), *drawn.values())
@@ -97,13 +109,18 @@ class FolderSource(Source):
     def _read(self, row: int) -> Frame:
         values = self._rows[row]
         gray = images.read_gray(self._raw, values["gray"])
-        depth_mm = images.read_depth(self._raw, values["depth"])
+        depth_mm = self._in_mm(images.read_depth(self._raw, values["depth"]))
         if gray.shape != depth_mm.shape:
             sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (gray, depth_mm)]
             raise Unusable("gray and depth differ in size", " and ".join(sizes))
         head_xy, focal_px = (values["head_x"], values["head_y"]), (values["fx"], values["fy"])
         angles = {name: values[name] for name in _ANGLES}
         return Frame(self._info(row), gray, depth_mm, head_xy, focal_px, **angles)
+
+    def _in_mm(self, depth: np.ndarray) -> np.ndarray:
+        """Convert a depth image's values to uint16 millimetres; none, too, where that is more than 65 m."""
+        depth_mm = np.floor(depth * self.depth_unit_mm + 0.5)
+        return np.where((depth == self.depth_none) | (depth_mm > 65535), 0, depth_mm).astype(np.uint16)
 
 
 def _read_index(index: Path) -> tuple[bytes, list[str], list[tuple[int, dict]]]:
