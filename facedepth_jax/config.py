@@ -12,7 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from facedepth_jax import files
-from facedepth_jax.data.arrays import Arrays
+from facedepth_jax.data.arrays import META, Arrays, read_meta
 from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.methods import METHODS, Method
@@ -122,7 +122,8 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
         raise FaceDepthError(f"The config {path} cannot be used: {_reason(error)}.") from error
     argv = ["", *(f"--config.{text}" if re.match(r"[a-z_.0-9]+=", text) else text for text in overrides)]
     known = flatten(config.to_dict())
-    for key in (text.partition("=")[0].removeprefix("--config.") for text in argv if text.startswith("--config.")):
+    given = [text.partition("=")[0].removeprefix("--config.") for text in argv if text.startswith("--config.")]
+    for key in given:
         if key not in known:
             near = ", ".join(difflib.get_close_matches(key, known)) or "one of " + ", ".join(known)
             raise FaceDepthError(f"The config {path} has no {key}: give {near}.")
@@ -132,9 +133,24 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
         rest = parser(argv)[1:]
     except flags.Error as error:
         raise FaceDepthError(f"A value of the config {path} cannot be used: {error}.") from None
+    _take_given_arrays(config, {key for key in given if key.startswith("data.")})
     if rest:
         raise FaceDepthError(f"Unexpected: {' '.join(rest)}; values of the config are given as --config.KEY=VALUE.")
     return config
+
+
+def _take_given_arrays(config, given: set[str]):
+    """Take arrays that are there as they are, if the command line gives their directory and not from what to make them.
+
+    Raises FaceDepthError if their meta.json is damaged.
+    """
+    path = pathlib.Path(config.data.dir)
+    if "data.dir" in given <= {"data.dir", "data.size", "data.face_mm", "data.workers"} and (path / META).is_file():
+        meta = read_meta(path)
+        theirs = {"size": meta["size_px"], "face_mm": float(meta["crop"]["face_mm"])}
+        config.data.update({name: value for name, value in theirs.items() if f"data.{name}" not in given})
+        config.data.dataset = ""
+        config.data.options = ml_collections.ConfigDict()
 
 
 def _reason(error: Exception) -> str:

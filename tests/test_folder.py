@@ -194,8 +194,12 @@ def test_structure(tmp_path):
     with pytest.raises(FaceDepthError, match="fractions"):
         load(tmp_path / "raw", test_fraction=0.95)
     make(tmp_path / "two", count=4)
-    with pytest.raises(FaceDepthError, match="2 subjects are too few"):
+    with pytest.raises(
+        FaceDepthError, match="2 subjects, 1 to test and 1 to validate, leave none to train; it takes 3"
+    ):
         load(tmp_path / "two")
+    with pytest.raises(FaceDepthError, match="3 subjects, 1 to test and 2 to .*, leave none to train; give smaller"):
+        load(tmp_path / "raw", validation_fraction=0.6)
 
 
 def damage(path):

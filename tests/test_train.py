@@ -99,6 +99,13 @@ def test_a_size_that_the_net_cannot_take_is_found_before_the_data_are_made(tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_a_data_set_without_a_split_is_refused_before_it_is_prepared(tmp_path):
+    values = ["data.options.subjects=2", f"data.dir={tmp_path}/data"]
+    with pytest.raises(FaceDepthError, match="the data set has no frame in test and validation: training needs all"):
+        train.run(configs.load("synthetic", values), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_options_of_another_data_set(tmp_path):
     config = configs.load("synthetic")
     config.data.dataset, config.data.raw_dir, config.data.dir = "folder", str(tmp_path), str(tmp_path / "out")

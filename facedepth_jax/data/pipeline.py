@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
+from facedepth_jax.data.pairs import too_few
 from facedepth_jax.errors import FaceDepthError
 
 READ = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)  # more threads or processes: benchmarks/pipeline.py
@@ -84,10 +85,7 @@ def pair_batches(
     people = [rows[subjects == subject] for subject in np.unique(subjects)]
     several = [person for person in people if len(person) > 1]
     if len(people) < 2 or not several:
-        raise FaceDepthError(
-            f"{len(rows)} training frames of {len(people)} people make no verification pairs: "
-            "it takes two people, and one of them with two frames."
-        )
+        raise FaceDepthError(f"{too_few('train', subjects.tolist())}.")
     share = batch_size // processes
     same = np.arange(batch_size) % 2
     for step in itertools.count(start_step):

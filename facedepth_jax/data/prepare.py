@@ -32,6 +32,8 @@ from facedepth_jax.nested import differing_keys, flatten
 PAIRS = 4000  # wanted in each verification list
 CELL_PAIRS = 600  # of them from each elementary cell of Table 2, so that even the rarest of them means something
 
+ELSEWHERE = "give another place: --out, or to main --config.data.dir"
+
 
 def prepare(
     source: Source,
@@ -123,6 +125,8 @@ def prepare(
         lock = (parts / "lock").open("w")
     except FileNotFoundError:  # another shard has just merged and removed the chunks
         return arrays.open(out)
+    except OSError as error:
+        raise FaceDepthError(f"{parts / 'lock'} cannot be written ({error.strerror})") from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (done := _complete(out, settings)) is not None:
@@ -251,10 +255,13 @@ def _complete(out: Path, settings: dict) -> arrays.Arrays | None:
         if not out.exists() or out.is_dir() and not any(out.iterdir()):
             return None
         if not (out / "meta.json").exists():
-            raise FaceDepthError(f"{out} exists and is not a prepared data set; give another --out")
+            raise FaceDepthError(f"{out} exists and is not a prepared data set; {ELSEWHERE}")
     there = arrays.open(out)
     if difference := _difference(there.meta, settings):
-        raise FaceDepthError(f"{out} was made with other settings ({difference}); remove it or give another --out")
+        raise FaceDepthError(
+            f"{out} was made with other settings ({difference}); remove it or {ELSEWHERE}, which alone takes "
+            "arrays as they are"
+        )
     return there
 
 
@@ -267,7 +274,7 @@ def _open_parts(parts: Path, settings: dict) -> None:
         files.write_json(file, settings)
     if difference := _difference(files.read_json(file), settings):
         raise FaceDepthError(
-            f"{parts} is an unfinished run with other settings ({difference}); remove it or give another --out"
+            f"{parts} is an unfinished run with other settings ({difference}); remove it or {ELSEWHERE}"
         )
 
 

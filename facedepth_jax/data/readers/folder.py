@@ -31,6 +31,7 @@ from facedepth_jax.data.frames import (
     FrameInfo,
     Source,
     Unusable,
+    counted,
     option,
     parse_number,
 )
@@ -203,7 +204,8 @@ def _draw_splits(subjects: set[str], validation: float, test: float, fold: int, 
     counts = [max(last - first, int(test > 0)), max(round(validation * len(names)), int(validation > 0))]
     if sum(counts) >= len(names):
         raise FaceDepthError(
-            f"{len(names)} subjects are too few for the splits; set a fraction to 0, or give the index a column 'split'"
+            f"{counted(len(names), 'subject')}, {counts[0]} to test and {counts[1]} to validate, leave none to train; "
+            + ("give smaller fractions" if len(names) > 2 else "it takes 3")
         )
     names = names[first:] + names[:first]
     bounds = [counts[0], sum(counts)]
