@@ -8,6 +8,7 @@ import re
 import runpy
 
 import ml_collections
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
@@ -200,6 +201,14 @@ def check_crops(config, data: Arrays):
         raise FaceDepthError(
             f"{data.path} holds crops of {size} px and {face_mm:g} mm, data.size is {config.data.size} "
             f"and data.face_mm {config.data.face_mm:g}: prepare it with the same."
+        )
+    some = data.depth_mm[np.linspace(0, len(data) - 1, min(100, len(data))).astype(int)]
+    low, high = depth_code(config).range_mm
+    if config.depth_code.origin == "camera" and not ((low <= some) & (some <= high)).any():
+        raise FaceDepthError(
+            f"{data.path}: no depth is between {low:g} and {high:g} mm, so nothing can be learnt with "
+            "depth_code.origin=camera: prepare it with its unit of depth (a folder's --depth_unit_mm), "
+            "or change depth_code."
         )
     distance_mm = data.frames["distance_mm"]
     bad = data.frames["frame"][~((distance_mm > 0) & (distance_mm < math.inf))]  # NaN too

@@ -23,7 +23,7 @@ from facedepth_jax.errors import FaceDepthError
 
 COUNT = 200  # four chunks, the last one short
 HEIGHT, WIDTH = 60, 50
-FLAGS = ["--dataset=folder", "--focal=100", "--size=24"]
+FLAGS = ["--dataset=folder", "--focal=100", "--size=32"]
 
 
 def write_folder(path, count=COUNT, bad=(), subjects=20):
@@ -61,7 +61,7 @@ def whole(raw, tmp_path_factory):
 
 
 def run(raw, out, **settings):
-    return prepare.prepare(FolderSource(str(raw), focal=100), out, **({"size": 24} | settings))
+    return prepare.prepare(FolderSource(str(raw), focal=100), out, **({"size": 32} | settings))
 
 
 def start(*arguments):
@@ -82,7 +82,7 @@ def contents(path):
 def test_arrays_are_crops_of_the_frames(raw, tmp_path):
     """Row by row from the raw files, without prepare's own code."""
     made = run(raw, tmp_path / "out")
-    assert len(made) == COUNT - 2 and made.gray.shape == (COUNT - 2, 24, 24)
+    assert len(made) == COUNT - 2 and made.gray.shape == (COUNT - 2, 32, 32)
     index = {row["frame"]: row for row in csv.DictReader((raw / "index.csv").read_text().splitlines())}
     assert [f for f in index if f not in ("f003", "f070")] == made.frames["frame"].tolist()
     for i in (0, 63, 64, 100, len(made) - 1):
@@ -98,9 +98,9 @@ def test_arrays_are_crops_of_the_frames(raw, tmp_path):
         assert abs(columns["box_x"] + (side - 1) / 2 - head_x) <= 0.5 and columns["subject"] == row["subject"]
         x, y = columns["box_x"] + 100, columns["box_y"] + 100
         patch = np.pad(gray, 100)[y : y + side, x : x + side]
-        np.testing.assert_array_equal(made.gray[i], cv2.resize(patch, (24, 24), interpolation=cv2.INTER_AREA))
+        np.testing.assert_array_equal(made.gray[i], cv2.resize(patch, (32, 32), interpolation=cv2.INTER_AREA))
         patch = np.pad(depth_mm, 100)[y : y + side, x : x + side]
-        np.testing.assert_array_equal(made.depth_mm[i], crop.resize_depth(patch, 24))
+        np.testing.assert_array_equal(made.depth_mm[i], crop.resize_depth(patch, 32))
         assert columns["fx"] == columns["fy"] == 100 and np.isnan(columns["yaw"])
     assert made.meta["rejects"]["reasons"] == {"depth image is not 16-bit": 2}
     assert [x["frame"] for x in made.meta["rejects"]["frames"]] == ["f003", "f070"]
@@ -146,7 +146,7 @@ def test_a_run_without_shard_completes_a_shard(raw, tmp_path, whole):
     source = FolderSource(str(raw), focal=100)
     load = source.load
     source.load = lambda start, stop: loads.append((start, stop)) or load(start, stop)
-    prepare.prepare(source, tmp_path / "out", size=24)
+    prepare.prepare(source, tmp_path / "out", size=32)
     assert [start for start, stop in loads if stop - start > 1] == [0, 128, 192]  # but for the first look
     assert contents(tmp_path / "out") == whole
 
@@ -183,7 +183,7 @@ def test_killed_and_run_again(raw, tmp_path, whole, how, workers):
     code, stdout, stderr = finish(start("-m", "facedepth_jax.prepare", *flags))
     assert code == 0, stderr
     assert (
-        "198 frames of 20 subjects in 20 sequences, 24 px" in stdout
+        "198 frames of 20 subjects in 20 sequences, 32 px" in stdout
         and "2 x depth image is not 16-bit (f003: 3d.png is uint8, f070" in stdout
     )
     assert contents(tmp_path / "out") == whole and not (tmp_path / "out.parts").exists()
@@ -203,8 +203,8 @@ runpy.run_module("facedepth_jax.prepare", run_name="__main__")
 """
 
 
-# A chunk has 130 kB, the last one 14 kB, gray.npy and depth_mm.npy 114 and 228 kB.
-@pytest.mark.parametrize("limit, chunks, workers", [(10_000, 0, 0), (10_000, 0, 1), (200_000, 4, 0)])
+# A chunk has 220 kB, the last one 27 kB, gray.npy and depth_mm.npy 203 and 406 kB.
+@pytest.mark.parametrize("limit, chunks, workers", [(10_000, 0, 0), (10_000, 0, 1), (300_000, 4, 0)])
 def test_what_cannot_be_written_leaves_nothing_half_written(raw, tmp_path, whole, limit, chunks, workers):
     flags = [*FLAGS, f"--raw={raw}", f"--out={tmp_path / 'out'}", f"--workers={workers}"]
     code, _, stderr = finish(start("-c", LIMITED, limit, *flags))
@@ -370,7 +370,7 @@ class TwoCameras(FolderSource):
 
 def test_the_report_says_both_focal_lengths_and_the_cells(tmp_path, capsys):
     raw = write_folder(tmp_path / "raw", count=100, subjects=10)
-    made = prepare.prepare(TwoCameras(str(raw), focal=100, test_fraction=0.5), tmp_path / "out", size=24)
+    made = prepare.prepare(TwoCameras(str(raw), focal=100, test_fraction=0.5), tmp_path / "out", size=32)
     said = capsys.readouterr().out
     assert "at a focal length of 100 px (depth) and 200 px (gray)" in said
     assert set(made.frames["gray_fx"]) == set(made.frames["gray_fy"]) == {200.0}
@@ -389,8 +389,8 @@ def test_the_report_says_both_focal_lengths_and_the_cells(tmp_path, capsys):
 
 def test_parts_of_other_settings_are_refused(raw, tmp_path):
     run(raw, tmp_path / "out", shard=(0, 2))
-    with pytest.raises(FaceDepthError, match=r"unfinished run with other settings \(size_px is 24 there, 32 here\)"):
-        run(raw, tmp_path / "out", size=32, shard=(1, 2))
+    with pytest.raises(FaceDepthError, match=r"unfinished run with other settings \(size_px is 32 there, 48 here\)"):
+        run(raw, tmp_path / "out", size=48, shard=(1, 2))
     (tmp_path / "out.parts" / "settings.json").write_text("")
     with pytest.raises(FaceDepthError, match=r"settings.json is not JSON"):
         run(raw, tmp_path / "out")
@@ -414,7 +414,7 @@ def test_hopeless_data_stops_early(tmp_path):
     load = source.load
     source.load = lambda start, stop: loads.append((start, stop)) or load(start, stop)
     with pytest.raises(FaceDepthError, match="more than half"):
-        prepare.prepare(source, tmp_path / "out", size=24)
+        prepare.prepare(source, tmp_path / "out", size=32)
     assert [start for start, stop in loads if stop - start > 1] == [0, 64]  # but for the first look
 
 
@@ -470,7 +470,7 @@ class DyingSource(FolderSource):
 
 def test_a_worker_that_dies_is_said(raw, tmp_path):
     with pytest.raises(FaceDepthError, match="a worker process died"):
-        prepare.prepare(DyingSource(str(raw), focal=100), tmp_path / "out", size=24, workers=1)
+        prepare.prepare(DyingSource(str(raw), focal=100), tmp_path / "out", size=32, workers=1)
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,18 @@ def test_a_data_set_without_a_split_is_refused_before_it_is_prepared(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_arrays_without_depth_in_the_levels_are_refused(tmp_path):
+    """As from before `prepare` looked at the unit. From the head it is something to learn."""
+    depth_mm = np.full((6, 16, 16), 3200)
+    splits = ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
+    data = write_arrays(tmp_path / "data", depth_mm, depth_mm, list("abcdef"), splits, distance_mm=[3200.0] * 6)
+    config = config_of(data.path)
+    with pytest.raises(FaceDepthError, match="no depth is between 500 and 2540 mm, so nothing can be learnt with"):
+        train.run(config, tmp_path / "run")
+    config.depth_code.origin = "head"
+    configs.check_crops(config, data)
+
+
 def test_options_of_another_data_set(tmp_path):
     config = configs.load("synthetic")
     config.data.dataset, config.data.raw_dir, config.data.dir = "folder", str(tmp_path), str(tmp_path / "out")

@@ -25,7 +25,7 @@ import numpy as np
 from facedepth_jax import files
 from facedepth_jax.data import arrays, chunks, pairs, summary
 from facedepth_jax.data.chunks import CHUNK_FRAMES, Job, writing
-from facedepth_jax.data.frames import FrameInfo, Source
+from facedepth_jax.data.frames import FrameInfo, Source, counted
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.nested import differing_keys, flatten
 
@@ -71,11 +71,10 @@ def prepare(
     out, (shard_index, shards) = Path(out), shard
     if not 0 <= shard_index < shards:
         raise FaceDepthError(f"there is no shard {shard_index}/{shards}; of n, the first is 0/n and the last (n-1)/n")
-    if workers < 0 or seed < 0 or not 8 <= size <= 1024 or not 1 <= face_mm <= 10_000:
-        raise FaceDepthError(
-            f"want workers and seed >= 0, size 8 to 1024 and face_mm 1 to 10000, "
-            f"not {workers}, {seed}, {size} and {face_mm}"
-        )
+    if workers < 0 or seed < 0:
+        raise FaceDepthError(f"want workers and seed >= 0, not {workers} and {seed}")
+    if fault := summary.find_bad_crop(face_mm, size):
+        raise FaceDepthError(fault)
     index, lists = source.index(), {split: file for split, file in (pair_lists or {}).items() if file}
     external = {split: pairs.read_external(file, split, index) for split, file in lists.items()}
     drawn = {"wanted": PAIRS, "wanted_in_each_cell": CELL_PAIRS, "seed": seed}
@@ -116,10 +115,10 @@ def prepare(
                 _check(index, rejects, parts)
             if time.monotonic() > shown + 10:
                 shown = time.monotonic()
-                print(f"{done} of {len(todo)} chunks of {CHUNK_FRAMES} frames are made", flush=True)
+                print(f"{done} of {counted(len(todo), 'chunk')} of {CHUNK_FRAMES} frames made", flush=True)
     missing = sum(not job.file(number).exists() for number in range(count))
     if missing and parts.exists():
-        print(f"shard {shard_index}/{shards} is done; {missing} of {count} chunks are left to other shards")
+        print(f"shard {shard_index}/{shards} is done; {missing} of {counted(count, 'chunk')} left to other shards")
         return None
     try:
         lock = (parts / "lock").open("w")

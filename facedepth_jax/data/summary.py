@@ -30,6 +30,8 @@ def check(
     Returns:
       why preparing would not work, '' if it would; a guess if many images are damaged, as only a sample is read.
     """
+    if fault := find_bad_crop(face_mm, size):
+        return fault
     index, known = source.index(), [reject.entry() for reject in source.known_rejects()]
     say(f"{source.name}: {_counts(index)}")
     for line in [f"expected: {source.expected}"] * bool(source.expected) + _split_lines(index):
@@ -104,6 +106,15 @@ def _crop_text(boxes: list[dict]) -> str:
     )
 
 
+def find_bad_crop(face_mm: float, size: int) -> str:
+    """Say why crops cannot be so wide (millimetres) or large (pixels), '' if they can."""
+    if not 1 <= face_mm <= 10_000:
+        return f"face_mm is {face_mm:g}: give 1 to 10000 millimetres"
+    if size % 16 or not 16 <= size <= 1024:
+        return f"size is {size}: the nets halve it four times, give a multiple of 16 up to 1024"
+    return ""
+
+
 def find_fault(index: list[FrameInfo], rejects: list[dict], likely: float | None = None) -> str:
     """Say why no arrays can be made of an index, '' if they can.
 
@@ -130,6 +141,9 @@ def report(made: arrays.Arrays) -> str:
         *(f"  {line}" for line in _split_lines(index)),
     ]
     for split, found in made.meta["pairs_found"].items():
+        if not found["pairs"] and not found.get("left_out"):
+            subjects = [info.subject for info in index if info.split == split]
+            lines.append(f"  warning: {pairs.too_few(split, subjects)}")
         lines += _pairs_lines(split, found)
     focal, gray = (_focal_text(made.frames[f"{name}fx"], made.frames[f"{name}fy"]) for name in ("", "gray_"))
     text = f"{focal} px" if gray == focal else f"{focal} px (depth) and {gray} px (gray)"
@@ -161,7 +175,7 @@ def _pairs_lines(split: str, found: dict) -> list[str]:
     lines = [f"  {split} pairs: {found['pairs']}, {whole['same']} same and {whole['different']} different"]
     if found.get("left_out"):
         names = _listed(found["rejected_frames"])
-        lines.append(f"    {found['left_out']} pairs of the list left out for rejected frames: {names}")
+        lines.append(f"    {counted(found['left_out'], 'pair')} of the list left out for rejected frames: {names}")
     for angles in ANGLE_SUBSETS:
         row = [(name, cells[f"{angles} {name}"]) for name in SEQUENCE_SUBSETS]
         texts = [f"{name} {c['same']}+{c['different']}" for name, c in row if any(c.values()) and c is not whole]

@@ -38,6 +38,7 @@ from facedepth_jax.data.frames import (
 from facedepth_jax.errors import FaceDepthError
 
 REQUIRED = ("frame", "subject", "sequence", "gray", "depth", "head_x", "head_y")
+EXIF_SAMPLE = 20  # images that are looked at for it
 _ANGLES = ("yaw", "pitch", "roll")
 
 
@@ -118,6 +119,15 @@ class FolderSource(Source):
         angles = {name: values[name] for name in _ANGLES}
         return Frame(self._info(row), gray, depth_mm, head_xy, focal_px, **angles)
 
+    def notes(self) -> list[str]:
+        """Say if gray images are to be turned by their EXIF data: that would part them from their depth."""
+        rows = np.linspace(0, len(self) - 1, min(len(self), EXIF_SAMPLE)).astype(int)
+        turned = [path for row in rows if images.is_turned_by_exif(self._raw / (path := self._rows[row]["gray"]))]
+        if not turned:
+            return []
+        text = f"{len(turned)} of {counted(len(rows), 'gray image')} looked at would be turned by EXIF data"
+        return [f"{text}, which is not done ({turned[0]}): head_x, head_y and depth are of the stored pixels"]
+
     def _in_mm(self, depth: np.ndarray) -> np.ndarray:
         """Convert a depth image's values to uint16 millimetres; none, too, where that is more than 65 m."""
         depth_mm = np.floor(depth * self.depth_unit_mm + 0.5)
@@ -130,14 +140,20 @@ def _read_index(index: Path) -> tuple[bytes, list[str], list[tuple[int, dict]]]:
         if not index.parent.is_dir():
             raise FaceDepthError(f"the raw directory {index.parent} does not exist")
         content = index.read_bytes()
-        reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        header, lines = reader.fieldnames or [], [(reader.line_num, line) for line in reader]
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        delimiter = max(",;\t", key=text.partition("\n")[0].count)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+        header = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        lines = [(reader.line_num, line) for line in reader]
     except FileNotFoundError:
         raise FaceDepthError(f"{index} does not exist; it lists the frames, see the README's folder format") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FaceDepthError(f"{index} cannot be read as CSV in UTF-8 ({error})") from None
     if missing := [name for name in REQUIRED if name not in header]:
-        raise FaceDepthError(f"{index} lacks the columns {', '.join(missing)}; its header needs {','.join(REQUIRED)}")
+        raise FaceDepthError(
+            f"{index} lacks the columns {', '.join(missing)}; its header needs {','.join(REQUIRED)} and was read as "
+            + (" | ".join(header) or "empty")
+        )
     if len(set(header)) < len(header):
         raise FaceDepthError(f"{index} has a column twice in its header: {','.join(header)}")
     if not lines:
@@ -182,7 +198,8 @@ def _check_path(root: Path, path: str) -> None:
     except (OSError, RuntimeError, ValueError):  # a circle of links, a NUL
         stays = False
     if not stays:
-        raise ValueError(f"the path {path!r} leaves the folder")
+        link = not os.path.isabs(path) and ".." not in Path(path).parts
+        raise ValueError(f"the path {path!r} leaves the folder{' by a symbolic link' * link}")
 
 
 def _draw_splits(subjects: set[str], validation: float, test: float, fold: int, seed: int) -> dict[str, str]:
