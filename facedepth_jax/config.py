@@ -8,11 +8,12 @@ import re
 import runpy
 
 import ml_collections
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from facedepth_jax import files
-from facedepth_jax.data.arrays import Arrays
+from facedepth_jax.data.arrays import META, Arrays, read_meta
 from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.methods import METHODS, Method
@@ -126,15 +127,16 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
         raise
     except Exception as error:  # the file is Python: it may raise anything
         raise FaceDepthError(f"The config {path} cannot be used: {_reason(error)}.") from error
-    argv, known = [""], flatten(config.to_dict())
+    argv, given, known = [""], [], flatten(config.to_dict())
     for text in overrides:
         text = f"--config.{text}" if re.match(r"[a-z_.0-9]+=", text) else text
-        key, equals, value = text.partition("=")
+        key, _, value = text.partition("=")
         if key.startswith("--config."):
             key = key.removeprefix("--config.")
             if key not in known:
                 near = ", ".join(difflib.get_close_matches(key, known)) or "one of " + ", ".join(known)
                 raise FaceDepthError(f"The config {path} has no {key}: give {near}.")
+            given.append(key)
             if type(known[key]) is int and re.fullmatch(r"\d+(\.\d+)?e\d{1,2}", value) and float(value).is_integer():
                 text = f"--config.{key}={float(value):.0f}"  # 1e3, as it may be written for a float
         argv.append(text)
@@ -144,9 +146,24 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
         rest = parser(argv)[1:]
     except flags.Error as error:
         raise FaceDepthError(f"A value of the config {path} cannot be used: {error}.") from None
+    _take_given_arrays(config, {key for key in given if key.startswith("data.")})
     if rest:
         raise FaceDepthError(f"Unexpected: {' '.join(rest)}; values of the config are given as --config.KEY=VALUE.")
     return config
+
+
+def _take_given_arrays(config, given: set[str]):
+    """Take arrays that are there as they are, if the command line gives their directory and not from what to make them.
+
+    Raises FaceDepthError if their meta.json is damaged.
+    """
+    path = pathlib.Path(config.data.dir)
+    if "data.dir" in given <= {"data.dir", "data.size", "data.face_mm", "data.workers"} and (path / META).is_file():
+        meta = read_meta(path)
+        theirs = {"size": meta["size_px"], "face_mm": float(meta["crop"]["face_mm"])}
+        config.data.update({name: value for name, value in theirs.items() if f"data.{name}" not in given})
+        config.data.dataset = ""
+        config.data.options = ml_collections.ConfigDict()
 
 
 def _reason(error: Exception) -> str:
@@ -205,6 +222,14 @@ def check_crops(config, data: Arrays):
         raise FaceDepthError(
             f"{data.path} holds crops of {size} px and {face_mm:g} mm, data.size is {config.data.size} "
             f"and data.face_mm {config.data.face_mm:g}: prepare it with the same."
+        )
+    some = data.depth_mm[np.linspace(0, len(data) - 1, min(100, len(data))).astype(int)]
+    low, high = depth_code(config).range_mm
+    if config.depth_code.origin == "camera" and not ((low <= some) & (some <= high)).any():
+        raise FaceDepthError(
+            f"{data.path}: no depth is between {low:g} and {high:g} mm, so nothing can be learnt with "
+            "depth_code.origin=camera: prepare it with its unit of depth (a folder's --depth_unit_mm), "
+            "or change depth_code."
         )
     distance_mm = data.frames["distance_mm"]
     bad = data.frames["frame"][~((distance_mm > 0) & (distance_mm < math.inf))]  # NaN too

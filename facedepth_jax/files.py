@@ -84,7 +84,8 @@ def atomically(path: str | os.PathLike):
         partial.replace(path)
         _sync(path.parent)
     except BaseException:
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a read-only disk the clean-up fails too, and would hide what failed
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
         raise
 
 

@@ -1,6 +1,7 @@
 """Program: prepare arrays of raw frames, or check a raw directory first; see data/prepare.py and data/summary.py."""
 
 import argparse
+import functools
 import os
 import signal
 import sys
@@ -26,9 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pair_lists = {"validation": flags.pairs_validation, "test": flags.pairs_test}
         how = {"face_mm": flags.face_mm, "size": flags.size, "pair_lists": pair_lists}
         if flags.check:
-            report, fault = check(source, **how)
-            print(report)
-            if fault:
+            if fault := check(source, say=functools.partial(print, flush=True), **how):
                 raise FaceDepthError(fault)
         else:
             prepare(source, flags.out, seed=flags.seed, workers=flags.workers, shard=flags.shard, **how)

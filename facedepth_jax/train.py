@@ -246,8 +246,11 @@ def _open_data(data):
     """Open the arrays. If the config says from what, the first process makes them, while the others wait."""
     opened = None
     if data.dataset and jax.process_index() == 0:
+        source = make_source(data.dataset, data.raw_dir, data.options.to_dict())
+        if empty := sorted(set(SPLITS) - {info.split for info in source.index()}):
+            raise FaceDepthError(f"the data set has no frame in {' and '.join(empty)}: training needs all three splits")
         opened = prepare(
-            make_source(data.dataset, data.raw_dir, data.options.to_dict()),
+            source,
             data.dir,
             face_mm=data.face_mm,
             size=data.size,

@@ -168,7 +168,8 @@ def pair_rows(data: Arrays, split: str) -> tuple[np.ndarray, np.ndarray, np.ndar
     path = data.path / f"pairs_{split}.tsv"
     found = pairs.read(path)
     if not found:
-        raise NoPairs(f"{path} has no pairs: face verification needs two people in the split '{split}'.")
+        subjects = data.frames["subject"][data.frames["split"] == split].tolist()
+        raise NoPairs(f"{path} is empty: {pairs.too_few(split, subjects)}.")
     rows = {frame: row for row, frame in enumerate(data.frames["frame"])}
     try:
         a, b, same = np.array([(rows[a], rows[b], same) for a, b, same in found]).T

@@ -45,6 +45,7 @@ FLOORS = [
         "data/readers/",
         "data/summary.py",
         "data/synthetic/",
+        "data/units.py",
     ],
     [
         "augment.py",

@@ -1,5 +1,6 @@
 """summary.check: what is said of a raw directory before any work, and that it is what prepare then does."""
 
+import dataclasses
 import re
 
 import cv2
@@ -8,6 +9,7 @@ import pytest
 
 from facedepth_jax import prepare as program
 from facedepth_jax.data import prepare, readers, summary
+from facedepth_jax.data.frames import Reject
 from facedepth_jax.data.readers.folder import FolderSource
 from facedepth_jax.errors import FaceDepthError
 
@@ -32,9 +34,10 @@ def write_folder(path, missing=(), dark=()):
 
 def look(path, **pair_lists):
     before = sorted(path.rglob("*"))
-    found = summary.check(FolderSource(str(path), focal=60), face_mm=320.0, size=16, pair_lists=pair_lists)
+    lines, source = [], FolderSource(str(path), focal=60)
+    fault = summary.check(source, face_mm=320.0, size=16, pair_lists=pair_lists, say=lines.append)
     assert sorted(path.rglob("*")) == before
-    return found
+    return "\n".join(lines), fault
 
 
 def test_the_report_counts_what_is_there(tmp_path):
@@ -50,7 +53,7 @@ def test_the_report_counts_what_is_there(tmp_path):
     assert "rejected: 3 x no depth at the head centre (f03: (20, 20), f04" in report
     assert (
         "head distance: median 800 mm" in report
-        and "crop: 24 px wide" in report
+        and "crop: 24 px wide in both images" in report
         and report.endswith("preparing would work")
     )
 
@@ -99,6 +102,58 @@ def test_what_prepare_would_not_do_is_said_beforehand(tmp_path, spoilt, sentence
     assert re.fullmatch(sentence, fault) and report.endswith("preparing would not work")
     with pytest.raises(FaceDepthError):
         prepare.prepare(FolderSource(str(raw), focal=60), tmp_path / "out", size=16)
+
+
+@pytest.mark.parametrize(
+    "values, sentence", [({"size": 95}, "size is 95: .* a multiple of 16"), ({"face_mm": 0.0}, "face_mm")]
+)
+def test_a_crop_that_no_net_takes_is_refused(tmp_path, values, sentence):
+    source = FolderSource(str(write_folder(tmp_path / "raw")), focal=60)
+    how = {"face_mm": 320.0, "size": 16} | values
+    assert re.match(sentence, summary.check(source, pair_lists={}, **how))
+    with pytest.raises(FaceDepthError, match=sentence):
+        prepare.prepare(source, tmp_path / "out", **how)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_faces_that_are_made_take_a_small_sample_and_each_line_comes_at_once(monkeypatch):
+    source = readers.make_source("synthetic", None, {"subjects": 40})
+    lines, loads = [], []
+
+    def load(start, stop):
+        loads.append(len(lines))
+        yield Reject(source.index()[start], "never made")
+
+    monkeypatch.setattr(type(source), "load", lambda self, start, stop: load(start, stop))
+    summary.check(source, face_mm=320.0, size=96, pair_lists={}, say=lines.append)
+    assert 0 < len(loads) <= 5 and min(loads) > 3
+
+
+def test_the_pixels_of_a_crop_are_named_by_their_image(tmp_path):
+    """A registered pair has those of one camera, whichever; two cameras have two widths."""
+
+    class Two(FolderSource):
+        def _read(self, row):
+            frame = super()._read(row)
+            gray = np.kron(frame.gray, np.ones((3, 3), np.uint8))
+            return dataclasses.replace(frame, gray=gray, gray_head_xy=(61.0, 61.0), gray_focal_px=(180.0, 180.0))
+
+    raw, lines = write_folder(tmp_path / "raw"), []
+    assert "crop: 24 px wide in both images, which are registered (median)" in look(raw)[0]
+    summary.check(Two(str(raw), focal=60), face_mm=320.0, size=16, pair_lists={}, say=lines.append)
+    assert "  crop: 24 px wide in the depth image, 72 px in the gray one (median)" in lines
+
+
+def test_arrays_without_pairs_are_a_warning_that_says_why(tmp_path, capsys):
+    """Six people with one frame each in the split, of which nobody makes a pair with themselves."""
+    raw = write_folder(tmp_path / "raw")
+    lines = (raw / "index.csv").read_text().splitlines()
+    lines = lines[:19] + [line.replace(",p3,", f",q{i},") for i, line in enumerate(lines[19:])]
+    (raw / "index.csv").write_text("\n".join(lines) + "\n")
+    prepare.prepare(FolderSource(str(raw), focal=60), tmp_path / "out", size=16)
+    said = capsys.readouterr().out
+    assert "  warning: 6 frames of 6 subjects in the split 'test' make no verification pairs: it takes two" in said
+    assert "in the split 'validation' make no" in said  # one person alone
 
 
 def test_an_external_list_that_does_not_fit_is_said(tmp_path):

@@ -51,6 +51,20 @@ def test_values_are_given_on_the_command_line():
     assert type(values.train.steps) is int and not configs.load("relief", ["train.augment=false"]).train.augment
 
 
+def test_given_arrays_are_taken_by_their_directory_alone(people_dir):
+    """Whatever the config would have made; what the command line says beside is still asked for."""
+    alone = f"data.dir={people_dir}"
+    for name in ("synthetic", "folder", "verifier:relief"):
+        values = configs.load(name, [alone, "data.workers=3"])
+        assert (values.data.dataset, values.data.size, values.data.face_mm) == ("", 96, 240.0)
+        assert values.data.options.to_dict() == {} and values.data.workers == 3
+    assert configs.load("synthetic", [alone, "data.face_mm=320.0"]).data.face_mm == 320
+    assert configs.load("synthetic", [alone, "data.options.subjects=5"]).data.options.subjects == 5
+    assert configs.load("folder", [alone, "data.raw_dir=raw"]).data.dataset == "folder"
+    assert configs.load("synthetic", [f"data.dir={people_dir}2"]).data.dataset == "synthetic"  # made there
+    assert configs.load("synthetic").data.options.subjects == 120
+
+
 CONFIG = """
 from facedepth_jax.config import base
 

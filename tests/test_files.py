@@ -87,6 +87,17 @@ def test_all_or_nothing(tmp_path, kind):
         assert sorted(os.listdir(tmp_path)) == ["a", "b"] and os.listdir(tmp_path / "b") == ["theirs"]
 
 
+def test_a_clean_up_that_fails_hides_nothing(tmp_path, monkeypatch):
+    """As on a disk that has become read-only: what is raised is why the write failed."""
+
+    def refuse(path, **_):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(files.pathlib.Path, "unlink", refuse)
+    with pytest.raises(OSError, match="No space left"), files.atomically(tmp_path / "a"):
+        raise OSError(28, "No space left on device")
+
+
 @pytest.mark.parametrize("address", ["gs://bucket/run", "s3:/bucket"])
 def test_a_buckets_address_is_no_directory(address):
     with pytest.raises(FaceDepthError, match="is an address .*, no directory"):

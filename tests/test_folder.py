@@ -84,6 +84,39 @@ def test_a_byte_order_mark_and_blank_lines_are_no_hindrance(tmp_path):
     assert len(load(tmp_path / "raw")) == 6
 
 
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda text: text.replace(",", ";").encode(),  # a spreadsheet's, in half of Europe
+        lambda text: text.replace(",", "\t").encode(),
+        lambda text: text.replace(",", ", ").encode(),
+        lambda text: text.replace(",", ",  ").replace("\r\n", " \r\n").encode(),
+        lambda text: text.encode("utf-16"),  # "Unicode text", with tabs or without
+    ],
+)
+def test_an_index_as_other_programs_write_it(tmp_path, rewrite):
+    path = make(tmp_path / "raw")
+    plain = [(frame.info, frame.head_xy, frame.depth_mm.tolist()) for frame in load(path)]
+    text = (path / "index.csv").read_bytes().decode()
+    (path / "index.csv").write_bytes(rewrite(text))
+    assert [(frame.info, frame.head_xy, frame.depth_mm.tolist()) for frame in load(path)] == plain
+
+
+def test_exif_that_would_turn_an_image_is_noted_and_ignored(tmp_path):
+    """A JPEG with the orientation 6, a quarter turn, as phones write it; EXIF by hand, from its specification."""
+    path = make(tmp_path / "raw", {0: {"gray": "c.jpg"}, 1: {"gray": "u.jpg"}})
+    gray = cv2.imread(str(path / "g0.png"), cv2.IMREAD_UNCHANGED)
+    plain = cv2.imencode(".jpg", gray)[1].tobytes()
+    for name, orientation in (("c.jpg", 6), ("u.jpg", 1)):
+        entry = (0x112).to_bytes(2) + (3).to_bytes(2) + (1).to_bytes(4) + orientation.to_bytes(2) + bytes(2)
+        payload = b"Exif\0\0MM\0*" + (8).to_bytes(4) + (1).to_bytes(2) + entry + bytes(4)
+        (path / name).write_bytes(plain[:2] + b"\xff\xe1" + (len(payload) + 2).to_bytes(2) + payload + plain[2:])
+    source = FolderSource(str(path))
+    (note,) = source.notes()
+    assert note.startswith("1 of 6 gray images looked at would be turned by EXIF data, which is not done (c.jpg)")
+    assert next(iter(source.load(0, 1))).gray.shape == gray.shape
+
+
 def test_splits_are_by_subject_seeded_and_of_the_fractions(tmp_path):
     path = make(tmp_path / "raw", count=40)  # 20 subjects
 
@@ -141,9 +174,9 @@ def outside(path):
         ({"sequence": "1.5"}, "line 4: 'sequence'"),
         ({"head_x": "left"}, "line 4: 'head_x' is 'left', not a number"),
         ({"head_y": "nan"}, "line 4: 'head_y' is 'nan', not a finite number"),
-        ({"gray": "../secret.png"}, r"line 4: the path '../secret.png' leaves the folder"),
+        ({"gray": "../secret.png"}, r"line 4: the path '../secret.png' leaves the folder$"),
         ({"gray": "/etc/hostname"}, "line 4: the path '/etc/hostname' leaves the folder"),
-        ({"depth": "link.png"}, "line 4: the path 'link.png' leaves the folder"),
+        ({"depth": "link.png"}, "line 4: the path 'link.png' leaves the folder by a symbolic link"),
         ({"depth": "circle.png"}, "line 4: the path 'circle.png' leaves the folder"),
         ({"depth": "a\0b"}, "line 4: the path .* leaves the folder"),
     ],
@@ -179,7 +212,10 @@ def test_structure(tmp_path):
     with pytest.raises(FaceDepthError, match="index.csv does not exist"):
         load(tmp_path / "raw")
     for content, message in [
-        (b"frame,subject,sequence,gray,head_x\n", "lacks the columns depth, head_y"),
+        (
+            b"frame,subject,sequence,gray,head_x\n",
+            r"lacks the columns depth, head_y; .* was read as frame \| subject \| sequence \| gray \| head_x",
+        ),
         (b"", "lacks the columns frame,"),
         (",".join(REQUIRED).encode(), "lists no frame"),
         (",".join((*REQUIRED, "gray")).encode(), "has a column twice"),
@@ -194,8 +230,12 @@ def test_structure(tmp_path):
     with pytest.raises(FaceDepthError, match="fractions"):
         load(tmp_path / "raw", test_fraction=0.95)
     make(tmp_path / "two", count=4)
-    with pytest.raises(FaceDepthError, match="2 subjects are too few"):
+    with pytest.raises(
+        FaceDepthError, match="2 subjects, 1 to test and 1 to validate, leave none to train; it takes 3"
+    ):
         load(tmp_path / "two")
+    with pytest.raises(FaceDepthError, match="3 subjects, 1 to test and 2 to .*, leave none to train; give smaller"):
+        load(tmp_path / "raw", validation_fraction=0.6)
 
 
 def damage(path):

@@ -242,3 +242,9 @@ def test_ten_degrees_are_frontal_and_a_little_more_is_not():
     assert pairs.in_subset(columns_of(rows), "A1", "S1-S3").tolist() == [True, False, False, False, False]
     assert pairs.in_subset(columns_of(rows), "A2", "S1-S3").tolist() == [False, True, True, True, False]
     assert pairs.in_subset(columns_of(rows), "A1+A2", "S1-S3").all()
+
+
+def test_what_is_missing_for_pairs_is_counted():
+    said = pairs.too_few("test", [f"p{i}" for i in range(6)])
+    assert said.startswith("6 frames of 6 subjects in the split 'test' make no") and said.endswith("with two frames")
+    assert pairs.too_few("test", ["a"]).startswith("1 frame of 1 subject in")

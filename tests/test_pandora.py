@@ -238,7 +238,7 @@ def test_frames_missing_in_the_json_or_on_disk(tmp_path):
     source = PandoraSource(str(tmp_path))
     assert [info.frame[-1] for info in source.index()] == ["0", "1", "2", "3", "4", "7"]
     notes = "\n".join(source.notes())
-    assert "1 sequences are here, 108 are expected; missing: 01 (base_2 free_1 free_2 free_3), 02, 03, 04" in notes
+    assert "1 sequence here, 108 expected; missing: 01 (base_2 free_1 free_2 free_3), 02, 03, 04" in notes
 
 
 @pytest.mark.parametrize(

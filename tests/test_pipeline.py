@@ -144,5 +144,5 @@ def test_processes_share_the_pairs_of_one_in_their_order():
 
 @pytest.mark.parametrize("subjects", ["aaaaaaaaaaa", "abcdefghijk"])
 def test_people_who_make_no_pairs(subjects):
-    with pytest.raises(FaceDepthError, match="make no verification pairs"):
+    with pytest.raises(FaceDepthError, match="in the split 'train' make no verification pairs"):
         take_pairs(1, subjects=np.array(list(subjects)))

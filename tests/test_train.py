@@ -158,6 +158,25 @@ def test_what_a_run_has_left_is_never_replaced_by_a_new_one(left, ae_run, people
         assert (tmp_path / name).read_bytes() == (ae_run / name).read_bytes()
 
 
+def test_a_data_set_without_a_split_is_refused_before_it_is_prepared(tmp_path):
+    values = ["data.options.subjects=2", f"data.dir={tmp_path}/data"]
+    with pytest.raises(FaceDepthError, match="the data set has no frame in test and validation: training needs all"):
+        train.run(configs.load("synthetic", values), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_arrays_without_depth_in_the_levels_are_refused(tmp_path):
+    """As from before `prepare` looked at the unit. From the head it is something to learn."""
+    depth_mm = np.full((6, 16, 16), 3200)
+    splits = ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
+    data = write_arrays(tmp_path / "data", depth_mm, depth_mm, list("abcdef"), splits, distance_mm=[3200.0] * 6)
+    config = config_of(data.path)
+    with pytest.raises(FaceDepthError, match="no depth is between 500 and 2540 mm, so nothing can be learnt with"):
+        train.run(config, tmp_path / "run")
+    config.depth_code.origin = "head"
+    configs.check_crops(config, data)
+
+
 def test_options_of_another_data_set(tmp_path):
     config = configs.load("synthetic")
     config.data.dataset, config.data.raw_dir, config.data.dir = "folder", str(tmp_path), str(tmp_path / "out")

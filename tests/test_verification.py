@@ -214,7 +214,7 @@ def test_pairs_of_one_kind_have_no_curve(verifier, data, tmp_path):
 
 
 def test_lists_that_cannot_be_used(verifier, data, tmp_path):
-    with pytest.raises(FaceDepthError, match="has no pairs"):
+    with pytest.raises(FaceDepthError, match="is empty: 0 frames of 0 subjects in the split 'validation' make no"):
         verify(verifier, true_depth(data), data, "validation")
     with pytest.raises(FaceDepthError, match="names the frame nobody, which is not in the data"):
         verify(verifier, true_depth(data), copy_with(data, tmp_path, [("f0", "nobody", 1)]), "test")

@@ -58,6 +58,7 @@ COLUMNS = {
     "gray_box_h": int,
 }
 PAIR_SPLITS = ("validation", "test")
+META = "meta.json"
 FILES = ("gray.npy", "depth_mm.npy", "frames.csv", *(f"pairs_{split}.tsv" for split in PAIR_SPLITS))
 _AGAIN = "remove the directory and prepare or copy it again"
 
@@ -109,10 +110,10 @@ def open(path: str | os.PathLike) -> Arrays:
     """
     path = Path(path)
     try:
-        for name in ("meta.json", *FILES):
+        for name in (META, *FILES):
             if (path / name).exists() and not stat.S_ISREG((path / name).lstat().st_mode):
                 raise FaceDepthError(f"{path / name} is a symbolic link or no plain file; {_AGAIN}")
-        meta = _read_meta(path)
+        meta = read_meta(path)
         for name in FILES:
             if files.sha256(path / name) != meta["files"][name]["sha256"]:
                 raise FaceDepthError(f"{path / name} is damaged: its SHA-256 is not the one in meta.json; {_AGAIN}")
@@ -171,15 +172,16 @@ def write(
         meta["counts"] = _counts(frames)
         meta["files"] = {n: {"bytes": (partial / n).stat().st_size, "sha256": files.sha256(partial / n)} for n in FILES}
         meta = files.sealed(meta)
-        (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        (partial / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
         _map_files(partial, meta)
 
 
-def _read_meta(path: Path) -> dict:
+def read_meta(path: Path) -> dict:
+    """Read and check meta.json alone. Raises FaceDepthError as `open` does."""
     how = "make one with `python -m facedepth_jax.prepare`"
-    if not (path / "meta.json").exists():
+    if not (path / META).exists():
         raise FaceDepthError(f"there is no prepared data set in {path} (no meta.json); {how}")
-    meta = files.read_json(path / "meta.json")
+    meta = files.read_json(path / META)
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise FaceDepthError(f"{path} is not a prepared data set (its meta.json is of another kind); {how}")
     if meta.get("format_version") != FORMAT_VERSION:

@@ -57,10 +57,12 @@ def prepare_frame(frame: Frame, face_mm: float, size: int) -> tuple[np.ndarray, 
     """
     info = frame.info
     gray_head_xy, gray_focal_px = frame.gray_head_xy or frame.head_xy, frame.gray_focal_px or frame.focal_px
-    for name, image, xy in (("depth", frame.depth_mm, frame.head_xy), ("gray", frame.gray, gray_head_xy)):
+    registered = frame.gray_head_xy is None  # then both images are of one camera, perhaps of the colour camera
+    names = ("image", "image") if registered else ("depth image", "gray image")
+    for name, image, xy in zip(names, (frame.depth_mm, frame.gray), (frame.head_xy, gray_head_xy), strict=True):
         if not crop.inside(image.shape, xy):
             place = f"({xy[0]:g}, {xy[1]:g}) in {image.shape[1]}x{image.shape[0]}"
-            return Reject(info, f"head centre outside the {name} image", place)
+            return Reject(info, f"head centre outside the {name}", place)
     distance_mm = crop.head_distance_mm(frame.depth_mm, frame.head_xy, HEAD_WINDOW_PX)
     if distance_mm is None:
         return Reject(info, "no depth at the head centre", f"({frame.head_xy[0]:g}, {frame.head_xy[1]:g})")

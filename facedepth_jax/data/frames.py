@@ -20,6 +20,11 @@ def parse_number(text: str) -> float:
     return float(text)
 
 
+def counted(count: int, noun: str) -> str:
+    """Write '1 frame' or '2 frames'."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 @dataclasses.dataclass(frozen=True)
 class FrameInfo:
     """Name, person, sequence and split of a frame, known before its images are read.

@@ -38,6 +38,19 @@ def read_depth(root: Path, path: str) -> np.ndarray:
     return image
 
 
+def is_turned_by_exif(path: Path) -> bool:
+    """Check whether an image has EXIF data that turn it, which `read_gray` ignores; False if it cannot be read."""
+    try:
+        content = path.read_bytes()
+        if b"Exif" not in content and b"eXIf" not in content:
+            return False
+        stored = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+        some, other = (cv2.imdecode(np.frombuffer(content, np.uint8), how) for how in (cv2.IMREAD_GRAYSCALE, stored))
+    except (OSError, ValueError, cv2.error):
+        return False
+    return not np.array_equal(some, other)
+
+
 def check_size(kind: str, size: tuple[int, int], want: tuple[int, int]) -> None:
     """Raise Unusable unless an image has the (width, height) that it must have."""
     if size != want:

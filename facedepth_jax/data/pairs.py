@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facedepth_jax.data.frames import FrameInfo
+from facedepth_jax.data.frames import FrameInfo, counted
 from facedepth_jax.errors import FaceDepthError
 
 Pair = tuple[str, str, int]
@@ -80,6 +80,14 @@ def draw(frames: Mapping[str, Sequence], count: int, cell_count: int, seed: int)
         drawn = [_take_turns(rows_of, same, half, left[same], turns[same], known, rng) for same in (True, False)]
         taken += [pair for both in zip(*drawn, strict=True) for pair in both]
     return [(str(names[a]), str(names[b]), int(subjects[a] == subjects[b])) for a, b in taken]
+
+
+def too_few(split: str, subjects: Sequence[str]) -> str:
+    """Say why the frames of a split, by their subjects (N,), make no pairs."""
+    count = f"{counted(len(subjects), 'frame')} of {counted(len(set(subjects)), 'subject')}"
+    return (
+        f"{count} in the split '{split}' make no verification pairs: it takes two people, one of them with two frames"
+    )
 
 
 def _elementary_cells(frames: Mapping[str, Sequence]) -> list[np.ndarray]:

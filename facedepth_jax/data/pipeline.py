@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
+from facedepth_jax.data.pairs import too_few
 from facedepth_jax.errors import NoPairs
 
 EPOCHS = 2**32  # more than any training sees
@@ -87,10 +88,7 @@ def pair_batches(
     people = [rows[subjects == subject] for subject in np.unique(subjects)]
     several = [person for person in people if len(person) > 1]
     if len(people) < 2 or not several:
-        raise NoPairs(
-            f"{len(rows)} training frames of {len(people)} people make no verification pairs: "
-            "it takes two people, and one of them with two frames."
-        )
+        raise NoPairs(f"{too_few('train', subjects.tolist())}.")
     share = batch_size // processes
     for step in itertools.count(start_step):
         same = (np.arange(batch_size) + step * batch_size) % 2

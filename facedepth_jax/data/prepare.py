@@ -25,12 +25,14 @@ import numpy as np
 from facedepth_jax import files
 from facedepth_jax.data import arrays, chunks, pairs, summary
 from facedepth_jax.data.chunks import CHUNK_FRAMES, Job, writing
-from facedepth_jax.data.frames import FrameInfo, Source
+from facedepth_jax.data.frames import FrameInfo, Source, counted
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.nested import differing_keys, flatten
 
 PAIRS = 4000  # wanted in each verification list
 CELL_PAIRS = 600  # of them from each elementary cell of Table 2, so that even the rarest of them means something
+
+ELSEWHERE = "give another place: --out, or to main --config.data.dir"
 
 
 def prepare(
@@ -61,18 +63,18 @@ def prepare(
       the arrays; None where chunks of other shards are still missing.
 
     Raises:
-      FaceDepthError: settings that make no sense or differ from those of what is there, more than half of the frames
-        rejected, a split that lost all its frames, a pair list that does not fit, a full disk, no permission to write.
+      FaceDepthError: settings that make no sense or differ from those of what is there, a sample without faces, more
+        than half of the frames rejected, a split that lost all its frames, a pair list that does not fit, a full disk,
+        no permission to write.
     """
     files.check_local(out)
     out, (shard_index, shards) = Path(out), shard
     if not 0 <= shard_index < shards:
         raise FaceDepthError(f"there is no shard {shard_index}/{shards}; of n, the first is 0/n and the last (n-1)/n")
-    if workers < 0 or seed < 0 or not 8 <= size <= 1024 or not 1 <= face_mm <= 10_000:
-        raise FaceDepthError(
-            f"want workers and seed >= 0, size 8 to 1024 and face_mm 1 to 10000, "
-            f"not {workers}, {seed}, {size} and {face_mm}"
-        )
+    if workers < 0 or seed < 0:
+        raise FaceDepthError(f"want workers and seed >= 0, not {workers} and {seed}")
+    if fault := summary.find_bad_crop(face_mm, size):
+        raise FaceDepthError(fault)
     index, lists = source.index(), {split: file for split, file in (pair_lists or {}).items() if file}
     external = {split: pairs.read_external(file, split, index) for split, file in lists.items()}
     drawn = {"wanted": PAIRS, "wanted_in_each_cell": CELL_PAIRS, "seed": seed}
@@ -94,8 +96,13 @@ def prepare(
         shutil.rmtree(parts, ignore_errors=True)
         print(f"{out} is complete already")
         return done
-    for note in source.notes():
+    for note in summary.notes(source, index):
         print(f"note: {note}", flush=True)
+    lines, fault = summary.first_look(source, index)
+    for line in lines:
+        print(line, flush=True)
+    if fault:
+        raise FaceDepthError(fault)
     _open_parts(parts, settings)
     _check(index, [], parts)
     job = Job(source, parts, face_mm, size, hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest())
@@ -108,15 +115,17 @@ def prepare(
                 _check(index, rejects, parts)
             if time.monotonic() > shown + 10:
                 shown = time.monotonic()
-                print(f"{done} of {len(todo)} chunks of {CHUNK_FRAMES} frames are made", flush=True)
+                print(f"{done} of {counted(len(todo), 'chunk')} of {CHUNK_FRAMES} frames made", flush=True)
     missing = sum(not job.file(number).exists() for number in range(count))
     if missing and parts.exists():
-        print(f"shard {shard_index}/{shards} is done; {missing} of {count} chunks are left to other shards")
+        print(f"shard {shard_index}/{shards} is done; {missing} of {counted(count, 'chunk')} left to other shards")
         return None
     try:
         lock = (parts / "lock").open("w")
     except FileNotFoundError:  # another shard has just merged and removed the chunks
         return arrays.open(out)
+    except OSError as error:
+        raise FaceDepthError(f"{parts / 'lock'} cannot be written ({error.strerror})") from None
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if (done := _complete(out, settings)) is not None:
@@ -245,10 +254,13 @@ def _complete(out: Path, settings: dict) -> arrays.Arrays | None:
         if not out.exists() or out.is_dir() and not any(out.iterdir()):
             return None
         if not (out / "meta.json").exists():
-            raise FaceDepthError(f"{out} exists and is not a prepared data set; give another --out")
+            raise FaceDepthError(f"{out} exists and is not a prepared data set; {ELSEWHERE}")
     there = arrays.open(out)
     if difference := _difference(there.meta, settings):
-        raise FaceDepthError(f"{out} was made with other settings ({difference}); remove it or give another --out")
+        raise FaceDepthError(
+            f"{out} was made with other settings ({difference}); remove it or {ELSEWHERE}, which alone takes "
+            "arrays as they are"
+        )
     return there
 
 
@@ -261,7 +273,7 @@ def _open_parts(parts: Path, settings: dict) -> None:
         files.write_json(file, settings)
     if difference := _difference(files.read_json(file), settings):
         raise FaceDepthError(
-            f"{parts} is an unfinished run with other settings ({difference}); remove it or give another --out"
+            f"{parts} is an unfinished run with other settings ({difference}); remove it or {ELSEWHERE}"
         )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from facedepth_jax.data import images
-from facedepth_jax.data.frames import MAX_FOCAL_PX, Fault, Frame, FrameInfo, Source, Unusable, option
+from facedepth_jax.data.frames import MAX_FOCAL_PX, Fault, Frame, FrameInfo, Source, Unusable, counted, option
 from facedepth_jax.data.readers import biwi_files, registration
 from facedepth_jax.data.readers.raw import find_copies, list_files, list_folders, split_of
 from facedepth_jax.errors import FaceDepthError
@@ -154,7 +154,7 @@ class BiwiSource(Source):
         for number, want in TEST_FRAMES.items():
             count = sum(number == of for of, _ in self._frames)
             if count not in (0, want):
-                notes.append(f"test sequence {number:02d} has {count} frames, not {want} as published")
+                notes.append(f"test sequence {number:02d} has {counted(count, 'frame')}, not {want} as published")
         which = self.register == "depth_to_gray"  # the second camera is the colour camera
         own = np.mean([cameras[which].focal_px for cameras in self._cameras.values()] or [[self.focal]])
         if self.focal and abs(self.focal / own - 1) > 0.01:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from facedepth_jax.data import images
-from facedepth_jax.data.frames import MAX_FOCAL_PX, Fault, Frame, FrameInfo, Source, Unusable, option
+from facedepth_jax.data.frames import MAX_FOCAL_PX, Fault, Frame, FrameInfo, Source, Unusable, counted, option
 from facedepth_jax.data.readers.pandora_annotations import (
     COLOUR_SIZE,
     COLUMNS,
@@ -185,11 +185,11 @@ class PandoraSource(Source):
         notes = []
         if len(there) != SEQUENCES:
             names = [f"{s:02d}" + f" ({' '.join(gone)})" * (len(gone) < 5) for s, gone in missing.items()]
-            notes.append(f"{len(there)} sequences are here, {SEQUENCES} are expected; missing: {', '.join(names)}")
+            notes.append(f"{counted(len(there), 'sequence')} here, {SEQUENCES} expected; missing: {', '.join(names)}")
         if self._unknown:
             notes.append(f"folders that are not read, unknown or there twice: {', '.join(self._unknown)}")
         for sequence in self._sequences:
-            where = f"{sequence.path}, {len(sequence.frames)} frames"
+            where = f"{sequence.path}, {counted(len(sequence.frames), 'frame')}"
             if sequence.fault:
                 notes.append(f"{where}: {' - '.join(filter(None, sequence.fault))}")
             elif not len(sequence.frames):
