@@ -182,6 +182,34 @@ def test_people_differ_more_than_expressions():
     assert 2.5 < np.median(between) < 9  # mm: people, not monsters
 
 
+def test_adults_have_the_proportions_of_real_faces():
+    """MakeHuman's head with the means of MEANS, and the mean of sampled adults; measured by hand, in mm."""
+    mesh = identity.head()
+    outer, inner, mouth, forehead, nasion, chin = 4195, 5533, 3689, 2148, 133, 2721
+    assert mesh.masks["eyelids"][[outer, inner]].min() > 0.5 and mesh.masks["lips"][mouth] > 0.3
+    assert np.abs(mesh.vertices[[forehead, nasion, chin], 0]).max() < 0.1
+    scalp = (mesh.part == 0) & (mesh.follow == 1) & (mesh.masks["ears"] < 0.1) & (mesh.vertices[:, 1] < -20)
+
+    def distances(v):
+        front, eyes = v[outer, 2], [v[mesh.part == k, 0].mean() for k in (1, 2)]
+        nose = v[(mesh.part == 0) & (np.abs(mesh.vertices[:, 1] - 25) < 20), 2].min()
+        ahead = [front - z for z in (nose, v[nasion, 2], v[chin, 2])]
+        across = [*(2 * v[[outer, inner, mouth], 0]), eyes[0] - eyes[1]]
+        return np.array([*across, v[chin, 1] - v[forehead, 1], *ahead, *np.ptp(v[scalp][:, [0, 2]], axis=0)])
+
+    want = np.array([90, 34, 51, 63, 165, 42, 23, 15, 143, 193])
+    play = np.array([3, 2, 3, 2, 6, 4, 4, 6, 4, 4])
+    both = [(f"{side}{name}", m) for name, m in identity.MEANS.items() for side in ("", "l-", "r-")]
+    moved = mesh.vertices + sum(m * mesh.targets[name] for name, m in both if name in mesh.targets)
+    people = [identity.person(3, n) for n in range(1, 201)]
+    adults = np.array([distances(p.vertices) for p in people if p.age >= 0.47])
+    for found in (distances(moved), adults.mean(0)):
+        assert (np.abs(found - want) < play).all(), found
+    assert (np.abs(distances(mesh.vertices) - want) > play).sum() >= 6
+    # As far from each other as before the means were moved.
+    np.testing.assert_allclose(adults.std(0)[:8], [5.7, 3.7, 4.9, 3.6, 10.0, 5.2, 3.6, 5.7], rtol=0.15)
+
+
 def test_depth_of_the_figure_equals_embree():
     for position in (1, 50):  # a bare face and a free sequence
         s, camera, vertices = posed(SOURCE, position)
@@ -226,9 +254,9 @@ def test_bad_settings():
 
 # Frame of SOURCE: yaw, pitch, roll, head x and y, mean gray, mean depth in mm, share without depth.
 GOLDEN = {
-    0: (28.027, 2.006, 0.736, 47.39, 47.16, 95.3, 799, 0.386),
-    22: (-1.600, -1.746, 15.361, 47.27, 47.05, 116.0, 1159, 0.067),
-    59: (-3.364, -25.739, -3.221, 47.46, 47.48, 131.2, 1031, 0.049),
+    0: (28.027, 2.006, 0.736, 47.39, 47.16, 97.3, 796, 0.366),
+    22: (-1.600, -1.746, 15.361, 47.27, 47.05, 117.8, 1147, 0.060),
+    59: (-3.364, -25.739, -3.221, 47.46, 47.48, 131.3, 1026, 0.050),
 }
 
 
