@@ -1,5 +1,6 @@
 """The synthetic faces against embree, Kabsch and plain projection; determinism, splits, spread of identities."""
 
+import dataclasses
 import functools
 import pickle
 
@@ -26,6 +27,12 @@ def ranks():
 @pytest.fixture(scope="module")
 def frames():
     return list(SOURCE.load(0, 60))
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """The first frames of the same people without a sensor."""
+    return list(dataclasses.replace(SOURCE, sensor="none").load(0, 20))
 
 
 @functools.cache
@@ -81,7 +88,8 @@ def test_any_cut_gives_the_same_bits(frames):
 
 
 def test_kinect_v1_shows_the_same_scene_larger():
-    v2, v1 = (next(SyntheticSource(subjects=1, sensor=s, image_size=SIZE_PX).load(0, 1)) for s in SENSORS)
+    v2, v1 = (next(SyntheticSource(subjects=1, sensor=s, image_size=SIZE_PX).load(0, 1))
+              for s in ("kinect_v2", "kinect_v1"))  # fmt: skip
     assert v1.focal_px == pytest.approx((575.816, 575.816))
     centre = [f.depth_mm[40:56, 40:56].astype(float) for f in (v2, v1)]
     assert all((c > 0).mean() > 0.9 for c in centre)
@@ -210,8 +218,8 @@ def test_adults_have_the_proportions_of_real_faces():
     np.testing.assert_allclose(adults.std(0)[:8], [5.7, 3.7, 4.9, 3.6, 10.0, 5.2, 3.6, 5.7], rtol=0.15)
 
 
-def test_depth_of_the_figure_equals_embree():
-    for position in (1, 50):  # a bare face and a free sequence
+def test_depth_of_the_figure_equals_embree(exact):
+    for position in (1, 18):  # a bare face and a free sequence
         s, camera, vertices = posed(SOURCE, position)
         triangles = accessories.topology().triangles
         raster = jax.jit(functools.partial(picture.cast, size_px=(SIZE_PX, SIZE_PX), capacity=60_000))(
@@ -232,12 +240,36 @@ def test_depth_of_the_figure_equals_embree():
         assert both.mean() > 0.25
         error = np.abs(ours - depth)[both]
         assert np.percentile(error, 99.5) < 0.05 and (error > 1).mean() < 0.003
+        # Without a sensor: this very depth in whole millimetres, and something behind or nothing.
+        whole = exact[position].depth_mm.ravel()
+        assert np.percentile(np.abs(whole[both] - depth[both]), 99.5) <= 0.55
+        assert (np.abs(whole[both] - depth[both]) > 2).mean() < 0.003
 
 
-def test_gray_and_depth_are_registered(frames):
+def test_registration_of_gray(frames, exact):
+    """Black right of the face where the colour camera saw nothing, or wherever depth is missing, in half of the people;
+    all the rest is the gray that is there without a sensor, which `misregistration` moves by whole pixels."""
+    masked = [scene.frame_scene(0, n, 1, 0, 3).registration.masked for n in range(1, 41)]
+    assert 0.3 < np.mean(masked) < 0.7
+    for frame, other, position in zip(frames, exact, range(20), strict=False):
+        black = frame.gray != other.gray
+        assert (frame.gray[black] == 0).all() and black.any()
+        if SOURCE.scene(position).registration.masked:
+            assert black[frame.depth_mm == 0].all()
+    moved = next(dataclasses.replace(SOURCE, misregistration=8.0).load(0, 1))
+    s = SOURCE.scene(0).registration
+    right, down = round(8 * float(s.right)), round(8 * float(s.down))
+    assert 2 <= np.hypot(right, down) <= 9
+    np.testing.assert_array_equal(moved.depth_mm, frames[0].depth_mm)
+    there = (moved.gray > 0)[12:-12, 12:-12]
+    shifted = np.roll(exact[0].gray, (down, right), (0, 1))[12:-12, 12:-12]
+    np.testing.assert_array_equal(moved.gray[12:-12, 12:-12][there], shifted[there])
+
+
+def test_gray_and_depth_are_registered(exact):
     """A person shifted against its own depth by 4 pixels loses: steps in depth are steps in gray."""
     right = wrong = 0.0
-    for frame in frames:
+    for frame in exact:
         depth = frame.depth_mm.astype(float)
         step = (np.abs(np.diff(depth, axis=1)) > 300) & (depth[:, 1:] > 0) & (depth[:, :-1] > 0)
         edge = np.abs(np.diff(frame.gray.astype(float), axis=1))
@@ -247,16 +279,23 @@ def test_gray_and_depth_are_registered(frames):
 
 
 def test_bad_settings():
-    for settings in ({"sensor": "lidar"}, {"subjects": 0}, {"seed": -1}, {"image_size": 8}):
+    for settings in (
+        {"sensor": "lidar"},
+        {"misregistration": -1.0},
+        {"sensor": "none", "misregistration": 2.0},
+        {"subjects": 0},
+        {"seed": -1},
+        {"image_size": 8},
+    ):
         with pytest.raises(FaceDepthError):
             SyntheticSource(**settings)
 
 
 # Frame of SOURCE: yaw, pitch, roll, head x and y, mean gray, mean depth in mm, share without depth.
 GOLDEN = {
-    0: (28.027, 2.006, 0.736, 47.39, 47.16, 97.3, 796, 0.366),
-    22: (-1.600, -1.746, 15.361, 47.27, 47.05, 117.8, 1147, 0.060),
-    59: (-3.364, -25.739, -3.221, 47.46, 47.48, 131.3, 1026, 0.050),
+    0: (28.027, 2.006, 0.736, 47.39, 47.16, 97.2, 796, 0.373),
+    22: (-1.600, -1.746, 15.361, 47.27, 47.05, 107.9, 1144, 0.048),
+    59: (-3.364, -25.739, -3.221, 47.46, 47.48, 126.6, 1026, 0.050),
 }
 
 

@@ -254,8 +254,10 @@ def cast(scene: Scene, camera: Camera, vertices, size_px: tuple[int, int], capac
 
 
 @functools.partial(jax.jit, static_argnames=("size_px", "sensor_name", "capacity"))
-def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int], sensor_name: str, capacity: int):
-    """Render a batch of scenes, each through its own camera.
+def render_batch(
+    scenes: Scene, cameras: Camera, seed, shift_px, size_px: tuple[int, int], sensor_name: str, capacity: int
+):
+    """Render a batch of scenes, each through its own camera; `shift_px` is the largest misregistration.
 
     Returns gray uint8 (B, H, W), depth uint16 (B, H, W) in mm with 0 = none, and bool (B,): `capacity` was too small.
     """
@@ -285,7 +287,15 @@ def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int],
     cosine = jnp.where(hit, jnp.clip(values[..., 9], 0.03, 1), 0.95)
     reflectance = jnp.where(hit, jnp.clip(reflectance, 0.01, 1), 0.5)
     gray = stage(lambda s, r: _develop(s.lens, r, key(s, 0)), scenes, radiance)
+    if sensor_name == "none":
+        return gray, jnp.round(depth).astype(jnp.uint16), raster.overflow
     draw, measure = sensor.KINECTS[sensor_name]
     noise = stage(lambda s: draw(key(s, 1), size_px), scenes)
     measured = stage(measure, noise, depth, cosine, reflectance)
-    return gray, measured, raster.overflow
+
+    def register(scene, camera, gray, depth_mm):
+        masked, right, down = scene.registration
+        shift = jnp.round(shift_px * jnp.stack([right, down])).astype(jnp.int32)
+        return sensor.registered(gray, depth_mm, camera.focal_px[0], sensor.COLOUR_MM[sensor_name], shift, masked)
+
+    return stage(register, scenes, cameras, gray, measured), measured, raster.overflow

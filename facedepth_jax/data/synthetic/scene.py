@@ -60,6 +60,9 @@ Cloth = namedtuple("Cloth", "reflectance pattern period_mm contrast second")
 # sensor sees it; strength of its texture; panels: frequency in the ray's units, contrast, 1 if they lie.
 Room = namedtuple("Room", "inverse_z slope_x slope_y reflectance gradient_x gradient_y seen texture panels "
                           "panel_contrast lying")  # fmt: skip
+# How gray was registered to depth: 1 if it is black wherever depth is missing; its shift right and down as a share of
+# the largest one.
+Registration = namedtuple("Registration", "masked right down")
 Lens = namedtuple("Lens", "exposure gamma vignette noise blur offset")  # of the gray camera; offset is stray light
 
 
@@ -81,6 +84,7 @@ class Scene(NamedTuple):
     cloth: Cloth
     room: Room
     lens: Lens
+    registration: Registration
     boxes: np.ndarray  # float32 (6, 6), before the wall: left, right, top, bottom (as the ray's x, y), z in mm, gray
     numbers: np.ndarray  # int32 (3,), subject, sequence, frame: they name the frame's random key
 
@@ -177,7 +181,11 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     garment = np.random.default_rng([seed, 4, subject])
     usual = gray(garment)
     cloth_gray = usual if always.random() < 0.7 else cloth_gray
-    hair_infrared = 0.06 + 0.7 * who.hair  # dark hair gives the sensor little to see
+    own = np.random.default_rng([seed, 5, subject])
+    hair_infrared = own.uniform(0.04, 0.12) + 0.7 * who.hair  # dark hair gives the sensor little to see
+    # Of RAP3DF's people half have masked files, and all frames of one are shifted alike.
+    masked, way, far = own.random() < 0.5, own.uniform(0, 2 * math.pi), own.uniform(0.25, 1)
+    registration = Registration(masked, far * math.cos(way), far * math.sin(way))
     albedo = {
         "left eye": 0.5, "right eye": 0.5, "upper teeth": 0.6, "lower teeth": 0.55,
         "curtain": who.hair, "bun": who.hair,
@@ -231,7 +239,8 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
         vertices=vertices, fields=figure.fields, units=np.array([units[n] for n in unit_names()]),
         gaze_deg=np.clip(gaze, -22, 22), angles_deg=angles, body_deg=body, head_mm=np.array([*offset, distance]),
         lights=lights, ambient=ambient, part_albedo=table(albedo, who.skin), part_infrared=table(infrared, 0.6),
-        paint=paint, cloth=cloth, room=room, lens=lens, boxes=boxes, numbers=np.array([subject, sequence, frame]),
+        paint=paint, cloth=cloth, room=room, lens=lens, registration=registration, boxes=boxes,
+        numbers=np.array([subject, sequence, frame]),
     )  # fmt: skip
     scene = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), scene)
     return scene._replace(numbers=scene.numbers.astype(np.int32))
