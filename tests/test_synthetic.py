@@ -2,17 +2,21 @@
 
 import dataclasses
 import functools
+import pathlib
 import pickle
+import shlex
 
 import jax
 import numpy as np
 import pytest
 import trimesh
 
+from facedepth_jax import prepare
 from facedepth_jax.data.frames import SPLITS
 from facedepth_jax.data.synthetic import SENSORS, SyntheticSource, accessories, identity, picture, scene, window
 from facedepth_jax.errors import FaceDepthError
 
+ROOT = pathlib.Path(__file__).parents[1]
 SIZE_PX = 96
 SOURCE = SyntheticSource(subjects=4, frames_per_sequence=3, image_size=SIZE_PX, seed=7)
 
@@ -66,6 +70,16 @@ def test_index_names_splits_and_pickling():
     assert not people["train"] & people["validation"] and not people["train"] & people["test"]
     assert not people["validation"] & people["test"]
     assert SyntheticSource(subjects=30, seed=1).splits() != source.splits()
+
+
+def test_the_documented_test_set_is_200_people_of_a_seed_of_their_own():
+    docs = (ROOT / "docs" / "preparing.md").read_text()
+    line = next(line for line in docs.splitlines() if "--out=data/synthetic_test" in line)
+    flags, options = prepare._flags(shlex.split(line)[3:])
+    source = SyntheticSource(seed=flags.seed, **{name: value for name, value in options.items() if name != "seed"})
+    assert len({info.subject for info in source.index()}) == 200 and len(source.index()) == 200 * 5 * 4
+    for path in ROOT.glob("configs/*.py"):
+        assert str(flags.seed) not in path.read_text()
 
 
 def test_frames_are_whole(frames):
