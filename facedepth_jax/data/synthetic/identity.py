@@ -71,7 +71,6 @@ class Head(NamedTuple):
     masks: dict  # {name: float32 (V,)} in 0..1: lips, inside_mouth, eyelids, ears
     follow: np.ndarray  # float32 (V,), share of the head's turn: 1 the head, 0 the body
     sky: np.ndarray  # float32 (V, 16), how much of its surroundings a vertex sees, in spherical harmonics
-    ambient: np.ndarray  # float32 (V,), ambient occlusion in 0..1, 1 = open
     targets: dict  # {name: float32 (V, 3)}, displacements of a whole unit
     hand: np.ndarray  # float32 (P, W, 3), a right hand in P poses, wrist at 0, fingers along -y, palm facing +z
     hand_triangles: np.ndarray  # int32 (U, 3)
@@ -91,7 +90,6 @@ def head() -> Head:
         {str(n): m.astype(np.float32) / 255 for n, m in zip(f["mask_names"], f["masks"].T, strict=True)},
         f["follow"].astype(np.float32) / 255,
         f["sky"].astype(np.float32) * (4 / 127),
-        f["ambient"].astype(np.float32) / 255,
         {str(n): d for n, d in zip(f["target_names"], deltas, strict=True)},
         f["hand"],
         f["hand_triangles"].astype(np.int32),

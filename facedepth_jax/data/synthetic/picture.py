@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facedepth_jax.data.synthetic import sensor
+from facedepth_jax.data.synthetic import light, sensor
 from facedepth_jax.data.synthetic.accessories import PARTS, ramp, topology
 from facedepth_jax.data.synthetic.identity import head
 from facedepth_jax.data.synthetic.render import interpolate, rasterize, vertex_normals
@@ -21,31 +21,17 @@ SKIN, EYES, CURTAIN, BUN, LENSES, HAT, COLLAR, SLEEVE, PHONE = (
 )
 
 
-def _harmonics(d):
-    """Evaluate the sixteen real spherical harmonics up to degree 3 at unit vector d, as tools/build_head.py does."""
-    x, y, z = d
-    return jnp.stack([
-        jnp.float32(0.282095), 0.488603 * y, 0.488603 * z, 0.488603 * x,
-        1.092548 * x * y, 1.092548 * y * z, 0.315392 * (3 * z * z - 1), 1.092548 * x * z, 0.546274 * (x * x - y * y),
-        0.590044 * y * (3 * x * x - y * y), 2.890611 * x * y * z, 0.457046 * y * (5 * z * z - 1),
-        0.373176 * z * (5 * z * z - 3), 0.457046 * x * (5 * z * z - 1), 1.445306 * z * (x * x - y * y),
-        0.590044 * x * (x * x - 3 * y * y),
-    ])  # fmt: skip
-
-
 @functools.cache
-def _light_tables():
-    """Return sky (V, 16) and ambient occlusion (V,) of the whole figure's vertices; accessories see everything."""
+def _sky():
+    """Return how much of its surroundings each vertex of the figure sees, (V, 16); accessories see nearly all."""
     shared, mesh = topology(), head()
     sky = np.zeros((len(shared.part), 16), np.float32)
-    sky[:, 0] = 1 / 0.282095
-    ambient = np.full(len(shared.part), 0.85, np.float32)
+    sky[:, 0] = 0.9 / 0.282095
     eyes = (shared.part == EYES) | (shared.part == EYES + 1)
     count = len(mesh.vertices)
-    sky[:count], ambient[:count] = mesh.sky, mesh.ambient
-    sky[eyes], ambient[eyes] = sky[-1] * 0.7, 0.65
-    ambient[:count] *= 1 - 0.75 * mesh.masks["inside_mouth"]
-    return sky, ambient
+    sky[:count] = mesh.sky * (1 - 0.75 * mesh.masks["inside_mouth"])[:, None]
+    sky[eyes] = 0.7 * sky[-1]
+    return sky
 
 
 @functools.cache
@@ -75,18 +61,29 @@ def _grain(x, y, z, scale_mm, channel):
 
 def _vertex_light(scene: Scene, normals, to_eye):
     """Light the vertices: diffuse light (V,) and gloss (V,)."""
-    sky, ambient = _light_tables()
+    sky = _sky()
     turned = rotation_matrix(scene.angles_deg)
-    diffuse = scene.ambient * ambient * (0.8 - 0.25 * normals[:, 1])
-    gloss = jnp.zeros(len(normals))
+
+    def harmonics(d):  # in the head frame
+        return light.harmonics(*(d @ turned).T, jnp)
+
+    # The surroundings past the head itself, exactly: the product of light and visibility, then the cosine.
+    arriving = sky @ jnp.einsum("jik,k->ij", light.products(), scene.surroundings)
+    diffuse = jnp.maximum((harmonics(normals)[:, :9] * arriving * light.COSINE.astype(np.float32)).sum(-1), 0.02)
+    cosine = (normals * to_eye).sum(-1, keepdims=True)
+    mirrored = harmonics(2 * cosine * normals - to_eye)
+    fresnel = 0.4 + 2.5 * (1 - jnp.clip(cosine[:, 0], 0, 1)) ** 4
+    gloss = fresnel * jnp.maximum(mirrored @ scene.surroundings, 0) * jnp.clip((mirrored * sky).sum(-1), 0, 1)
+    part = topology().part
+    sharpness = np.where((part == EYES) | (part == EYES + 1), 60, 14)  # eyes are wet
     for k in range(2):
         towards, strength = scene.lights[k, :3], scene.lights[k, 3]
-        seen = ramp(sky @ _harmonics(turned.T @ towards), 0.2, 0.85)
+        seen = ramp(sky @ harmonics(towards), 0.2, 0.85)
         facing = normals @ towards
         diffuse += strength * seen * jnp.maximum((facing + 0.12) / 1.12, 0)  # light wraps a little: skin scatters
         half = towards[None] + to_eye
         half = half / jnp.linalg.norm(half, axis=-1, keepdims=True)
-        gloss += strength * seen * (facing > 0) * jnp.maximum((normals * half).sum(-1), 0) ** 14
+        gloss += strength * seen * (facing > 0) * jnp.maximum((normals * half).sum(-1), 0) ** sharpness
     return diffuse, gloss
 
 
@@ -189,7 +186,9 @@ def _rays(camera: Camera, size_px):
 
 def _room(scene: Scene, x, y):
     """Draw the room behind the person: depth in mm (0 = too far) and gray radiance, (H, W) each; x, y as in `_rays`."""
-    inverse_z, slope_x, slope_y, albedo, gradient_x, gradient_y, seen, texture, panels, contrast, lying = scene.room
+    inverse_z, slope_x, slope_y, albedo, gradient_x, gradient_y, seen, texture, panels, contrast, lying, pictured = (
+        scene.room
+    )
     depth = 1 / jnp.maximum(inverse_z + slope_x * x + slope_y * y, 1e-4)
     tone = albedo * jnp.clip(1 + gradient_x * x + gradient_y * y, 0.3, 1.7)
     tone *= 1 - contrast * (jnp.sin(panels * jnp.where(lying > 0, y, x)) > 0.6)
@@ -199,8 +198,15 @@ def _room(scene: Scene, x, y):
         on = (x > left) & (x < right) & (y > top) & (y < bottom) & (z < depth)
         depth, tone = jnp.where(on, z, depth), jnp.where(on, gray * dimming, tone)
     tone = tone * (1 + texture * _grain(x * 160, y * 160, 0 * x, (1.0, 1.0, 1.0), 1))
-    light = scene.ambient + 0.35 * scene.lights[:, 3].sum()
-    return jnp.where((seen > 0) & (depth < 4500), depth, 0.0), tone * light
+    size, lamps = light.BACKDROP_PX, 0.35 * scene.lights[:, 3].sum()
+
+    def place(v, middle):  # beyond its border, a picture is mirrored
+        at = jnp.round(((v - middle) / light.BACKDROP_REACH + 1) * (0.5 * (size - 1))).astype(jnp.int32) % (2 * size)
+        return jnp.minimum(at, 2 * size - 1 - at)
+
+    picture = scene.backdrop.ravel()[place(y, scene.backdrop_xy[1]) * size + place(x, scene.backdrop_xy[0])]
+    radiance = jnp.where(pictured > 0, picture, tone * (scene.ambient + lamps))
+    return jnp.where((seen > 0) & (depth < 4500), depth, 0.0), radiance
 
 
 def _attributes(scene: Scene, vertices):

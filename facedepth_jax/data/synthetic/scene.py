@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facedepth_jax.data.synthetic.accessories import HATS, HOLDINGS, PARTS, Wear, dress, hold, topology
+from facedepth_jax.data.synthetic import light
+from facedepth_jax.data.synthetic.accessories import HATS, HOLDINGS, PARTS, Wear, dress, hold, topology, turn_matrix
 from facedepth_jax.data.synthetic.identity import head, person
 
 SEQUENCES = 5  # S1 yaw, S2 pitch, S3 roll, S4 and S5 free
@@ -57,9 +58,10 @@ Paint = namedtuple("Paint", "skin lips hair brow iris brow_mm arch_mm texture cu
 # reflectance.
 Cloth = namedtuple("Cloth", "reflectance pattern period_mm contrast second")
 # The wall: 1/z on the camera's axis and its slopes along the ray's x and y; reflectance and its slopes; 1 where the
-# sensor sees it; strength of its texture; panels: frequency in the ray's units, contrast, 1 if they lie.
+# sensor sees it; strength of its texture; panels: frequency in the ray's units, contrast, 1 if they lie; 1 for a
+# picture in place of all that.
 Room = namedtuple("Room", "inverse_z slope_x slope_y reflectance gradient_x gradient_y seen texture panels "
-                          "panel_contrast lying")  # fmt: skip
+                          "panel_contrast lying pictured")  # fmt: skip
 # How gray was registered to depth: 1 if it is black wherever depth is missing; its shift right and down as a share of
 # the largest one.
 Registration = namedtuple("Registration", "masked right down")
@@ -77,7 +79,8 @@ class Scene(NamedTuple):
     body_deg: np.ndarray  # the same of the shoulders
     head_mm: np.ndarray  # float32 (3,), head centre in the camera's frame
     lights: np.ndarray  # float32 (2, 4), two distant lights: unit vector towards each (camera frame), strength
-    ambient: np.ndarray  # float32 ()
+    surroundings: np.ndarray  # float32 (16,), their light in spherical harmonics, head frame
+    ambient: np.ndarray  # float32 (), mean radiance of the surroundings
     part_albedo: np.ndarray  # float32 (len(PARTS),), reflectance in gray and in the sensor's infrared
     part_infrared: np.ndarray
     paint: Paint
@@ -85,6 +88,9 @@ class Scene(NamedTuple):
     room: Room
     lens: Lens
     registration: Registration
+    # float32 (light.BACKDROP_PX,) * 2, radiance of a picture on the wall, and where its middle is (x, y of the ray).
+    backdrop: np.ndarray
+    backdrop_xy: np.ndarray
     boxes: np.ndarray  # float32 (6, 6), before the wall: left, right, top, bottom (as the ray's x, y), z in mm, gray
     numbers: np.ndarray  # int32 (3,), subject, sequence, frame: they name the frame's random key
 
@@ -164,15 +170,25 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
 
     # As in Pandora and RAP3DF, people sit in one place: a gray crop does not show how far away that is.
     distance = always.uniform(780, 980) + 25 * math.sin(6 * t + always.uniform(0, 6)) + now.normal(0, 4)
-    offset = always.uniform(-1, 1, 2) * [0.16, 0.09] * distance + now.normal(0, 4, 2)
+    beside = always.uniform(-1, 1, 2) * [0.16, 0.09]
+    offset = beside * distance + now.normal(0, 4, 2)
     body = angles * [0.18, 0.06, 0.06] + always.normal(0, [6, 3, 2])
 
-    key, fill = always.uniform(0.45, 1.1), always.uniform(0.0, 0.4)
+    # Real surroundings alone, with a lamp or two, or lamps alone.
+    outdoors = np.random.default_rng([seed, 6, subject, sequence])
+    kind = outdoors.choice(3, p=[0.35, 0.45, 0.2])
+    ambient = outdoors.uniform(*[(0.7, 1.0), (0.25, 0.7), (0.1, 0.35)][kind])
+    key, fill = outdoors.uniform(0.4, 1.1) * (kind > 0), outdoors.uniform(0.0, 0.4) * (kind == 2)
     lights = np.array([
         [*_direction(always.normal(0, 45), always.uniform(0, 65)), key],
         [*_direction(always.uniform(-110, 110), always.uniform(-15, 50)), fill],
     ])  # fmt: skip
-    ambient = always.uniform(0.1, 0.4)
+    place = int(outdoors.integers(len(light.environments()[0])))
+    to_camera = turn_matrix((outdoors.normal(0, 8), outdoors.uniform(0, 360), 0))
+    surroundings = ambient * light.turned(light.environments()[0][place], to_camera)
+    front = 0.9 * np.mean(
+        [light.irradiance(surroundings, n) for n in ((0, 0, -1), (0.5, 0, -0.866), (-0.5, 0, -0.866))]
+    )
 
     def gray(rng):
         return float(rng.choice([0.04, 0.1, 0.25, 0.45, 0.7]) * rng.uniform(0.8, 1.2))
@@ -210,21 +226,32 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
 
     wall = always.uniform(1900, 2200)  # one laboratory, not many: a wall's distance cannot be seen in gray
     tilt = always.normal(0, 0.1, 2) / wall
+    behind = outdoors.choice(["wall", "picture", "empty"], p=[0.3, 0.5, 0.2])
     room = Room(
         1 / wall, *tilt, always.uniform(0.12, 0.75), *always.normal(0, 0.35, 2), seen=always.random() < 0.8,
         texture=always.uniform(0, 0.06), panels=always.uniform(12, 90),
-        panel_contrast=max(0.0, always.uniform(-0.4, 0.3)), lying=always.integers(2),
+        panel_contrast=max(0.0, always.uniform(-0.4, 0.3)), lying=always.integers(2), pictured=behind == "picture",
     )  # fmt: skip
+    if behind == "empty":
+        blank = outdoors.choice([0.0, 0.02, 0.3, 0.9])
+        room = room._replace(reflectance=blank, gradient_x=0, gradient_y=0, texture=0, panel_contrast=0)
+    blur_px = outdoors.choice([0.0, outdoors.uniform(1, 12)])
+    zoom = float(np.exp(outdoors.uniform(np.log(0.2), 0)))
+    if behind == "picture":
+        middle = tuple(beside.tolist())
+        backdrop = ambient * light.backdrop(place, tuple(to_camera.ravel().tolist()), middle, zoom, float(blur_px))
+    else:
+        backdrop = np.zeros((light.BACKDROP_PX,) * 2)
     corner = always.uniform(-0.45, 0.25, (6, 2))
     size = always.uniform(0.02, 0.4, (6, 2)) * always.choice([[1, 1], [0.3, 2.5], [2.5, 0.3]], 6)
     z = always.uniform(wall - 500, wall, 6)
-    size[:, 0] *= always.random(6) < 0.55  # the others are not there
+    size[:, 0] *= (always.random(6) < 0.55) & (behind == "wall")  # the others are not there
     low = offset / distance + corner
     x, y = np.stack([low, low + size], -1).swapaxes(0, 1)
     boxes = np.column_stack([x, y, z, always.uniform(0.03, 0.85, 6)])
 
     # An automatic exposure that aims at the skin, and misses.
-    level = who.skin * (ambient * 0.85 + 0.62 * key + 0.3 * fill)
+    level = who.skin * (max(front, 0.3 * ambient) + 0.62 * key + 0.3 * fill)
     exposure = (0.38 * always.uniform(0.7, 1.35) * (0.45 + 1.1 * who.skin)) / level * now.uniform(0.97, 1.03)
     lens = Lens(
         exposure, gamma=always.uniform(1.7, 2.3), vignette=always.uniform(0, 0.25), noise=always.uniform(0.004, 0.016),
@@ -238,9 +265,10 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     scene = Scene(
         vertices=vertices, fields=figure.fields, units=np.array([units[n] for n in unit_names()]),
         gaze_deg=np.clip(gaze, -22, 22), angles_deg=angles, body_deg=body, head_mm=np.array([*offset, distance]),
-        lights=lights, ambient=ambient, part_albedo=table(albedo, who.skin), part_infrared=table(infrared, 0.6),
-        paint=paint, cloth=cloth, room=room, lens=lens, registration=registration, boxes=boxes,
-        numbers=np.array([subject, sequence, frame]),
+        lights=lights, surroundings=light.turned(surroundings, turn_matrix(angles[[1, 0, 2]]).T),
+        ambient=ambient, part_albedo=table(albedo, who.skin), part_infrared=table(infrared, 0.6),
+        paint=paint, cloth=cloth, room=room, lens=lens, registration=registration,
+        backdrop=backdrop, backdrop_xy=beside, boxes=boxes, numbers=np.array([subject, sequence, frame]),
     )  # fmt: skip
     scene = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), scene)
     return scene._replace(numbers=scene.numbers.astype(np.int32))
