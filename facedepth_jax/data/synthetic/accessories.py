@@ -178,7 +178,7 @@ def beard_field(person: Person):
     jaw = np.minimum.reduce([0.8 * (y - cheek), 114 - y, 4 - z])
     full = np.maximum(jaw, moustache)
     field = {
-        "none": np.full(len(x), -20.0),
+        "none": full,  # the shadow of a shaved one
         "moustache": moustache,
         "goatee": np.maximum(chin, moustache if look[6] > 0.4 else -20.0),
         "stubble": full,

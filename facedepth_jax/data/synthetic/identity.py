@@ -143,7 +143,9 @@ class Person:
     iris: float
     brow_mm: float  # thickness
     brow_arch_mm: float  # height
-    texture: float  # strength of moles, freckles and blotches, 0..1
+    texture: float  # strength of moles and blotches, 0..1
+    freckles: float  # 0..1
+    make_up: float  # of lips, lids and lashes, 0..1
     hair_style: str  # one of HAIR_STYLES
     hair_length: float  # 0..1 within the style
     hair_curl: float  # 0..1
@@ -223,7 +225,10 @@ def person(seed: int, number: int) -> Person:
     chances[8] *= 0.3 + 3 * races[0]
     style = str(rng.choice(HAIR_STYLES, p=chances / chances.sum()))
     beard = str(rng.choice(BEARD_STYLES, p=[0.42, 0.2, 0.09, 0.12, 0.17])) if male and grown else "none"
+    surface = np.random.default_rng([seed, 7, number])
     return Person(
+        freckles=float(surface.uniform(0.3, 1) * (surface.random() < 0.5 * skin)),
+        make_up=float(surface.uniform(0.2, 1) * (surface.random() < 0.5) * (not male and grown)),
         sex=sex, age=age, vertices=vertices, skin=skin, hair=hair, hair_style=style, beard=beard,
         lips=skin * float(rng.uniform(0.72, 0.92) if male else rng.uniform(0.62, 0.85)),
         brow=float(np.clip(hair * 0.75, 0.03, 0.5 * skin)),

@@ -88,7 +88,8 @@ def _vertex_light(scene: Scene, normals, to_eye):
 
 
 def _textures(scene: Scene, at):
-    """Return noise fixed to the person, five times (H, W): grain of skin and cloth, blotches, hairs, locks, folds.
+    """Return noise fixed to the person, six times (H, W): grain of skin and cloth, blotches, mottles, hairs, locks,
+    folds.
 
     `at` is (H, W, 3), mm on the mean head.
     """
@@ -103,28 +104,57 @@ def _textures(scene: Scene, at):
     azimuth = x / (jnp.abs(x) + jnp.abs(behind) + 1e-3)  # of a square, not a circle: cheaper, and looks the same
     azimuth = jnp.where(behind > 0, 2 - azimuth, azimuth)
     hairs = _grain(azimuth * 100, y / 14 + phase * 48, 0 * y, (1.0,) * 3, 0)
+    hairs += 0.6 * _grain(azimuth * 37, y / 40 + phase * 71, 0 * y, (1.0,) * 3, 0)  # and lie in strands
     folds = grain(31 * phase, (4.0, 9.0, 4.0), 1)
     locks = (1 - curl) * hairs + curl * 0.8 * grain(0.0, (2.2,) * 3, 0) + 0.3 * folds
-    return grain(48 * phase, (1.1,) * 3, 0), grain(97 * phase, (2.3,) * 3, 1), hairs, locks, folds
+    skin = (grain(48 * phase, (1.1,) * 3, 0), grain(97 * phase, (2.3,) * 3, 1), grain(61 * phase, (5.7,) * 3, 1))
+    return *skin, hairs, locks, folds
+
+
+def _lines(x, y, z, wobble):
+    """Return the lines of a face, (H, W), 1 in their depth: forehead, beside the eyes, from the nose to the mouth."""
+    aside, wave = jnp.abs(x), 0.8 * wobble
+
+    def fold(distance, width_mm):
+        return jnp.exp(-((distance / width_mm) ** 2))
+
+    brow = fold(jnp.sin((y + 1.2 * wave + 0.004 * x * x) * (2 * jnp.pi / 9)) - 1, 0.5)
+    brow *= ramp(-y, 32, 38) * ramp(y, -72, -62) * ramp(52 - aside, 0, 12)
+    feet = fold(jnp.sin((y + 6 + wave) * (2 * jnp.pi / 6) / (1 + 0.05 * (aside - 44))) - 1, 0.5)
+    feet *= ramp(aside, 46, 50) * ramp(60 - aside, 0, 6) * ramp(13 - jnp.abs(y + 5), 0, 5)
+    along = (y - 28) / 40  # from the wing of the nose to beside the mouth
+    cheek = (
+        fold(aside - 18 - 15 * along + 4 * along * along + wave, 1.7)
+        * ramp(along, -0.05, 0.1)
+        * ramp(1.05 - along, 0, 0.3)
+    )
+    bag = fold(y - 9 + 0.008 * (aside - 29) ** 2 + wave, 1.5) * ramp(14 - jnp.abs(aside - 30), 0, 5)
+    frown = fold(aside - 5.5 + 0.1 * (y + 22), 1.2) * ramp(10 - jnp.abs(y + 24), 0, 5)
+    return (0.6 * brow + 0.6 * feet + cheek + 0.5 * bag + 0.5 * frown) * (z < -20)
 
 
 def _paint(scene: Scene, part, values, textures):
     """Paint the figure: gray radiance and infrared reflectance (H, W); `part` (H, W), `values` (H, W, 10) as in
     `_attributes`."""
     x, y, z, on_scalp, on_jaw, on_chest, lips, diffuse, gloss, _ = (values[..., i] for i in range(10))
-    fine, blotch, hairs, strand, folds = textures
-    (skin, lip, hair, brow, iris, brow_mm, arch_mm, texture, curl, hair_cover, beard_cover, infrared, hair_infrared,
-     shine, brimmed, _) = scene.paint  # fmt: skip
-    albedo = skin * (1 + texture * (0.035 * fine + 0.055 * blotch - 0.25 * ramp(fine * blotch, 3.2, 4.2)))
+    fine, blotch, mottle, hairs, strand, folds = textures
+    (skin, lip, hair, brow, iris, brow_mm, arch_mm, texture, freckles, lines, make_up, curl, hair_cover, beard_cover,
+     infrared, hair_infrared, shine, brimmed, _) = scene.paint  # fmt: skip
     aside = jnp.abs(x)
+    uneven = 0.035 * fine + 0.05 * blotch + 0.05 * mottle - 0.25 * ramp(fine * blotch, 3.2, 4.2)
+    freckled = freckles * jnp.exp(-((aside / 55) ** 2) - ((y - 14) / 28) ** 2) * (z < -20)
+    albedo = skin * (1 + texture * uneven - 0.3 * freckled * ramp(fine + 0.5 * blotch, 0.9, 1.9))
+    albedo *= 1 - 0.28 * jnp.clip(lines * _lines(x, y, z, blotch), 0, 1)
     red = ramp(jnp.exp(-(((aside - 36) / 18) ** 2) - ((y - 24) / 16) ** 2) * (z < -30), 0.2, 1.0)
     albedo *= 1 - 0.07 * red
     under_eye = jnp.exp(-(((aside - 29) / 12) ** 2) - ((y - 7) / 5) ** 2) * (z < -40)
     albedo *= 1 - 0.16 * texture * under_eye
     lid = (y + 10.5 + 0.012 * (aside - 29) ** 2 * 0.4) / 1.8
-    albedo *= 1 - 0.55 * (jnp.exp(-(((aside - 29) / 12.5) ** 4) - lid**2) * (z < -60))
+    at_eye = jnp.exp(-(((aside - 29) / 12.5) ** 4)) * (z < -60)
+    albedo *= 1 - (0.55 + 0.3 * make_up) * at_eye * jnp.exp(-(lid**2))
+    albedo *= 1 - 0.4 * make_up * at_eye * jnp.exp(-(((y + 13) / 4) ** 2))
     on_lip = ramp(lips, 0.3, 0.7)
-    albedo += on_lip * (lip * (1 + 0.05 * fine) - albedo)
+    albedo += on_lip * (lip * (1 - 0.35 * make_up) * (1 + 0.06 * fine - 0.1 * ramp(jnp.sin(2.2 * x), 0.6, 1)) - albedo)
     albedo *= 1 - 0.75 * ramp(-lips, 0.2, 0.6)  # the inside of the mouth, stored as -1
 
     t = (aside - 10.0) / 41.0
@@ -134,7 +164,8 @@ def _paint(scene: Scene, part, values, textures):
     on_brow = ramp(width - jnp.abs(y - middle) + 0.7 * fine, -1.3, 1.6) * ramp(1.05 - t, 0, 0.1) * (z < -35)
     albedo += 0.82 * on_brow * (brow * (1 + 0.25 * fine) - albedo)
 
-    on_beard = beard_cover * ramp(on_jaw + 2.5 * fine + 2 * blotch, -3.5, 5) * (1 - on_lip)
+    on_beard = beard_cover * ramp(on_jaw + 2.5 * fine + 2 * blotch + 2 * mottle, -3.5, 5) * (1 - on_lip)
+    on_beard *= 1 - 0.3 * (beard_cover < 0.7) * ramp(fine, -0.5, 1.5)  # stubble is dots
     on_hair = hair_cover * ramp(on_scalp + 3.0 * hairs, -4, 5)
     locks = jnp.maximum(1 + 0.32 * strand, 0.25)
     tone = hair * locks
@@ -168,9 +199,11 @@ def _paint(scene: Scene, part, values, textures):
 
     # A brim's shadow on brow and eyes.
     shadow = 1 - 0.45 * brimmed * (part <= EYES + 1) * ramp(-y, -8, 40) * (z < 20)
+    streaks = jnp.clip(0.55 + 0.5 * strand, 0.1, 1.6)  # hair shines in strands
     hairy = jnp.where(is_skin, jnp.maximum(on_hair, on_beard), hair_part * 1.0)
     dull = jnp.select([is_eye, is_skin, hair_part, part == LENSES, part >= PHONE],
-                      [0.5, shine * (1 - 0.6 * hairy) * (1 - is_cloth), 0.5 * shine, 0.35, 0.25], 0.03)  # fmt: skip
+                      [0.5, shine * (1 + hairy * (streaks - 1)) * (1 - is_cloth), shine * streaks, 0.35, 0.25],
+                      0.03)  # fmt: skip
     radiance = shadow * (albedo * diffuse + 0.35 * dull * gloss)
     reflectance = jnp.where(is_skin, infrared, jnp.asarray(scene.part_infrared)[part])
     reflectance += is_skin * (hairy * (hair_infrared - infrared) + is_cloth * (0.3 + 0.5 * cloth - infrared))

@@ -19,7 +19,7 @@ import numpy as np
 
 from facedepth_jax.data.synthetic import light
 from facedepth_jax.data.synthetic.accessories import HATS, HOLDINGS, PARTS, Wear, dress, hold, topology, turn_matrix
-from facedepth_jax.data.synthetic.identity import head, person
+from facedepth_jax.data.synthetic.identity import ADULT, head, person
 
 SEQUENCES = 5  # S1 yaw, S2 pitch, S3 roll, S4 and S5 free
 LIMITS_DEG = np.array([75.0, 45.0, 40.0])  # yaw, pitch, roll
@@ -50,10 +50,10 @@ class Camera(NamedTuple):
 
 
 # How the head is painted, numbers: reflectances in 0..1 of skin, lips, hair, brows, iris; thickness and arch of the
-# brows; strength of the skin's texture; curl of the hair; cover of hair and beard; infrared reflectance of skin and
-# hair; gloss of the skin; 1 under a brim; a person's own part of the noise.
-Paint = namedtuple("Paint", "skin lips hair brow iris brow_mm arch_mm texture curl hair_cover beard_cover infrared "
-                            "hair_infrared gloss brimmed phase")  # fmt: skip
+# brows; strength of the skin's texture, of freckles, of lines, of make-up; curl of the hair; cover of hair and beard;
+# infrared reflectance of skin and hair; gloss of the skin; 1 under a brim; a person's own part of the noise.
+Paint = namedtuple("Paint", "skin lips hair brow iris brow_mm arch_mm texture freckles lines make_up curl hair_cover "
+                            "beard_cover infrared hair_infrared gloss brimmed phase")  # fmt: skip
 # The clothes: reflectance, pattern (0 plain, 1 and 2 stripes, 3 checks, 4 blots), its contrast towards a second
 # reflectance.
 Cloth = namedtuple("Cloth", "reflectance pattern period_mm contrast second")
@@ -213,11 +213,13 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
         "curtain": hair_infrared, "bun": hair_infrared, "glasses": 0.25, "lenses": 0.04, "hat": 0.35 + 0.5 * hat_gray,
         "collar": 0.5, "phone": 0.1, "bottle": 0.3, "hand": 0.65,
     }  # fmt: skip
-    beard_cover = {"none": 0.0, "stubble": 0.35 + 0.3 * who.beard_length}.get(who.beard, 0.92)
+    shaved = 0.16 * own.random() if who.sex > 0.5 and who.age >= ADULT else 0.0
+    beard_cover = {"none": shaved, "stubble": 0.35 + 0.3 * who.beard_length}.get(who.beard, 0.92)
     hair_cover = {"bald": 0.06, "cropped": 0.75 + 0.2 * who.hair_length,
                   "receding": 0.7 + 0.25 * who.hair_length}.get(who.hair_style, 0.97)  # fmt: skip
     paint = Paint(
-        who.skin, who.lips, who.hair, who.brow, who.iris, who.brow_mm, who.brow_arch_mm, who.texture, who.hair_curl,
+        who.skin, who.lips, who.hair, who.brow, who.iris, who.brow_mm, who.brow_arch_mm, who.texture, who.freckles,
+        max(0.15, 2 * who.age - 1), who.make_up, who.hair_curl,
         hair_cover, beard_cover, 0.5 + 0.45 * who.skin, hair_infrared, gloss=always.uniform(0.05, 0.3),
         brimmed=0.0 if wear.hat in ("none", "beanie") else 1.0, phase=subject * 0.618 % 1.0,
     )  # fmt: skip
