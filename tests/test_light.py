@@ -25,7 +25,7 @@ def test_harmonics_are_scipys():
             y = scipy.special.sph_harm_y(degree, abs(order), theta, phi)
             part = y.real if order >= 0 else y.imag
             expected.append(part * (1 if order == 0 else np.sqrt(2) * (-1) ** order))
-    np.testing.assert_allclose(light.harmonics(*d.T), np.stack(expected, -1), atol=2e-5)
+    np.testing.assert_allclose(light.basis(d), np.stack(expected, -1), atol=2e-5)
 
 
 def test_environments_light_is_that_of_their_panoramas():
@@ -40,7 +40,7 @@ def test_environments_light_is_that_of_their_panoramas():
         seen = light.WHITE * (panorama[row, column] / 255.0) ** 2.2
         # As it is, and of a panorama seen in a mirror or turned.
         ways = [d, d * [-1, 1, 1], d * [1, -1, 1], d[:, [2, 1, 0]]]
-        likeness.append([np.corrcoef(light.harmonics(*way.T) @ coefficients, seen)[0, 1] for way in ways])
+        likeness.append([np.corrcoef(light.basis(way) @ coefficients, seen)[0, 1] for way in ways])
     likeness = np.mean(likeness, 0)  # lamps and suns are cut at white
     assert likeness[0] > 0.5 and likeness[0] > likeness[1:].max() + 0.1
 
@@ -48,8 +48,8 @@ def test_environments_light_is_that_of_their_panoramas():
 def test_turned_light_comes_from_the_turned_direction():
     d, turn = directions()[:20], accessories.turn_matrix((20, 130, -15))
     coefficients = light.environments()[0][3]
-    there = light.harmonics(*d.T) @ coefficients
-    np.testing.assert_allclose(light.harmonics(*(d @ turn.T).T) @ light.turned(coefficients, turn), there, atol=1e-6)
+    there = light.basis(d) @ coefficients
+    np.testing.assert_allclose(light.basis(d @ turn.T) @ light.turned(coefficients, turn), there, atol=1e-6)
 
 
 def test_vertices_get_what_they_see_of_the_surroundings():
@@ -62,7 +62,7 @@ def test_vertices_get_what_they_see_of_the_surroundings():
     with jax.numpy_rank_promotion("allow"):
         found, gloss = picture._vertex_light(s, jnp.asarray(normals), jnp.asarray(normals))
     d = directions()
-    y = light.harmonics(*d.T)
+    y = light.basis(d)
     arriving = (y @ s.surroundings) * (y @ picture._sky()[some].T).T
     expected = (arriving * np.maximum((normals[some] @ turned) @ d.T, 0)).mean(1) * 4
     assert np.isfinite(gloss).all()

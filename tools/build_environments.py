@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import OpenEXR
 
-from facedepth_jax.data.synthetic.light import WHITE, harmonics
+from facedepth_jax.data.synthetic.light import WHITE, basis
 
 TARBALL_SHA256 = "152bd218a3390703f184f0c6ce16e73c8f0a87f32d38530d418a09d33d8208dc"
 OUT = Path(__file__).parents[1] / "facedepth_jax" / "data" / "synthetic" / "environments.npz"
@@ -38,13 +38,14 @@ def read(data):
 
 
 def project(radiance):
-    """Project a panorama to spherical harmonics, (16,), as light.harmonics has them."""
+    """Project a panorama to spherical harmonics, (16,), as light.basis has them."""
     height, width = radiance.shape
     azimuth = 2 * np.pi * ((np.arange(width) + 0.5) / width - 0.5)[None]
     elevation = np.pi * (0.5 - (np.arange(height) + 0.5) / height)[:, None]
     solid = np.cos(elevation) * (2 * np.pi / width) * (np.pi / height)
-    d = np.sin(azimuth) * np.cos(elevation), -np.sin(elevation) + 0 * azimuth, np.cos(azimuth) * np.cos(elevation)
-    return np.einsum("hw,hwk->k", radiance * solid, harmonics(*d))
+    x, z = np.sin(azimuth) * np.cos(elevation), np.cos(azimuth) * np.cos(elevation)
+    d = np.stack([x, -np.sin(elevation) + 0 * x, z], -1)
+    return np.einsum("hw,hwk->k", radiance * solid, basis(d))
 
 
 def main(path):

@@ -12,7 +12,7 @@ from facedepth_jax.data.synthetic.picture import fragment_capacity, render_batch
 from facedepth_jax.data.synthetic.scene import SEQUENCES, Camera, Scene, frame_scene
 from facedepth_jax.errors import FaceDepthError
 
-VERSION = 5  # of the faces: raise it with every change that alters a frame, or old arrays pass for new ones
+VERSION = 6  # of the faces: raise it with every change that alters a frame, or old arrays pass for new ones
 BATCH_FRAMES = 4  # rendered at once, at fixed positions of the index: more make buffers that malloc does not keep
 # Depth cameras: focal length, principal point, size in pixels; of a typical Kinect v2, and of Biwi's Kinect v1.
 SENSORS = {

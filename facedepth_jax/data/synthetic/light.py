@@ -1,7 +1,6 @@
 """Real surroundings (Poly Haven's, CC0): their light in spherical harmonics, and their pictures behind a person.
 
-Directions are unit vectors in a camera's axes: x to its right, y down, z forward. All but
-`harmonics` is NumPy on the host.
+Directions are unit vectors in a camera's axes: x to its right, y down, z forward.
 """
 
 import functools
@@ -15,15 +14,20 @@ BACKDROP_PX, BACKDROP_REACH = 256, 0.36  # of a picture behind a person: x and y
 COSINE = np.repeat([1, 2 / 3, 1 / 4], [1, 3, 5])  # of the first nine harmonics: what a matt surface makes of light
 
 
-def harmonics(x, y, z, xp=np):
-    """Evaluate the sixteen real spherical harmonics up to degree 3 at unit vectors: (..., 16)."""
-    return xp.stack([
+def harmonics(x, y, z):
+    """Evaluate the sixteen real spherical harmonics up to degree 3 at unit vectors: a tuple, for NumPy or JAX."""
+    return (
         0 * x + 0.282095, 0.488603 * y, 0.488603 * z, 0.488603 * x,
         1.092548 * x * y, 1.092548 * y * z, 0.315392 * (3 * z * z - 1), 1.092548 * x * z, 0.546274 * (x * x - y * y),
         0.590044 * y * (3 * x * x - y * y), 2.890611 * x * y * z, 0.457046 * y * (5 * z * z - 1),
         0.373176 * z * (5 * z * z - 3), 0.457046 * x * (5 * z * z - 1), 1.445306 * z * (x * x - y * y),
         0.590044 * x * (x * x - 3 * y * y),
-    ], -1)  # fmt: skip
+    )  # fmt: skip
+
+
+def basis(d):
+    """Stack the harmonics at unit vectors (..., 3): (..., 16)."""
+    return np.stack(harmonics(*np.moveaxis(d, -1, 0)), -1)
 
 
 @functools.cache
@@ -40,7 +44,7 @@ def _sphere(count):
     i = np.arange(count) + 0.5
     z, angle = 1 - 2 * i / count, np.pi * (1 + 5**0.5) * i
     d = np.stack([np.sqrt(1 - z * z) * np.cos(angle), np.sqrt(1 - z * z) * np.sin(angle), z], 1)
-    return d, harmonics(*d.T)
+    return d, basis(d)
 
 
 @functools.cache
@@ -59,12 +63,12 @@ def _fit():
 def turned(light, rotation):
     """Turn a light (16,) by a rotation matrix: what came from d comes from `rotation` d."""
     d, fit = _fit()
-    return fit @ (harmonics(*(d @ rotation).T) @ light)
+    return fit @ (basis(d @ rotation) @ light)
 
 
 def irradiance(light, normal):
     """Return the light on an open matt surface of a unit normal, 1 where all directions have radiance 1."""
-    return float(harmonics(*np.asarray(normal, np.float64))[:9] @ (COSINE * light[:9]))
+    return float(basis(np.asarray(normal, np.float64))[:9] @ (COSINE * light[:9]))
 
 
 @functools.lru_cache(maxsize=4)
@@ -79,8 +83,8 @@ def backdrop(number, rotation, centre, zoom, blur_px):
     """
     panorama = environments()[1][number]
     height, width = panorama.shape
-    x, y = np.meshgrid(*(2 * [np.linspace(-BACKDROP_REACH, BACKDROP_REACH, BACKDROP_PX) / zoom]))
-    d = np.stack([x + centre[0], y + centre[1], np.ones_like(x)], -1) @ np.reshape(rotation, (3, 3))
+    x, y = np.meshgrid(*(2 * [np.linspace(-BACKDROP_REACH, BACKDROP_REACH, BACKDROP_PX, dtype=np.float32) / zoom]))
+    d = np.stack([x + centre[0], y + centre[1], np.ones_like(x)], -1) @ np.float32(rotation).reshape(3, 3)
     d /= np.linalg.norm(d, axis=-1, keepdims=True)
     u = (np.arctan2(d[..., 0], d[..., 2]) / (2 * np.pi) + 0.5) * width - 0.5
     v = (0.5 + np.arcsin(np.clip(d[..., 1], -1, 1)) / np.pi) * height - 0.5

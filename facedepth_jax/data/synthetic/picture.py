@@ -64,21 +64,22 @@ def _vertex_light(scene: Scene, normals, to_eye):
     sky = _sky()
     turned = rotation_matrix(scene.angles_deg)
 
-    def harmonics(d):  # in the head frame
-        return light.harmonics(*(d @ turned).T, jnp)
+    # One harmonic after the other: XLA on CPU is slow where it fuses what is stacked.
+    def combine(d, *weights):
+        values = light.harmonics(*(d @ turned).T)  # in the head frame
+        return [sum(v * w for v, w in zip(values, some, strict=False)) for some in weights]
 
-    # The surroundings past the head itself, exactly: the product of light and visibility, then the cosine.
-    arriving = sky @ jnp.einsum("jik,k->ij", light.products(), scene.surroundings)
-    diffuse = jnp.maximum((harmonics(normals)[:, :9] * arriving * light.COSINE.astype(np.float32)).sum(-1), 0.02)
+    # The surroundings past the head itself: the product of light and visibility, then the cosine.
+    arriving = jnp.einsum("jik,k->ji", light.products(), scene.surroundings) @ sky.T
+    diffuse = jnp.maximum(combine(normals, arriving * np.float32(light.COSINE)[:, None])[0], 0.02)
     cosine = (normals * to_eye).sum(-1, keepdims=True)
-    mirrored = harmonics(2 * cosine * normals - to_eye)
-    fresnel = 0.4 + 2.5 * (1 - jnp.clip(cosine[:, 0], 0, 1)) ** 4
-    gloss = fresnel * jnp.maximum(mirrored @ scene.surroundings, 0) * jnp.clip((mirrored * sky).sum(-1), 0, 1)
+    mirrored, open_ = combine(2 * cosine * normals - to_eye, scene.surroundings, sky.T)
+    gloss = (0.4 + 2.5 * (1 - jnp.clip(cosine[:, 0], 0, 1)) ** 4) * jnp.maximum(mirrored, 0) * jnp.clip(open_, 0, 1)
     part = topology().part
     sharpness = np.where((part == EYES) | (part == EYES + 1), 60, 14)  # eyes are wet
     for k in range(2):
         towards, strength = scene.lights[k, :3], scene.lights[k, 3]
-        seen = ramp(sky @ harmonics(towards), 0.2, 0.85)
+        seen = ramp(combine(towards, sky.T)[0], 0.2, 0.85)
         facing = normals @ towards
         diffuse += strength * seen * jnp.maximum((facing + 0.12) / 1.12, 0)  # light wraps a little: skin scatters
         half = towards[None] + to_eye
@@ -116,20 +117,20 @@ def _lines(x, y, z, wobble):
     aside, wave = jnp.abs(x), 0.8 * wobble
 
     def fold(distance, width_mm):
-        return jnp.exp(-((distance / width_mm) ** 2))
+        return jnp.maximum(1 - (distance / width_mm) ** 2, 0)
 
-    brow = fold(jnp.sin((y + 1.2 * wave + 0.004 * x * x) * (2 * jnp.pi / 9)) - 1, 0.5)
-    brow *= ramp(-y, 32, 38) * ramp(y, -72, -62) * ramp(52 - aside, 0, 12)
-    feet = fold(jnp.sin((y + 6 + wave) * (2 * jnp.pi / 6) / (1 + 0.05 * (aside - 44))) - 1, 0.5)
+    def folds(distance, apart_mm):
+        turns = distance / apart_mm
+        return fold(turns - jnp.round(turns), 0.25)
+
+    brow = folds(y + wave + 0.004 * x * x, 9) * ramp(-y, 32, 38) * ramp(y, -72, -62) * ramp(52 - aside, 0, 12)
+    feet = folds((y + 6 + wave) / (1 + 0.05 * (aside - 44)), 6)
     feet *= ramp(aside, 46, 50) * ramp(60 - aside, 0, 6) * ramp(13 - jnp.abs(y + 5), 0, 5)
     along = (y - 28) / 40  # from the wing of the nose to beside the mouth
-    cheek = (
-        fold(aside - 18 - 15 * along + 4 * along * along + wave, 1.7)
-        * ramp(along, -0.05, 0.1)
-        * ramp(1.05 - along, 0, 0.3)
-    )
-    bag = fold(y - 9 + 0.008 * (aside - 29) ** 2 + wave, 1.5) * ramp(14 - jnp.abs(aside - 30), 0, 5)
-    frown = fold(aside - 5.5 + 0.1 * (y + 22), 1.2) * ramp(10 - jnp.abs(y + 24), 0, 5)
+    cheek = fold(aside - 18 - 15 * along + 4 * along * along + wave, 2.5)
+    cheek *= ramp(along, -0.05, 0.1) * ramp(1.05 - along, 0, 0.3)
+    bag = fold(y - 9 + 0.008 * (aside - 29) ** 2 + wave, 2.2) * ramp(14 - jnp.abs(aside - 30), 0, 5)
+    frown = fold(aside - 5.5 + 0.1 * (y + 22), 1.8) * ramp(10 - jnp.abs(y + 24), 0, 5)
     return (0.6 * brow + 0.6 * feet + cheek + 0.5 * bag + 0.5 * frown) * (z < -20)
 
 
@@ -142,7 +143,7 @@ def _paint(scene: Scene, part, values, textures):
      infrared, hair_infrared, shine, brimmed, _) = scene.paint  # fmt: skip
     aside = jnp.abs(x)
     uneven = 0.035 * fine + 0.05 * blotch + 0.05 * mottle - 0.25 * ramp(fine * blotch, 3.2, 4.2)
-    freckled = freckles * jnp.exp(-((aside / 55) ** 2) - ((y - 14) / 28) ** 2) * (z < -20)
+    freckled = freckles * jnp.maximum(1 - (aside / 70) ** 2 - ((y - 14) / 40) ** 2, 0) * (z < -20)
     albedo = skin * (1 + texture * uneven - 0.3 * freckled * ramp(fine + 0.5 * blotch, 0.9, 1.9))
     albedo *= 1 - 0.28 * jnp.clip(lines * _lines(x, y, z, blotch), 0, 1)
     red = ramp(jnp.exp(-(((aside - 36) / 18) ** 2) - ((y - 24) / 16) ** 2) * (z < -30), 0.2, 1.0)
@@ -152,9 +153,9 @@ def _paint(scene: Scene, part, values, textures):
     lid = (y + 10.5 + 0.012 * (aside - 29) ** 2 * 0.4) / 1.8
     at_eye = jnp.exp(-(((aside - 29) / 12.5) ** 4)) * (z < -60)
     albedo *= 1 - (0.55 + 0.3 * make_up) * at_eye * jnp.exp(-(lid**2))
-    albedo *= 1 - 0.4 * make_up * at_eye * jnp.exp(-(((y + 13) / 4) ** 2))
+    albedo *= 1 - 0.4 * make_up * at_eye * jnp.maximum(1 - ((y + 13) / 6) ** 2, 0)
     on_lip = ramp(lips, 0.3, 0.7)
-    albedo += on_lip * (lip * (1 - 0.35 * make_up) * (1 + 0.06 * fine - 0.1 * ramp(jnp.sin(2.2 * x), 0.6, 1)) - albedo)
+    albedo += on_lip * (lip * (1 - 0.35 * make_up) * (1 + 0.06 * fine + 0.05 * blotch) - albedo)
     albedo *= 1 - 0.75 * ramp(-lips, 0.2, 0.6)  # the inside of the mouth, stored as -1
 
     t = (aside - 10.0) / 41.0
