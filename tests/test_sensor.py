@@ -88,16 +88,40 @@ def test_v1_noise_is_that_of_the_paper_and_correlated():
     assert abs(correlation(12)) < 0.1
 
 
-def test_projector_shadow_is_left_of_the_near_surface_and_as_wide_as_the_disparities_differ():
+def test_shadow_is_left_of_the_near_surface_and_as_wide_as_the_disparities_differ():
     for focal, baseline, near, far in ((575.816, 75.0, 800.0, 1500.0), (400.0, 50.0, 600.0, 2000.0)):
-        shadow = np.asarray(sensor.projector_shadow(jnp.float32(step(near, far, 80)), focal, baseline))
+        shadow = np.asarray(sensor.shadow(jnp.float32(step(near, far, 80)), focal, baseline))
         width = focal * baseline * (1 / near - 1 / far)
         columns = np.flatnonzero(shadow[0])
         assert (shadow == shadow[0]).all()
         assert columns.max() == 79  # up to the edge
         assert len(columns) == int(width)  # the pixel at 80 is the first near one: 80 - k is dark while k < width
-    assert not sensor.projector_shadow(jnp.float32(step(1500.0, 800.0)), 575.816, 75.0).any()  # nearer on the left
-    assert not sensor.projector_shadow(jnp.full(SIZE, 900.0), 575.816, 75.0).any()
+    assert not sensor.shadow(jnp.float32(step(1500.0, 800.0)), 575.816, 75.0).any()  # nearer on the left
+    assert not sensor.shadow(jnp.full(SIZE, 900.0), 575.816, 75.0).any()
+
+
+def test_registered_gray_is_black_where_the_colour_camera_saw_nothing():
+    """Against points drawn one by one into the colour camera's columns: the nearest of a row's points is seen."""
+    rng = np.random.default_rng(0)
+    depth = np.where(rng.random((6, 40)) < 0.1, 0, 1500)
+    depth[:, 15:25] = 800
+    depth[2, 18] = 0
+    gray = rng.integers(1, 256, depth.shape).astype(np.uint8)
+    for name, focal in (("kinect_v2", 365.456), ("kinect_v1", 575.816)):
+        baseline = sensor.COLOUR_MM[name]
+        column = np.arange(40) - focal * baseline / np.maximum(depth, 1)
+        # Hidden: a nearer point that lies farther towards the colour camera comes out beyond it.
+        hidden = np.array([
+            [depth[y, x] > 0 and any(depth[y, n] > 0 and (n - x) * baseline > 0 and
+             (column[y, n] - column[y, x]) * baseline < 0 for n in range(40)) for x in range(40)] for y in range(6)
+        ])  # fmt: skip
+        assert hidden[:, 25:].any() == (baseline < 0) and hidden[:, :15].any() == (baseline > 0)
+        for masked in (0, 1):
+            args = depth.astype(np.uint16), focal, baseline, np.array([2, -1]), masked
+            found = jax.jit(sensor.registered, static_argnums=3)(gray, *args)
+            black = hidden | (masked & (depth == 0)).astype(bool)
+            moved = gray[np.clip(np.arange(6) + 1, 0, 5)][:, np.clip(np.arange(40) - 2, 0, 39)]
+            np.testing.assert_array_equal(found, np.where(black, 0, moved))
 
 
 def test_v1_sees_nothing_in_the_shadow_and_v2_has_none():

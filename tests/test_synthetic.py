@@ -1,17 +1,22 @@
 """The synthetic faces against embree, Kabsch and plain projection; determinism, splits, spread of identities."""
 
+import dataclasses
 import functools
+import pathlib
 import pickle
+import shlex
 
 import jax
 import numpy as np
 import pytest
 import trimesh
 
+from facedepth_jax import prepare
 from facedepth_jax.data.frames import SPLITS
 from facedepth_jax.data.synthetic import SENSORS, SyntheticSource, accessories, identity, picture, scene, window
 from facedepth_jax.errors import FaceDepthError
 
+ROOT = pathlib.Path(__file__).parents[1]
 SIZE_PX = 96
 SOURCE = SyntheticSource(subjects=4, frames_per_sequence=3, image_size=SIZE_PX, seed=7)
 
@@ -26,6 +31,12 @@ def ranks():
 @pytest.fixture(scope="module")
 def frames():
     return list(SOURCE.load(0, 60))
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """The first frames of the same people without a sensor."""
+    return list(dataclasses.replace(SOURCE, sensor="none").load(0, 20))
 
 
 @functools.cache
@@ -61,6 +72,16 @@ def test_index_names_splits_and_pickling():
     assert SyntheticSource(subjects=30, seed=1).splits() != source.splits()
 
 
+def test_the_documented_test_set_is_200_people_of_a_seed_of_their_own():
+    docs = (ROOT / "docs" / "preparing.md").read_text()
+    line = next(line for line in docs.splitlines() if "--out=data/synthetic_test" in line)
+    flags, options = prepare._flags(shlex.split(line)[3:])
+    source = SyntheticSource(seed=flags.seed, **{name: value for name, value in options.items() if name != "seed"})
+    assert len({info.subject for info in source.index()}) == 200 and len(source.index()) == 200 * 5 * 4
+    for path in ROOT.glob("configs/*.py"):
+        assert str(flags.seed) not in path.read_text()
+
+
 def test_frames_are_whole(frames):
     assert len(frames) == 60
     for frame, info in zip(frames, SOURCE.index(), strict=True):
@@ -81,7 +102,8 @@ def test_any_cut_gives_the_same_bits(frames):
 
 
 def test_kinect_v1_shows_the_same_scene_larger():
-    v2, v1 = (next(SyntheticSource(subjects=1, sensor=s, image_size=SIZE_PX).load(0, 1)) for s in SENSORS)
+    v2, v1 = (next(SyntheticSource(subjects=1, sensor=s, image_size=SIZE_PX).load(0, 1))
+              for s in ("kinect_v2", "kinect_v1"))  # fmt: skip
     assert v1.focal_px == pytest.approx((575.816, 575.816))
     centre = [f.depth_mm[40:56, 40:56].astype(float) for f in (v2, v1)]
     assert all((c > 0).mean() > 0.9 for c in centre)
@@ -182,8 +204,36 @@ def test_people_differ_more_than_expressions():
     assert 2.5 < np.median(between) < 9  # mm: people, not monsters
 
 
-def test_depth_of_the_figure_equals_embree():
-    for position in (1, 50):  # a bare face and a free sequence
+def test_adults_have_the_proportions_of_real_faces():
+    """MakeHuman's head with the means of MEANS, and the mean of sampled adults; measured by hand, in mm."""
+    mesh = identity.head()
+    outer, inner, mouth, forehead, nasion, chin = 4195, 5533, 3689, 2148, 133, 2721
+    assert mesh.masks["eyelids"][[outer, inner]].min() > 0.5 and mesh.masks["lips"][mouth] > 0.3
+    assert np.abs(mesh.vertices[[forehead, nasion, chin], 0]).max() < 0.1
+    scalp = (mesh.part == 0) & (mesh.follow == 1) & (mesh.masks["ears"] < 0.1) & (mesh.vertices[:, 1] < -20)
+
+    def distances(v):
+        front, eyes = v[outer, 2], [v[mesh.part == k, 0].mean() for k in (1, 2)]
+        nose = v[(mesh.part == 0) & (np.abs(mesh.vertices[:, 1] - 25) < 20), 2].min()
+        ahead = [front - z for z in (nose, v[nasion, 2], v[chin, 2])]
+        across = [*(2 * v[[outer, inner, mouth], 0]), eyes[0] - eyes[1]]
+        return np.array([*across, v[chin, 1] - v[forehead, 1], *ahead, *np.ptp(v[scalp][:, [0, 2]], axis=0)])
+
+    want = np.array([90, 34, 51, 63, 165, 42, 23, 15, 143, 193])
+    play = np.array([3, 2, 3, 2, 6, 4, 4, 6, 4, 4])
+    both = [(f"{side}{name}", m) for name, m in identity.MEANS.items() for side in ("", "l-", "r-")]
+    moved = mesh.vertices + sum(m * mesh.targets[name] for name, m in both if name in mesh.targets)
+    people = [identity.person(3, n) for n in range(1, 201)]
+    adults = np.array([distances(p.vertices) for p in people if p.age >= 0.47])
+    for found in (distances(moved), adults.mean(0)):
+        assert (np.abs(found - want) < play).all(), found
+    assert (np.abs(distances(mesh.vertices) - want) > play).sum() >= 6
+    # As far from each other as before the means were moved.
+    np.testing.assert_allclose(adults.std(0)[:8], [5.7, 3.7, 4.9, 3.6, 10.0, 5.2, 3.6, 5.7], rtol=0.15)
+
+
+def test_depth_of_the_figure_equals_embree(exact):
+    for position in (1, 18):  # a bare face and a free sequence
         s, camera, vertices = posed(SOURCE, position)
         triangles = accessories.topology().triangles
         raster = jax.jit(functools.partial(picture.cast, size_px=(SIZE_PX, SIZE_PX), capacity=60_000))(
@@ -204,12 +254,36 @@ def test_depth_of_the_figure_equals_embree():
         assert both.mean() > 0.25
         error = np.abs(ours - depth)[both]
         assert np.percentile(error, 99.5) < 0.05 and (error > 1).mean() < 0.003
+        # Without a sensor: this very depth in whole millimetres, and something behind or nothing.
+        whole = exact[position].depth_mm.ravel()
+        assert np.percentile(np.abs(whole[both] - depth[both]), 99.5) <= 0.55
+        assert (np.abs(whole[both] - depth[both]) > 2).mean() < 0.003
 
 
-def test_gray_and_depth_are_registered(frames):
+def test_registration_of_gray(frames, exact):
+    """Black right of the face where the colour camera saw nothing, or wherever depth is missing, in half of the people;
+    all the rest is the gray that is there without a sensor, which `misregistration` moves by whole pixels."""
+    masked = [scene.frame_scene(0, n, 1, 0, 3).registration.masked for n in range(1, 41)]
+    assert 0.3 < np.mean(masked) < 0.7
+    for frame, other, position in zip(frames, exact, range(20), strict=False):
+        black = frame.gray != other.gray
+        assert (frame.gray[black] == 0).all() and black.any()
+        if SOURCE.scene(position).registration.masked:
+            assert black[frame.depth_mm == 0].all()
+    moved = next(dataclasses.replace(SOURCE, misregistration=8.0).load(0, 1))
+    s = SOURCE.scene(0).registration
+    right, down = round(8 * float(s.right)), round(8 * float(s.down))
+    assert 2 <= np.hypot(right, down) <= 9
+    np.testing.assert_array_equal(moved.depth_mm, frames[0].depth_mm)
+    there = (moved.gray > 0)[12:-12, 12:-12]
+    shifted = np.roll(exact[0].gray, (down, right), (0, 1))[12:-12, 12:-12]
+    np.testing.assert_array_equal(moved.gray[12:-12, 12:-12][there], shifted[there])
+
+
+def test_gray_and_depth_are_registered(exact):
     """A person shifted against its own depth by 4 pixels loses: steps in depth are steps in gray."""
     right = wrong = 0.0
-    for frame in frames:
+    for frame in exact:
         depth = frame.depth_mm.astype(float)
         step = (np.abs(np.diff(depth, axis=1)) > 300) & (depth[:, 1:] > 0) & (depth[:, :-1] > 0)
         edge = np.abs(np.diff(frame.gray.astype(float), axis=1))
@@ -219,16 +293,23 @@ def test_gray_and_depth_are_registered(frames):
 
 
 def test_bad_settings():
-    for settings in ({"sensor": "lidar"}, {"subjects": 0}, {"seed": -1}, {"image_size": 8}):
+    for settings in (
+        {"sensor": "lidar"},
+        {"misregistration": -1.0},
+        {"sensor": "none", "misregistration": 2.0},
+        {"subjects": 0},
+        {"seed": -1},
+        {"image_size": 8},
+    ):
         with pytest.raises(FaceDepthError):
             SyntheticSource(**settings)
 
 
 # Frame of SOURCE: yaw, pitch, roll, head x and y, mean gray, mean depth in mm, share without depth.
 GOLDEN = {
-    0: (28.027, 2.006, 0.736, 47.39, 47.16, 95.3, 799, 0.386),
-    22: (-1.600, -1.746, 15.361, 47.27, 47.05, 116.0, 1159, 0.067),
-    59: (-3.364, -25.739, -3.221, 47.46, 47.48, 131.2, 1031, 0.049),
+    0: (28.027, 2.006, 0.736, 47.39, 47.16, 109.6, 1170, 0.069),
+    22: (-1.600, -1.746, 15.361, 47.27, 47.05, 108.0, 1259, 0.043),
+    59: (-3.364, -25.739, -3.221, 47.46, 47.48, 107.2, 1053, 0.047),
 }
 
 

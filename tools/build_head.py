@@ -185,7 +185,7 @@ def hands(wheel, vertices, faces, weights, joints):
 
 
 def spherical_harmonics(d):
-    """The sixteen real spherical harmonics up to degree 3 of unit vectors (..., 3); see identity.py's twin."""
+    """The sixteen real spherical harmonics up to degree 3 of unit vectors (..., 3); see light.harmonics."""
     x, y, z = d[..., 0], d[..., 1], d[..., 2]
     return np.stack([
         np.full_like(x, 0.282095), 0.488603 * y, 0.488603 * z, 0.488603 * x,

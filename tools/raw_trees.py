@@ -134,7 +134,7 @@ def seen_from(scene: Scene, turn, translation_mm) -> Scene:
 def _render(scene, camera, seed, size_px, sensor, capacity, image):
     """Image 0 (gray) or 1 (depth) alone: the compiler leaves out the work for the other. And whether it overflowed."""
     batch = jax.tree.map(lambda leaf: leaf[None], (scene, camera))
-    rendered = render_batch(*batch, seed, size_px, sensor, capacity)
+    rendered = render_batch(*batch, seed, 0.0, size_px, sensor, capacity)
     return rendered[image][0], rendered[2][0]
 
 
@@ -142,14 +142,14 @@ def shoot(scene: Scene, rig: Rig, seed: int) -> Shot:
     """Render a scene, given in the depth camera's frame, through both cameras of a rig."""
     scene = seen_from(scene, np.eye(3), np.zeros(3))  # without boxes
     images = []
-    for image, optics, view in (
-        (0, rig.colour, seen_from(scene, rig.rotation, rig.translation_mm)),
-        (1, rig.depth, scene),
+    for image, optics, sensor, view in (
+        (0, rig.colour, "none", seen_from(scene, rig.rotation, rig.translation_mm)),
+        (1, rig.depth, rig.sensor, scene),
     ):
         camera = Camera(np.float32([optics.focal_px] * 2), np.float32(optics.center_px))
         capacity = int(2.3 * fragment_capacity(optics.focal_px, optics.size_px))  # that is for a head, not half a body
         while True:
-            picture, overflow = _render(view, camera, seed, optics.size_px, rig.sensor, capacity, image)
+            picture, overflow = _render(view, camera, seed, optics.size_px, sensor, capacity, image)
             if not overflow:
                 break
             capacity *= 2

@@ -12,12 +12,13 @@ from facedepth_jax.data.synthetic.picture import fragment_capacity, render_batch
 from facedepth_jax.data.synthetic.scene import SEQUENCES, Camera, Scene, frame_scene
 from facedepth_jax.errors import FaceDepthError
 
-VERSION = 1  # of the faces: raise it with every change that alters a frame, or old arrays pass for new ones
+VERSION = 6  # of the faces: raise it with every change that alters a frame, or old arrays pass for new ones
 BATCH_FRAMES = 4  # rendered at once, at fixed positions of the index: more make buffers that malloc does not keep
 # Depth cameras: focal length, principal point, size in pixels; of a typical Kinect v2, and of Biwi's Kinect v1.
 SENSORS = {
     "kinect_v2": ((365.456, 365.456), (254.878, 205.395), (424, 512)),
     "kinect_v1": ((575.816, 575.816), (320.0, 240.0), (480, 640)),
+    "none": ((365.456, 365.456), (254.878, 205.395), (424, 512)),  # exact depth through the v2's lens
 }
 
 
@@ -43,7 +44,8 @@ class SyntheticSource(Source):
     )
     frames_per_sequence: int = option(10, "Of each person's five sequences.")
     image_size: int = option(192, "Height and width in pixels of the window around the head.")
-    sensor: str = option("kinect_v2", f"One of {', '.join(SENSORS)}.")
+    sensor: str = option("kinect_v2", f"One of {', '.join(SENSORS)}; none: exact depth, gray without the stripe.")
+    misregistration: float = option(0.0, "Largest shift of gray against depth, pixels, alike for all of a person.")
     seed: int = option(0, "Of everything.")
     name = "synthetic"
 
@@ -53,6 +55,11 @@ class SyntheticSource(Source):
         for what, least in (("subjects", 1), ("frames_per_sequence", 1), ("image_size", 32)):
             if getattr(self, what) < least:
                 raise FaceDepthError(f"synthetic faces: {what} is {getattr(self, what)}, it must be at least {least}.")
+        if not 0 <= self.misregistration < self.image_size / 2 or (self.sensor == "none" and self.misregistration):
+            raise FaceDepthError(
+                f"synthetic faces: misregistration is {self.misregistration} pixels, it must be at least 0, less than "
+                "half the image, and 0 for the sensor none."
+            )
         if not 0 <= self.seed < 2**31:
             raise FaceDepthError(f"synthetic faces: the seed is {self.seed}, it must be between 0 and 2147483647.")
 
@@ -102,7 +109,9 @@ class SyntheticSource(Source):
         capacity = fragment_capacity(SENSORS[self.sensor][0][0], size)
         for _ in range(3):  # a picture does not depend on the capacity, as long as it is enough
             with jax.numpy_rank_promotion("allow"):  # whatever the user's setting: the code broadcasts as NumPy does
-                rendered = render_batch(stack(*scenes), stack(*cameras), self.seed, size, self.sensor, capacity)
+                rendered = render_batch(
+                    stack(*scenes), stack(*cameras), self.seed, self.misregistration, size, self.sensor, capacity
+                )
             gray, depth, overflow = jax.device_get(rendered)
             if not overflow.any():
                 break

@@ -178,7 +178,7 @@ def beard_field(person: Person):
     jaw = np.minimum.reduce([0.8 * (y - cheek), 114 - y, 4 - z])
     full = np.maximum(jaw, moustache)
     field = {
-        "none": np.full(len(x), -20.0),
+        "none": full,  # the shadow of a shaved one
         "moustache": moustache,
         "goatee": np.maximum(chin, moustache if look[6] > 0.4 else -20.0),
         "stubble": full,
@@ -430,7 +430,7 @@ def dress(person: Person, wear: Wear) -> Figure:
     return Figure(vertices.astype(np.float32), fields)
 
 
-def _turn(angles_deg):
+def turn_matrix(angles_deg):
     """Return Rz Ry Rx of angles about x, y, z, as for the head."""
     (cx, sx), (cy, sy), (cz, sz) = ((np.cos(a), np.sin(a)) for a in np.radians(angles_deg))
     rx = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
@@ -471,7 +471,7 @@ def hold(vertices, person: Person, holding: str, side: int, rng) -> np.ndarray:
         "phone": (1, (12, 180, -side * 8), chin + [side * 20 + 10 * j[0], 78, -190]),
         "bottle": (1, (-25, -side * 25, -side * (20 + 6 * j[0])), mouth + [side * 30, 70, -95]),
     }[holding]
-    turn = _turn(turn)
+    turn = turn_matrix(turn)
 
     def put(name, points):
         _put(out, name, points @ turn.T + wrist + j[3:6] * 5)

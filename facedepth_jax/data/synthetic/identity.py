@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+ADULT = 0.47  # the least age of a grown person
 RACES, SEXES = ("african", "asian", "caucasian"), ("female", "male")
 HAIR_STYLES = ("bald", "cropped", "short", "side part", "receding", "bob", "long", "bun", "afro", "quiff", "fringe")
 BEARD_STYLES = ("none", "stubble", "moustache", "goatee", "full")
@@ -35,6 +36,24 @@ SPREAD = {
     "chin-cleft": 0.2, "cheek": 0.34, "forehead": 0.24, "forehead-scale-vert": 0.12, "forehead-nubian": 0.2,
     "eyebrows": 0.3, "asym": 0.1, "asym-top": 0.06, "asym-temple": 0.06,
 }  # fmt: skip
+# Vertices of the head, the left one of two, and the mean adult's distances in mm with their play: apart, or in
+# front of or below the outer eye corners. From RAP3DF's faces (62 people before a Kinect v2) and anthropometry;
+# MakeHuman's own adult is a tenth smaller and a third flatter.
+LANDMARKS = {"outer eye": 4195, "inner eye": 5533, "mouth": 3689, "nose tip": 2479, "nasion": 133, "chin": 2721,
+             "hairline": 2148}  # fmt: skip
+DISTANCES_MM = {
+    "outer eyes": (90, 3), "inner eyes": (34, 2), "pupils": (63, 2), "face height": (165, 6), "mouth": (51, 3),
+    "nose tip": (42, 4), "nasion": (23, 4), "chin": (15, 6), "mouth below eyes": (67, 3), "chin below eyes": (115, 4),
+}  # fmt: skip
+# Adults' mean coefficient of an axis towards one of its ends, where it is not 0: by tools/fit_proportions.py.
+MEANS = {
+    "head-angle-out": 0.07, "head-scale-horiz-incr": 0.06, "forehead-trans-forward": 0.1, "eye-push1-out": 0.28,
+    "eye-push2-out": 0.23, "eye-scale-incr": 0.25, "eye-trans-out": 0.47, "nose-scale-depth-decr": 0.1,
+    "nose-scale-depth-incr": 0.45, "nose-trans-forward": 0.4, "mouth-lowerlip-width-incr": 0.07,
+    "mouth-scale-horiz-incr": 0.35, "mouth-trans-down": 0.1, "mouth-upperlip-width-incr": 0.31,
+    "chin-height-incr": 0.54, "chin-prognathism-incr": 0.27, "chin-prominent-incr": 0.46, "cheek-bones-incr": 0.61,
+    "cheek-volume-incr": 0.22,
+}  # fmt: skip
 HEAD_OUTLINES = ("diamond", "invertedtriangular", "oval", "rectangular", "round", "square", "triangular")
 EAR_OUTLINES = ("round", "square", "triangle")
 
@@ -52,7 +71,6 @@ class Head(NamedTuple):
     masks: dict  # {name: float32 (V,)} in 0..1: lips, inside_mouth, eyelids, ears
     follow: np.ndarray  # float32 (V,), share of the head's turn: 1 the head, 0 the body
     sky: np.ndarray  # float32 (V, 16), how much of its surroundings a vertex sees, in spherical harmonics
-    ambient: np.ndarray  # float32 (V,), ambient occlusion in 0..1, 1 = open
     targets: dict  # {name: float32 (V, 3)}, displacements of a whole unit
     hand: np.ndarray  # float32 (P, W, 3), a right hand in P poses, wrist at 0, fingers along -y, palm facing +z
     hand_triangles: np.ndarray  # int32 (U, 3)
@@ -72,11 +90,31 @@ def head() -> Head:
         {str(n): m.astype(np.float32) / 255 for n, m in zip(f["mask_names"], f["masks"].T, strict=True)},
         f["follow"].astype(np.float32) / 255,
         f["sky"].astype(np.float32) * (4 / 127),
-        f["ambient"].astype(np.float32) / 255,
         {str(n): d for n, d in zip(f["target_names"], deltas, strict=True)},
         f["hand"],
         f["hand_triangles"].astype(np.int32),
     )
+
+
+def distances_mm(vertices) -> dict[str, float]:
+    """Measure the distances of DISTANCES_MM on a neutral head's vertices (V, 3)."""
+    part, at = head().part, {name: vertices[vertex] for name, vertex in LANDMARKS.items()}
+
+    def ahead(name):
+        return float(at["outer eye"][2] - at[name][2])
+
+    return {
+        "outer eyes": 2 * float(at["outer eye"][0]),
+        "inner eyes": 2 * float(at["inner eye"][0]),
+        "pupils": float(vertices[part == 1, 0].mean() - vertices[part == 2, 0].mean()),
+        "face height": float(at["chin"][1] - at["hairline"][1]),
+        "mouth": 2 * float(at["mouth"][0]),
+        "nose tip": ahead("nose tip"),
+        "nasion": ahead("nasion"),
+        "chin": ahead("chin"),
+        "mouth below eyes": float(at["mouth"][1] - at["outer eye"][1]),
+        "chin below eyes": float(at["chin"][1] - at["outer eye"][1]),
+    }
 
 
 @functools.cache
@@ -87,7 +125,7 @@ def shape_axes():
         stem, _, end = name.rpartition("-")
         high = f"{stem}-{OPPOSITES.get(end)}"
         if name.split("-")[0] not in (*RACES, "minweight", "maxweight", "maxmuscle") and high in targets:
-            axes.setdefault(stem.removeprefix("l-").removeprefix("r-"), []).append((name, high))
+            axes.setdefault(sideless(stem), []).append((name, high))
     return [(SPREAD[max(filter(stem.startswith, SPREAD), key=len)], pairs) for stem, pairs in axes.items()]
 
 
@@ -105,7 +143,9 @@ class Person:
     iris: float
     brow_mm: float  # thickness
     brow_arch_mm: float  # height
-    texture: float  # strength of moles, freckles and blotches, 0..1
+    texture: float  # strength of moles and blotches, 0..1
+    freckles: float  # 0..1
+    make_up: float  # of lips, lids and lashes, 0..1
     hair_style: str  # one of HAIR_STYLES
     hair_length: float  # 0..1 within the style
     hair_curl: float  # 0..1
@@ -117,6 +157,11 @@ class Person:
     clothes: str  # one of CLOTHES
     expressive: float  # how strong expressions get, around 1
     look: np.ndarray  # float32 (8,), uniform numbers that decide further details (parting, hairline, hats, ...)
+
+
+def sideless(target: str) -> str:
+    """Return the name of a target without its side, l- or r-."""
+    return target.removeprefix("l-").removeprefix("r-")
 
 
 def _shape(rng, races, sex, age, weight, muscle):
@@ -142,6 +187,7 @@ def _shape(rng, races, sex, age, weight, muscle):
         both = np.clip(0.8 * rng.standard_t(5) * spread * strength, -0.9, 0.9)
         for low, high in pairs:
             amount = np.clip(both + (rng.normal(0, 0.2 * spread) if len(pairs) > 1 else 0), -1, 1)
+            amount += (1 - ages["child"]) * (MEANS.get(sideless(high), 0) - MEANS.get(sideless(low), 0))
             add(high if amount > 0 else low, abs(amount))
     for outlines, prefixes in ((HEAD_OUTLINES, ("head-",)), (EAR_OUTLINES, ("l-ear-shape-", "r-ear-shape-"))):
         shares = rng.dirichlet(np.full(len(outlines), 0.5)) * rng.uniform(0.1, 0.5)
@@ -162,7 +208,7 @@ def person(seed: int, number: int) -> Person:
     sex = float(np.clip(rng.beta(0.25, 0.25), 0.03, 0.97))
     male = sex > 0.5
     age = float(rng.choice([rng.uniform(0.36, 0.47), 0.5 + 0.42 * rng.beta(0.8, 1.5)], p=[0.07, 0.93]))
-    grown = age >= 0.47
+    grown = age >= ADULT
     weight = float(np.clip(rng.normal(0.05, 0.5), -0.9, 1))
     muscle = float(sex * rng.beta(1.2, 2))
     vertices = _shape(rng, races, sex, age, weight, muscle)
@@ -179,7 +225,10 @@ def person(seed: int, number: int) -> Person:
     chances[8] *= 0.3 + 3 * races[0]
     style = str(rng.choice(HAIR_STYLES, p=chances / chances.sum()))
     beard = str(rng.choice(BEARD_STYLES, p=[0.42, 0.2, 0.09, 0.12, 0.17])) if male and grown else "none"
+    surface = np.random.default_rng([seed, 7, number])
     return Person(
+        freckles=float(surface.uniform(0.3, 1) * (surface.random() < 0.5 * skin)),
+        make_up=float(surface.uniform(0.2, 1) * (surface.random() < 0.5) * (not male and grown)),
         sex=sex, age=age, vertices=vertices, skin=skin, hair=hair, hair_style=style, beard=beard,
         lips=skin * float(rng.uniform(0.72, 0.92) if male else rng.uniform(0.62, 0.85)),
         brow=float(np.clip(hair * 0.75, 0.03, 0.5 * skin)),

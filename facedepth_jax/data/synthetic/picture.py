@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facedepth_jax.data.synthetic import sensor
+from facedepth_jax.data.synthetic import light, sensor
 from facedepth_jax.data.synthetic.accessories import PARTS, ramp, topology
 from facedepth_jax.data.synthetic.identity import head
 from facedepth_jax.data.synthetic.render import interpolate, rasterize, vertex_normals
@@ -21,31 +21,17 @@ SKIN, EYES, CURTAIN, BUN, LENSES, HAT, COLLAR, SLEEVE, PHONE = (
 )
 
 
-def _harmonics(d):
-    """Evaluate the sixteen real spherical harmonics up to degree 3 at unit vector d, as tools/build_head.py does."""
-    x, y, z = d
-    return jnp.stack([
-        jnp.float32(0.282095), 0.488603 * y, 0.488603 * z, 0.488603 * x,
-        1.092548 * x * y, 1.092548 * y * z, 0.315392 * (3 * z * z - 1), 1.092548 * x * z, 0.546274 * (x * x - y * y),
-        0.590044 * y * (3 * x * x - y * y), 2.890611 * x * y * z, 0.457046 * y * (5 * z * z - 1),
-        0.373176 * z * (5 * z * z - 3), 0.457046 * x * (5 * z * z - 1), 1.445306 * z * (x * x - y * y),
-        0.590044 * x * (x * x - 3 * y * y),
-    ])  # fmt: skip
-
-
 @functools.cache
-def _light_tables():
-    """Return sky (V, 16) and ambient occlusion (V,) of the whole figure's vertices; accessories see everything."""
+def _sky():
+    """Return how much of its surroundings each vertex of the figure sees, (V, 16); accessories see nearly all."""
     shared, mesh = topology(), head()
     sky = np.zeros((len(shared.part), 16), np.float32)
-    sky[:, 0] = 1 / 0.282095
-    ambient = np.full(len(shared.part), 0.85, np.float32)
+    sky[:, 0] = 0.9 / 0.282095
     eyes = (shared.part == EYES) | (shared.part == EYES + 1)
     count = len(mesh.vertices)
-    sky[:count], ambient[:count] = mesh.sky, mesh.ambient
-    sky[eyes], ambient[eyes] = sky[-1] * 0.7, 0.65
-    ambient[:count] *= 1 - 0.75 * mesh.masks["inside_mouth"]
-    return sky, ambient
+    sky[:count] = mesh.sky * (1 - 0.75 * mesh.masks["inside_mouth"])[:, None]
+    sky[eyes] = 0.7 * sky[-1]
+    return sky
 
 
 @functools.cache
@@ -75,23 +61,36 @@ def _grain(x, y, z, scale_mm, channel):
 
 def _vertex_light(scene: Scene, normals, to_eye):
     """Light the vertices: diffuse light (V,) and gloss (V,)."""
-    sky, ambient = _light_tables()
+    sky = _sky()
     turned = rotation_matrix(scene.angles_deg)
-    diffuse = scene.ambient * ambient * (0.8 - 0.25 * normals[:, 1])
-    gloss = jnp.zeros(len(normals))
+
+    # One harmonic after the other: XLA on CPU is slow where it fuses what is stacked.
+    def combine(d, *weights):
+        values = light.harmonics(*(d @ turned).T)  # in the head frame
+        return [sum(v * w for v, w in zip(values, some, strict=False)) for some in weights]
+
+    # The surroundings past the head itself: the product of light and visibility, then the cosine.
+    arriving = jnp.einsum("jik,k->ji", light.products(), scene.surroundings) @ sky.T
+    diffuse = jnp.maximum(combine(normals, arriving * np.float32(light.COSINE)[:, None])[0], 0.02)
+    cosine = (normals * to_eye).sum(-1, keepdims=True)
+    mirrored, open_ = combine(2 * cosine * normals - to_eye, scene.surroundings, sky.T)
+    gloss = (0.4 + 2.5 * (1 - jnp.clip(cosine[:, 0], 0, 1)) ** 4) * jnp.maximum(mirrored, 0) * jnp.clip(open_, 0, 1)
+    part = topology().part
+    sharpness = np.where((part == EYES) | (part == EYES + 1), 60, 14)  # eyes are wet
     for k in range(2):
         towards, strength = scene.lights[k, :3], scene.lights[k, 3]
-        seen = ramp(sky @ _harmonics(turned.T @ towards), 0.2, 0.85)
+        seen = ramp(combine(towards, sky.T)[0], 0.2, 0.85)
         facing = normals @ towards
         diffuse += strength * seen * jnp.maximum((facing + 0.12) / 1.12, 0)  # light wraps a little: skin scatters
         half = towards[None] + to_eye
         half = half / jnp.linalg.norm(half, axis=-1, keepdims=True)
-        gloss += strength * seen * (facing > 0) * jnp.maximum((normals * half).sum(-1), 0) ** 14
+        gloss += strength * seen * (facing > 0) * jnp.maximum((normals * half).sum(-1), 0) ** sharpness
     return diffuse, gloss
 
 
 def _textures(scene: Scene, at):
-    """Return noise fixed to the person, five times (H, W): grain of skin and cloth, blotches, hairs, locks, folds.
+    """Return noise fixed to the person, six times (H, W): grain of skin and cloth, blotches, mottles, hairs, locks,
+    folds.
 
     `at` is (H, W, 3), mm on the mean head.
     """
@@ -106,28 +105,57 @@ def _textures(scene: Scene, at):
     azimuth = x / (jnp.abs(x) + jnp.abs(behind) + 1e-3)  # of a square, not a circle: cheaper, and looks the same
     azimuth = jnp.where(behind > 0, 2 - azimuth, azimuth)
     hairs = _grain(azimuth * 100, y / 14 + phase * 48, 0 * y, (1.0,) * 3, 0)
+    hairs += 0.6 * _grain(azimuth * 37, y / 40 + phase * 71, 0 * y, (1.0,) * 3, 0)  # and lie in strands
     folds = grain(31 * phase, (4.0, 9.0, 4.0), 1)
     locks = (1 - curl) * hairs + curl * 0.8 * grain(0.0, (2.2,) * 3, 0) + 0.3 * folds
-    return grain(48 * phase, (1.1,) * 3, 0), grain(97 * phase, (2.3,) * 3, 1), hairs, locks, folds
+    skin = (grain(48 * phase, (1.1,) * 3, 0), grain(97 * phase, (2.3,) * 3, 1), grain(61 * phase, (5.7,) * 3, 1))
+    return *skin, hairs, locks, folds
+
+
+def _lines(x, y, z, wobble):
+    """Return the lines of a face, (H, W), 1 in their depth: forehead, beside the eyes, from the nose to the mouth."""
+    aside, wave = jnp.abs(x), 0.8 * wobble
+
+    def fold(distance, width_mm):
+        return jnp.maximum(1 - (distance / width_mm) ** 2, 0)
+
+    def folds(distance, apart_mm):
+        turns = distance / apart_mm
+        return fold(turns - jnp.round(turns), 0.25)
+
+    brow = folds(y + wave + 0.004 * x * x, 9) * ramp(-y, 32, 38) * ramp(y, -72, -62) * ramp(52 - aside, 0, 12)
+    feet = folds((y + 6 + wave) / (1 + 0.05 * (aside - 44)), 6)
+    feet *= ramp(aside, 46, 50) * ramp(60 - aside, 0, 6) * ramp(13 - jnp.abs(y + 5), 0, 5)
+    along = (y - 28) / 40  # from the wing of the nose to beside the mouth
+    cheek = fold(aside - 18 - 15 * along + 4 * along * along + wave, 2.5)
+    cheek *= ramp(along, -0.05, 0.1) * ramp(1.05 - along, 0, 0.3)
+    bag = fold(y - 9 + 0.008 * (aside - 29) ** 2 + wave, 2.2) * ramp(14 - jnp.abs(aside - 30), 0, 5)
+    frown = fold(aside - 5.5 + 0.1 * (y + 22), 1.8) * ramp(10 - jnp.abs(y + 24), 0, 5)
+    return (0.6 * brow + 0.6 * feet + cheek + 0.5 * bag + 0.5 * frown) * (z < -20)
 
 
 def _paint(scene: Scene, part, values, textures):
     """Paint the figure: gray radiance and infrared reflectance (H, W); `part` (H, W), `values` (H, W, 10) as in
     `_attributes`."""
     x, y, z, on_scalp, on_jaw, on_chest, lips, diffuse, gloss, _ = (values[..., i] for i in range(10))
-    fine, blotch, hairs, strand, folds = textures
-    (skin, lip, hair, brow, iris, brow_mm, arch_mm, texture, curl, hair_cover, beard_cover, infrared, hair_infrared,
-     shine, brimmed, _) = scene.paint  # fmt: skip
-    albedo = skin * (1 + texture * (0.035 * fine + 0.055 * blotch - 0.25 * ramp(fine * blotch, 3.2, 4.2)))
+    fine, blotch, mottle, hairs, strand, folds = textures
+    (skin, lip, hair, brow, iris, brow_mm, arch_mm, texture, freckles, lines, make_up, curl, hair_cover, beard_cover,
+     infrared, hair_infrared, shine, brimmed, _) = scene.paint  # fmt: skip
     aside = jnp.abs(x)
+    uneven = 0.035 * fine + 0.05 * blotch + 0.05 * mottle - 0.25 * ramp(fine * blotch, 3.2, 4.2)
+    freckled = freckles * jnp.maximum(1 - (aside / 70) ** 2 - ((y - 14) / 40) ** 2, 0) * (z < -20)
+    albedo = skin * (1 + texture * uneven - 0.3 * freckled * ramp(fine + 0.5 * blotch, 0.9, 1.9))
+    albedo *= 1 - 0.28 * jnp.clip(lines * _lines(x, y, z, blotch), 0, 1)
     red = ramp(jnp.exp(-(((aside - 36) / 18) ** 2) - ((y - 24) / 16) ** 2) * (z < -30), 0.2, 1.0)
     albedo *= 1 - 0.07 * red
     under_eye = jnp.exp(-(((aside - 29) / 12) ** 2) - ((y - 7) / 5) ** 2) * (z < -40)
     albedo *= 1 - 0.16 * texture * under_eye
     lid = (y + 10.5 + 0.012 * (aside - 29) ** 2 * 0.4) / 1.8
-    albedo *= 1 - 0.55 * (jnp.exp(-(((aside - 29) / 12.5) ** 4) - lid**2) * (z < -60))
+    at_eye = jnp.exp(-(((aside - 29) / 12.5) ** 4)) * (z < -60)
+    albedo *= 1 - (0.55 + 0.3 * make_up) * at_eye * jnp.exp(-(lid**2))
+    albedo *= 1 - 0.4 * make_up * at_eye * jnp.maximum(1 - ((y + 13) / 6) ** 2, 0)
     on_lip = ramp(lips, 0.3, 0.7)
-    albedo += on_lip * (lip * (1 + 0.05 * fine) - albedo)
+    albedo += on_lip * (lip * (1 - 0.35 * make_up) * (1 + 0.06 * fine + 0.05 * blotch) - albedo)
     albedo *= 1 - 0.75 * ramp(-lips, 0.2, 0.6)  # the inside of the mouth, stored as -1
 
     t = (aside - 10.0) / 41.0
@@ -137,7 +165,8 @@ def _paint(scene: Scene, part, values, textures):
     on_brow = ramp(width - jnp.abs(y - middle) + 0.7 * fine, -1.3, 1.6) * ramp(1.05 - t, 0, 0.1) * (z < -35)
     albedo += 0.82 * on_brow * (brow * (1 + 0.25 * fine) - albedo)
 
-    on_beard = beard_cover * ramp(on_jaw + 2.5 * fine + 2 * blotch, -3.5, 5) * (1 - on_lip)
+    on_beard = beard_cover * ramp(on_jaw + 2.5 * fine + 2 * blotch + 2 * mottle, -3.5, 5) * (1 - on_lip)
+    on_beard *= 1 - 0.3 * (beard_cover < 0.7) * ramp(fine, -0.5, 1.5)  # stubble is dots
     on_hair = hair_cover * ramp(on_scalp + 3.0 * hairs, -4, 5)
     locks = jnp.maximum(1 + 0.32 * strand, 0.25)
     tone = hair * locks
@@ -171,9 +200,11 @@ def _paint(scene: Scene, part, values, textures):
 
     # A brim's shadow on brow and eyes.
     shadow = 1 - 0.45 * brimmed * (part <= EYES + 1) * ramp(-y, -8, 40) * (z < 20)
+    streaks = jnp.clip(0.55 + 0.5 * strand, 0.1, 1.6)  # hair shines in strands
     hairy = jnp.where(is_skin, jnp.maximum(on_hair, on_beard), hair_part * 1.0)
     dull = jnp.select([is_eye, is_skin, hair_part, part == LENSES, part >= PHONE],
-                      [0.5, shine * (1 - 0.6 * hairy) * (1 - is_cloth), 0.5 * shine, 0.35, 0.25], 0.03)  # fmt: skip
+                      [0.5, shine * (1 + hairy * (streaks - 1)) * (1 - is_cloth), shine * streaks, 0.35, 0.25],
+                      0.03)  # fmt: skip
     radiance = shadow * (albedo * diffuse + 0.35 * dull * gloss)
     reflectance = jnp.where(is_skin, infrared, jnp.asarray(scene.part_infrared)[part])
     reflectance += is_skin * (hairy * (hair_infrared - infrared) + is_cloth * (0.3 + 0.5 * cloth - infrared))
@@ -189,7 +220,9 @@ def _rays(camera: Camera, size_px):
 
 def _room(scene: Scene, x, y):
     """Draw the room behind the person: depth in mm (0 = too far) and gray radiance, (H, W) each; x, y as in `_rays`."""
-    inverse_z, slope_x, slope_y, albedo, gradient_x, gradient_y, seen, texture, panels, contrast, lying = scene.room
+    inverse_z, slope_x, slope_y, albedo, gradient_x, gradient_y, seen, texture, panels, contrast, lying, pictured = (
+        scene.room
+    )
     depth = 1 / jnp.maximum(inverse_z + slope_x * x + slope_y * y, 1e-4)
     tone = albedo * jnp.clip(1 + gradient_x * x + gradient_y * y, 0.3, 1.7)
     tone *= 1 - contrast * (jnp.sin(panels * jnp.where(lying > 0, y, x)) > 0.6)
@@ -199,8 +232,15 @@ def _room(scene: Scene, x, y):
         on = (x > left) & (x < right) & (y > top) & (y < bottom) & (z < depth)
         depth, tone = jnp.where(on, z, depth), jnp.where(on, gray * dimming, tone)
     tone = tone * (1 + texture * _grain(x * 160, y * 160, 0 * x, (1.0, 1.0, 1.0), 1))
-    light = scene.ambient + 0.35 * scene.lights[:, 3].sum()
-    return jnp.where((seen > 0) & (depth < 4500), depth, 0.0), tone * light
+    size, lamps = light.BACKDROP_PX, 0.35 * scene.lights[:, 3].sum()
+
+    def place(v, middle):  # beyond its border, a picture is mirrored
+        at = jnp.round(((v - middle) / light.BACKDROP_REACH + 1) * (0.5 * (size - 1))).astype(jnp.int32) % (2 * size)
+        return jnp.minimum(at, 2 * size - 1 - at)
+
+    picture = scene.backdrop.ravel()[place(y, scene.backdrop_xy[1]) * size + place(x, scene.backdrop_xy[0])]
+    radiance = jnp.where(pictured > 0, picture, tone * (scene.ambient + lamps))
+    return jnp.where((seen > 0) & (depth < 4500), depth, 0.0), radiance
 
 
 def _attributes(scene: Scene, vertices):
@@ -254,8 +294,10 @@ def cast(scene: Scene, camera: Camera, vertices, size_px: tuple[int, int], capac
 
 
 @functools.partial(jax.jit, static_argnames=("size_px", "sensor_name", "capacity"))
-def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int], sensor_name: str, capacity: int):
-    """Render a batch of scenes, each through its own camera.
+def render_batch(
+    scenes: Scene, cameras: Camera, seed, shift_px, size_px: tuple[int, int], sensor_name: str, capacity: int
+):
+    """Render a batch of scenes, each through its own camera; `shift_px` is the largest misregistration.
 
     Returns gray uint8 (B, H, W), depth uint16 (B, H, W) in mm with 0 = none, and bool (B,): `capacity` was too small.
     """
@@ -285,7 +327,15 @@ def render_batch(scenes: Scene, cameras: Camera, seed, size_px: tuple[int, int],
     cosine = jnp.where(hit, jnp.clip(values[..., 9], 0.03, 1), 0.95)
     reflectance = jnp.where(hit, jnp.clip(reflectance, 0.01, 1), 0.5)
     gray = stage(lambda s, r: _develop(s.lens, r, key(s, 0)), scenes, radiance)
+    if sensor_name == "none":
+        return gray, jnp.round(depth).astype(jnp.uint16), raster.overflow
     draw, measure = sensor.KINECTS[sensor_name]
     noise = stage(lambda s: draw(key(s, 1), size_px), scenes)
     measured = stage(measure, noise, depth, cosine, reflectance)
-    return gray, measured, raster.overflow
+
+    def register(scene, camera, gray, depth_mm):
+        masked, right, down = scene.registration
+        shift = jnp.round(shift_px * jnp.stack([right, down])).astype(jnp.int32)
+        return sensor.registered(gray, depth_mm, camera.focal_px[0], sensor.COLOUR_MM[sensor_name], shift, masked)
+
+    return stage(register, scenes, cameras, gray, measured), measured, raster.overflow

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facedepth_jax.data.synthetic.accessories import HATS, HOLDINGS, PARTS, Wear, dress, hold, topology
-from facedepth_jax.data.synthetic.identity import head, person
+from facedepth_jax.data.synthetic import light
+from facedepth_jax.data.synthetic.accessories import HATS, HOLDINGS, PARTS, Wear, dress, hold, topology, turn_matrix
+from facedepth_jax.data.synthetic.identity import ADULT, head, person
 
 SEQUENCES = 5  # S1 yaw, S2 pitch, S3 roll, S4 and S5 free
 LIMITS_DEG = np.array([75.0, 45.0, 40.0])  # yaw, pitch, roll
@@ -49,17 +50,21 @@ class Camera(NamedTuple):
 
 
 # How the head is painted, numbers: reflectances in 0..1 of skin, lips, hair, brows, iris; thickness and arch of the
-# brows; strength of the skin's texture; curl of the hair; cover of hair and beard; infrared reflectance of skin and
-# hair; gloss of the skin; 1 under a brim; a person's own part of the noise.
-Paint = namedtuple("Paint", "skin lips hair brow iris brow_mm arch_mm texture curl hair_cover beard_cover infrared "
-                            "hair_infrared gloss brimmed phase")  # fmt: skip
+# brows; strength of the skin's texture, of freckles, of lines, of make-up; curl of the hair; cover of hair and beard;
+# infrared reflectance of skin and hair; gloss of the skin; 1 under a brim; a person's own part of the noise.
+Paint = namedtuple("Paint", "skin lips hair brow iris brow_mm arch_mm texture freckles lines make_up curl hair_cover "
+                            "beard_cover infrared hair_infrared gloss brimmed phase")  # fmt: skip
 # The clothes: reflectance, pattern (0 plain, 1 and 2 stripes, 3 checks, 4 blots), its contrast towards a second
 # reflectance.
 Cloth = namedtuple("Cloth", "reflectance pattern period_mm contrast second")
 # The wall: 1/z on the camera's axis and its slopes along the ray's x and y; reflectance and its slopes; 1 where the
-# sensor sees it; strength of its texture; panels: frequency in the ray's units, contrast, 1 if they lie.
+# sensor sees it; strength of its texture; panels: frequency in the ray's units, contrast, 1 if they lie; 1 for a
+# picture in place of all that.
 Room = namedtuple("Room", "inverse_z slope_x slope_y reflectance gradient_x gradient_y seen texture panels "
-                          "panel_contrast lying")  # fmt: skip
+                          "panel_contrast lying pictured")  # fmt: skip
+# How gray was registered to depth: 1 if it is black wherever depth is missing; its shift right and down as a share of
+# the largest one.
+Registration = namedtuple("Registration", "masked right down")
 Lens = namedtuple("Lens", "exposure gamma vignette noise blur offset")  # of the gray camera; offset is stray light
 
 
@@ -74,13 +79,18 @@ class Scene(NamedTuple):
     body_deg: np.ndarray  # the same of the shoulders
     head_mm: np.ndarray  # float32 (3,), head centre in the camera's frame
     lights: np.ndarray  # float32 (2, 4), two distant lights: unit vector towards each (camera frame), strength
-    ambient: np.ndarray  # float32 ()
+    surroundings: np.ndarray  # float32 (16,), their light in spherical harmonics, head frame
+    ambient: np.ndarray  # float32 (), mean radiance of the surroundings
     part_albedo: np.ndarray  # float32 (len(PARTS),), reflectance in gray and in the sensor's infrared
     part_infrared: np.ndarray
     paint: Paint
     cloth: Cloth
     room: Room
     lens: Lens
+    registration: Registration
+    # float32 (light.BACKDROP_PX,) * 2, radiance of a picture on the wall, and where its middle is (x, y of the ray).
+    backdrop: np.ndarray
+    backdrop_xy: np.ndarray
     boxes: np.ndarray  # float32 (6, 6), before the wall: left, right, top, bottom (as the ray's x, y), z in mm, gray
     numbers: np.ndarray  # int32 (3,), subject, sequence, frame: they name the frame's random key
 
@@ -160,15 +170,25 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
 
     # As in Pandora and RAP3DF, people sit in one place: a gray crop does not show how far away that is.
     distance = always.uniform(780, 980) + 25 * math.sin(6 * t + always.uniform(0, 6)) + now.normal(0, 4)
-    offset = always.uniform(-1, 1, 2) * [0.16, 0.09] * distance + now.normal(0, 4, 2)
+    beside = always.uniform(-1, 1, 2) * [0.16, 0.09]
+    offset = beside * distance + now.normal(0, 4, 2)
     body = angles * [0.18, 0.06, 0.06] + always.normal(0, [6, 3, 2])
 
-    key, fill = always.uniform(0.45, 1.1), always.uniform(0.0, 0.4)
+    # Real surroundings alone, with a lamp or two, or lamps alone.
+    outdoors = np.random.default_rng([seed, 6, subject, sequence])
+    kind = outdoors.choice(3, p=[0.35, 0.45, 0.2])
+    ambient = outdoors.uniform(*[(0.7, 1.0), (0.25, 0.7), (0.1, 0.35)][kind])
+    key, fill = outdoors.uniform(0.4, 1.1) * (kind > 0), outdoors.uniform(0.0, 0.4) * (kind == 2)
     lights = np.array([
         [*_direction(always.normal(0, 45), always.uniform(0, 65)), key],
         [*_direction(always.uniform(-110, 110), always.uniform(-15, 50)), fill],
     ])  # fmt: skip
-    ambient = always.uniform(0.1, 0.4)
+    place = int(outdoors.integers(len(light.environments()[0])))
+    to_camera = turn_matrix((outdoors.normal(0, 8), outdoors.uniform(0, 360), 0))
+    surroundings = ambient * light.turned(light.environments()[0][place], to_camera)
+    front = 0.9 * np.mean(
+        [light.irradiance(surroundings, n) for n in ((0, 0, -1), (0.5, 0, -0.866), (-0.5, 0, -0.866))]
+    )
 
     def gray(rng):
         return float(rng.choice([0.04, 0.1, 0.25, 0.45, 0.7]) * rng.uniform(0.8, 1.2))
@@ -177,7 +197,11 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     garment = np.random.default_rng([seed, 4, subject])
     usual = gray(garment)
     cloth_gray = usual if always.random() < 0.7 else cloth_gray
-    hair_infrared = 0.06 + 0.7 * who.hair  # dark hair gives the sensor little to see
+    own = np.random.default_rng([seed, 5, subject])
+    hair_infrared = own.uniform(0.04, 0.12) + 0.7 * who.hair  # dark hair gives the sensor little to see
+    # Of RAP3DF's people half have masked files, and all frames of one are shifted alike.
+    masked, way, far = own.random() < 0.5, own.uniform(0, 2 * math.pi), own.uniform(0.25, 1)
+    registration = Registration(masked, far * math.cos(way), far * math.sin(way))
     albedo = {
         "left eye": 0.5, "right eye": 0.5, "upper teeth": 0.6, "lower teeth": 0.55,
         "curtain": who.hair, "bun": who.hair,
@@ -189,11 +213,13 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
         "curtain": hair_infrared, "bun": hair_infrared, "glasses": 0.25, "lenses": 0.04, "hat": 0.35 + 0.5 * hat_gray,
         "collar": 0.5, "phone": 0.1, "bottle": 0.3, "hand": 0.65,
     }  # fmt: skip
-    beard_cover = {"none": 0.0, "stubble": 0.35 + 0.3 * who.beard_length}.get(who.beard, 0.92)
+    shaved = 0.16 * own.random() if who.sex > 0.5 and who.age >= ADULT else 0.0
+    beard_cover = {"none": shaved, "stubble": 0.35 + 0.3 * who.beard_length}.get(who.beard, 0.92)
     hair_cover = {"bald": 0.06, "cropped": 0.75 + 0.2 * who.hair_length,
                   "receding": 0.7 + 0.25 * who.hair_length}.get(who.hair_style, 0.97)  # fmt: skip
     paint = Paint(
-        who.skin, who.lips, who.hair, who.brow, who.iris, who.brow_mm, who.brow_arch_mm, who.texture, who.hair_curl,
+        who.skin, who.lips, who.hair, who.brow, who.iris, who.brow_mm, who.brow_arch_mm, who.texture, who.freckles,
+        max(0.15, 2 * who.age - 1), who.make_up, who.hair_curl,
         hair_cover, beard_cover, 0.5 + 0.45 * who.skin, hair_infrared, gloss=always.uniform(0.05, 0.3),
         brimmed=0.0 if wear.hat in ("none", "beanie") else 1.0, phase=subject * 0.618 % 1.0,
     )  # fmt: skip
@@ -202,21 +228,32 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
 
     wall = always.uniform(1900, 2200)  # one laboratory, not many: a wall's distance cannot be seen in gray
     tilt = always.normal(0, 0.1, 2) / wall
+    behind = outdoors.choice(["wall", "picture", "empty"], p=[0.3, 0.5, 0.2])
     room = Room(
         1 / wall, *tilt, always.uniform(0.12, 0.75), *always.normal(0, 0.35, 2), seen=always.random() < 0.8,
         texture=always.uniform(0, 0.06), panels=always.uniform(12, 90),
-        panel_contrast=max(0.0, always.uniform(-0.4, 0.3)), lying=always.integers(2),
+        panel_contrast=max(0.0, always.uniform(-0.4, 0.3)), lying=always.integers(2), pictured=behind == "picture",
     )  # fmt: skip
+    if behind == "empty":
+        blank = outdoors.choice([0.0, 0.02, 0.3, 0.9])
+        room = room._replace(reflectance=blank, gradient_x=0, gradient_y=0, texture=0, panel_contrast=0)
+    blur_px = outdoors.choice([0.0, outdoors.uniform(1, 12)])
+    zoom = float(np.exp(outdoors.uniform(np.log(0.2), 0)))
+    if behind == "picture":
+        middle = tuple(beside.tolist())
+        backdrop = ambient * light.backdrop(place, tuple(to_camera.ravel().tolist()), middle, zoom, float(blur_px))
+    else:
+        backdrop = np.zeros((light.BACKDROP_PX,) * 2)
     corner = always.uniform(-0.45, 0.25, (6, 2))
     size = always.uniform(0.02, 0.4, (6, 2)) * always.choice([[1, 1], [0.3, 2.5], [2.5, 0.3]], 6)
     z = always.uniform(wall - 500, wall, 6)
-    size[:, 0] *= always.random(6) < 0.55  # the others are not there
+    size[:, 0] *= (always.random(6) < 0.55) & (behind == "wall")  # the others are not there
     low = offset / distance + corner
     x, y = np.stack([low, low + size], -1).swapaxes(0, 1)
     boxes = np.column_stack([x, y, z, always.uniform(0.03, 0.85, 6)])
 
     # An automatic exposure that aims at the skin, and misses.
-    level = who.skin * (ambient * 0.85 + 0.62 * key + 0.3 * fill)
+    level = who.skin * (max(front, 0.3 * ambient) + 0.62 * key + 0.3 * fill)
     exposure = (0.38 * always.uniform(0.7, 1.35) * (0.45 + 1.1 * who.skin)) / level * now.uniform(0.97, 1.03)
     lens = Lens(
         exposure, gamma=always.uniform(1.7, 2.3), vignette=always.uniform(0, 0.25), noise=always.uniform(0.004, 0.016),
@@ -230,8 +267,10 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
     scene = Scene(
         vertices=vertices, fields=figure.fields, units=np.array([units[n] for n in unit_names()]),
         gaze_deg=np.clip(gaze, -22, 22), angles_deg=angles, body_deg=body, head_mm=np.array([*offset, distance]),
-        lights=lights, ambient=ambient, part_albedo=table(albedo, who.skin), part_infrared=table(infrared, 0.6),
-        paint=paint, cloth=cloth, room=room, lens=lens, boxes=boxes, numbers=np.array([subject, sequence, frame]),
+        lights=lights, surroundings=light.turned(surroundings, turn_matrix(angles[[1, 0, 2]]).T),
+        ambient=ambient, part_albedo=table(albedo, who.skin), part_infrared=table(infrared, 0.6),
+        paint=paint, cloth=cloth, room=room, lens=lens, registration=registration,
+        backdrop=backdrop, backdrop_xy=beside, boxes=boxes, numbers=np.array([subject, sequence, frame]),
     )  # fmt: skip
     scene = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), scene)
     return scene._replace(numbers=scene.numbers.astype(np.int32))

@@ -15,6 +15,8 @@ V2_RANGE_MM = (500, 4500)
 V2_LATERAL_SIGMA_MM = 1.6
 V2_FOCAL_PX = 365.456
 V1_FOCAL_PX, V1_BASELINE_MM = 575.816, 75.0
+# Where the colour camera stands, to the depth camera's right. The v2's images are mirrored, as its software gives them.
+COLOUR_MM = {"kinect_v1": 25.0, "kinect_v2": -52.0}
 V1_STEP_PX = 1 / 8
 
 # Assumptions.
@@ -81,14 +83,14 @@ def v1_measurement(noise, depth_mm, cos_incidence, reflectance):
     Disparity f b / z in steps of 1/8 px (Khoshelham and Elberink, Sensors 2012); axial noise 1.2 + 1.9 (z - 0.4)^2 mm
     and edges displaced by 0.8 + 0.035 a / (pi/2 - a) px, z in metres (Nguyen et al., "Modeling Kinect sensor noise",
     3DIM 2012), both correlated over 9 px, because disparity is found by matching windows; no depth where the projector
-    does not shine (`projector_shadow`); holes on dark and on grazing surfaces; nothing outside V1_RANGE_MM; whole
+    does not shine (`shadow`); holes on dark and on grazing surfaces; nothing outside V1_RANGE_MM; whole
     millimetres.
 
     Args and result as for `v2_measurement`, the noise of `v1_noise`.
     """
     down, right, axial, hole = noise
     lateral_px = 0.8 + 0.035 * _angle_ratio(cos_incidence)
-    depth = jnp.where(projector_shadow(depth_mm, V1_FOCAL_PX, V1_BASELINE_MM), 0.0, depth_mm)
+    depth = jnp.where(shadow(depth_mm, V1_FOCAL_PX, V1_BASELINE_MM), 0.0, depth_mm)
     depth = _displace_edges(depth, down * lateral_px, right * lateral_px)
 
     safe = jnp.maximum(depth, 1.0)
@@ -103,17 +105,39 @@ def v1_measurement(noise, depth_mm, cos_incidence, reflectance):
 KINECTS = {"kinect_v1": (v1_noise, v1_measurement), "kinect_v2": (v2_noise, v2_measurement)}
 
 
-def projector_shadow(depth_mm, focal_px, baseline_mm):
-    """Find the pixels that the projector, `baseline_mm` to the camera's right, cannot see: bool (H, W).
+def registered(gray, depth_mm, focal_px, colour_mm, shift_px, masked):
+    """Register gray to the measured depth as a Kinect's software does: black where the colour camera saw nothing.
 
-    The projector sees pixel x in its own column x - f b / z. Along a row those columns grow from left to right; where
-    one farther to the right comes out left of it, the pixel lies behind that surface. The surfaces that the camera sees
-    count as one sheet, so that the shadow of a thing thinner than its disparity reaches up to the thing.
+    Args:
+      gray: uint8 (H, W), as the depth camera's eye would see it.
+      depth_mm: uint16 (H, W), measured.
+      focal_px, colour_mm: of the depth camera; the colour camera's place to its right.
+      shift_px: int32 (2,), by how much gray lies too far right and down.
+      masked: () > 0 for software that leaves gray black wherever depth is missing, too.
+    """
+    height, width = gray.shape
+    y = jnp.clip(jnp.arange(height) - shift_px[1], 0, height - 1)
+    x = jnp.clip(jnp.arange(width) - shift_px[0], 0, width - 1)
+    unseen = shadow(depth_mm.astype(jnp.float32), focal_px, colour_mm) | ((masked > 0) & (depth_mm == 0))
+    return jnp.where(unseen, 0, gray[y[:, None], x[None]]).astype(jnp.uint8)
+
+
+def shadow(depth_mm, focal_px, baseline_mm):
+    """Find what a projector or a second camera, `baseline_mm` to the camera's right, cannot see: bool (H, W).
+
+    It sees pixel x in its own column x - f b / z. Along a row those columns grow from left to right; where one farther
+    to the right comes out left of it, the pixel lies behind that surface; for one to the camera's left, all is
+    mirrored. The surfaces that the camera sees count as one sheet, so that the shadow of a thing thinner than its
+    disparity reaches up to the thing.
     """
     column = jnp.arange(depth_mm.shape[1])[None] - focal_px * baseline_mm / jnp.maximum(depth_mm, 1.0)
-    column = jnp.where(depth_mm > 0, column, jnp.inf)
-    leftmost = jax.lax.cummin(column, axis=1, reverse=True)
-    return (depth_mm > 0) & (column > leftmost)
+    if baseline_mm > 0:
+        column = jnp.where(depth_mm > 0, column, jnp.inf)
+        hidden = column > jax.lax.cummin(column, axis=1, reverse=True)
+    else:
+        column = jnp.where(depth_mm > 0, column, -jnp.inf)
+        hidden = column < jax.lax.cummax(column, axis=1)
+    return (depth_mm > 0) & hidden
 
 
 def _angle_ratio(cos_incidence):
