@@ -21,6 +21,7 @@ from facedepth_jax.nested import flatten
 
 PACKAGED = pathlib.Path(__file__).parent / "configs"  # in a wheel; in a checkout they lie next to the package
 CHECKOUT = pathlib.Path(__file__).parent.parent / "configs"
+SHIPPED = pathlib.Path(__file__).parent / "weights"  # the run that comes with the package
 _LEAST = {
     **{"seed": 0, "width": 2, "data.size": 16, "every.log": 1, "every.save": 1, "watchdog_sec": 1},
     **{"train.batch_size": 1, "train.steps": 1, "train.warmup_steps": 0, "train.learning_rate": 0},
@@ -45,7 +46,7 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.seed = 1821
     config.width = 128  # feature maps of the first layer, the others follow; pix2pix takes half of it, cui a quarter
     config.dtype = "float32"  # of the computation; "bfloat16" on GPUs and TPUs. Parameters and losses stay float32
-    config.init_from = ""  # a run whose weights to start from
+    config.init_from = ""  # a run whose weights to start from, or "shipped"
     config.loss = ml_collections.ConfigDict(_method(method).loss)
 
     config.train = ml_collections.ConfigDict()
@@ -248,10 +249,17 @@ def depth_code(config) -> DepthCode:
 def with_absolute_paths(config) -> ml_collections.ConfigDict:
     """Copy a config with its paths made absolute: a run is read from other directories later."""
     values, config = flatten(config.to_dict()), config.copy_and_resolve_references()
-    for key in ("init_from", "data.dir", "data.raw_dir", "data.pairs_validation", "data.pairs_test"):
+    if values["init_from"]:
+        config.init_from = str(find_run(values["init_from"]).absolute())
+    for key in ("data.dir", "data.raw_dir", "data.pairs_validation", "data.pairs_test"):
         if values[key] and "://" not in values[key]:
             config.update_from_flattened_dict({key: str(pathlib.Path(values[key]).absolute())})
     return config
+
+
+def find_run(run) -> pathlib.Path:
+    """Return the directory of a run; "shipped" is the net in the package."""
+    return SHIPPED if str(run) == "shipped" else pathlib.Path(run)
 
 
 def read_run(run: pathlib.Path) -> ml_collections.ConfigDict:

@@ -20,19 +20,16 @@ from facedepth_jax.state import NetState, forward, init_net, variables
 
 RELIEF_AT_MM = 1000.0  # a distance to decode relief at: any will do
 MAX_PIXELS = 64 * 1024 * 1024  # of a crop
-SHIPPED = pathlib.Path(__file__).parent / "weights"
 FOCAL_35MM = 28.0  # millimetres on 35 mm film: a phone's main camera, taken where nobody says which camera it was
 TEXTURE_PX = 512
 
 
-def load(run=None) -> "FaceDepth":
+def load(run="shipped") -> "FaceDepth":
     """Load the net of a run from its `config.json` and `generator.safetensors`, by default the one that ships.
 
     Raises FaceDepthError if one of them is missing or damaged.
     """
-    if run is None and not (SHIPPED / "config.json").is_file():
-        raise FaceDepthError("No weights ship with this copy of facedepth_jax: give the directory of a training run.")
-    config, module, net_state = load_net(SHIPPED if run is None else run, "generator")
+    config, module, net_state = load_net(configs.find_run(run), "generator")
     return FaceDepth(module, net_state, config.data.size, config.data.face_mm, configs.depth_code(config))
 
 

@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="is replaced")
     args = parser.parse_args(argv)
     try:
-        net = estimator.load(None if args.run == "shipped" else args.run)
+        net = estimator.load(args.run)
         write, read = FORMATS[args.format]
         content = write(net)
         largest_mm, share = compare(net, read(content, maps_of(net)[1]))

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported, as is the next
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         try:
-            page = build(estimator.load(None if args.run == "shipped" else args.run), Path(folder))
+            page = build(estimator.load(args.run), Path(folder))
             page.launch(
                 server_name="127.0.0.1",
                 server_port=args.port,

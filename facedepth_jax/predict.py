@@ -199,7 +199,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     flag = parser.add_argument
     flag("inputs", nargs="+", type=_path, metavar="IMAGE|FOLDER|VIDEO")
-    flag("--run", type=_path, help="directory of a training run; by default the net that ships")
+    flag("--run", type=_path, default="shipped", help="directory of a training run, or shipped (the default)")
     flag("--out", required=True, type=_path, help="directory to write to; files there are replaced")
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--faces", choices=("largest", "all"), default="largest", help="which faces to find")

@@ -18,7 +18,8 @@ import pytest
 from small import lines, results, sample_photo, weights
 
 import facedepth_jax
-from facedepth_jax import estimator, evaluate, main, predict
+from facedepth_jax import config as configs
+from facedepth_jax import evaluate, main, predict
 from facedepth_jax.checkpoint import Checkpoints
 from facedepth_jax.data import arrays
 
@@ -197,7 +198,7 @@ def test_the_api_as_documented(run, data, tmp_path, monkeypatch):
     gray = np.random.default_rng(0).integers(0, 256, (480, 640), np.uint8)
     cv2.imwrite(str(tmp_path / "face.png"), gray)
     iio.imwrite(tmp_path / "photo.jpg", sample_photo())
-    monkeypatch.setattr(estimator, "SHIPPED", workdir)
+    monkeypatch.setattr(configs, "SHIPPED", workdir)
     (tmp_path / "runs").mkdir()
     (tmp_path / "data").mkdir()
     (tmp_path / "runs/demo").symlink_to(workdir)

@@ -9,7 +9,6 @@ import pytest
 from small import gray_net, head_net, sample_photo
 
 import facedepth_jax
-from facedepth_jax import estimator
 from facedepth_jax.data.crop import Box
 from facedepth_jax.errors import FaceDepthError
 
@@ -195,9 +194,3 @@ def test_a_number_that_is_none(net, known):
         net.look(image(), Box(0, 0, SIZE, SIZE), **known)
     with pytest.raises(FaceDepthError, match='faces is "none"|faces is \'none\'; give "largest" or "all"'):
         net.find(image(), "none")
-
-
-def test_no_weights_ship(tmp_path, monkeypatch):
-    monkeypatch.setattr(estimator, "SHIPPED", tmp_path)
-    with pytest.raises(FaceDepthError, match="No weights ship with this copy of facedepth_jax"):
-        facedepth_jax.load()

@@ -14,7 +14,7 @@ from small import lines, people_config, results, sample_photo, write_arrays
 
 import facedepth_jax
 from facedepth_jax import config as configs
-from facedepth_jax import devices, estimator, evaluate, files, methods, predict, tasks, train
+from facedepth_jax import devices, evaluate, files, methods, predict, tasks, train
 from facedepth_jax.data import arrays, pairs
 from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
@@ -142,7 +142,7 @@ def test_the_api_as_documented(runs, heads_dir, tmp_path, monkeypatch):
     gray = np.random.default_rng(0).integers(0, 256, (480, 640), np.uint8)
     cv2.imwrite(str(tmp_path / "face.png"), gray)
     cv2.imwrite(str(tmp_path / "photo.jpg"), sample_photo()[..., ::-1])
-    monkeypatch.setattr(estimator, "SHIPPED", runs("cgan"))
+    monkeypatch.setattr(configs, "SHIPPED", runs("cgan"))
     for name, target in (("runs/demo", runs("cgan")), ("data/synthetic", heads_dir)):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).symlink_to(target)

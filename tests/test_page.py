@@ -58,14 +58,13 @@ def test_without_the_extra(monkeypatch, capsys):
 
 
 @pytest.fixture
-def served(ae_run):
-    """Serve the net that ships, or a small one, and give the page's address; its files are gone afterwards."""
-    run = "shipped" if (estimator.SHIPPED / "config.json").is_file() else ae_run
+def served():
+    """Serve the net that ships, and give the page's address; its files are gone afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     files = set(glob.glob(f"{tempfile.gettempdir()}/facedepth_page_*"))
-    command = [sys.executable, "-u", "-m", "facedepth_jax.page", f"--run={run}", f"--port={port}"]
+    command = [sys.executable, "-u", "-m", "facedepth_jax.page", "--run=shipped", f"--port={port}"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as program:
         try:
             said = []
