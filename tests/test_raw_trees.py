@@ -46,7 +46,9 @@ def black(scene):
         part_albedo=np.zeros_like(scene.part_albedo),
         paint=scene.paint._replace(**dict.fromkeys(nothing, np.float32(0))),
         cloth=scene.cloth._replace(reflectance=np.float32(0), second=np.float32(0)),
-        room=scene.room._replace(reflectance=np.float32(16), panel_contrast=np.float32(0), seen=np.float32(1)),
+        room=scene.room._replace(
+            reflectance=np.float32(16), panel_contrast=np.float32(0), pictured=np.float32(0), seen=np.float32(1)
+        ),
         lens=scene.lens._replace(
             exposure=np.float32(0.25), offset=np.float32(0), noise=np.float32(0), blur=np.float32(0)
         ),
@@ -336,4 +338,4 @@ def test_outlines_agree_on_faces(prepared, dataset):
         for dx in range(-3, 4) for dy in range(-3, 4)
     }  # fmt: skip
     best = min(wrong, key=wrong.get)
-    assert np.abs(best).max() <= 1 and wrong[0, 0] < min(0.08, wrong[best] + 0.003)
+    assert np.abs(best).max() <= 1 and wrong[0, 0] < min(0.08, wrong[best] + 0.006)
