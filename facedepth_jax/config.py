@@ -158,8 +158,9 @@ def _take_given_arrays(config, given: set[str]):
 
     Raises FaceDepthError if their meta.json is damaged.
     """
-    path = pathlib.Path(config.data.dir)
-    if "data.dir" in given <= {"data.dir", "data.size", "data.face_mm", "data.workers"} and (path / META).is_file():
+    if "data.dir" not in given or given - {"data.dir", "data.size", "data.face_mm", "data.workers"}:
+        return
+    if ((path := pathlib.Path(config.data.dir)) / META).is_file():
         meta = read_meta(path)
         theirs = {"size": meta["size_px"], "face_mm": float(meta["crop"]["face_mm"])}
         config.data.update({name: value for name, value in theirs.items() if f"data.{name}" not in given})
