@@ -41,25 +41,29 @@ def locked(folder: str | os.PathLike):
     """
     folder = pathlib.Path(folder)
     made, path = not folder.exists(), folder / "lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+", encoding="utf-8")
-    except OSError as error:
-        raise FaceDepthError(f"{folder} cannot be written: {error.strerror or error}.") from error
-    with file:
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(open(path, "a+", encoding="utf-8"))
+            except OSError as error:
+                raise FaceDepthError(f"{folder} cannot be written: {error.strerror or error}.") from error
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise FaceDepthError(
+                    f"{folder} is in use by another process ({file.read() or 'an unknown one'}): wait until it has "
+                    "ended, or give another directory."
+                ) from None
+            except OSError:  # a file system without locks: better none than no run
+                pass
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break  # else whoever held it has removed the file since it was opened
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise FaceDepthError(
-                f"{folder} is in use by another process ({file.read() or 'an unknown one'}): wait until it has ended, "
-                "or give another directory."
-            ) from None
-        except OSError:  # a file system without locks: better none than no run
-            pass
-        try:
-            file.truncate(0)
-            print(f"{os.getpid()} on {socket.gethostname()}", end="", file=file, flush=True)
+            with contextlib.suppress(OSError):  # a full disk, say: the text is for people alone
+                file.truncate(0)
+                print(f"{os.getpid()} on {socket.gethostname()}", end="", file=file, flush=True)
             yield
         finally:
             path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from facedepth_jax.errors import FaceDepthError
 
 
 def tune():
-    """Tune this process for speed and let it print anything, never over the user's own setting.
+    """Tune this process for speed, never over the user's own setting, and let it print anything.
 
     Programs call it before JAX and OpenCV start.
     """

@@ -227,7 +227,7 @@ def test_a_study_without_pairs_goes_on_without_its_verifier(tmp_path, monkeypatc
             ["--config=verifier:folder", f"--workdir={tmp_path}/run", *(f"--config.{k}={v}" for k, v in values.items())]
         )
     code, said = end.value.code, capfd.readouterr().err
-    assert "make no verification pairs" in said or "has no pairs" in said
+    assert "make no verification pairs" in said
     assert code not in (0, 1) and not (tmp_path / "run").exists()
     show = f"import sys; print(sys.argv[1:], flush=True); sys.exit({code} * (sys.argv[1] == 'verifier'))"
     assert run_all(tmp_path, show, [["verifier"], ["ae"], ["report", "--verifier=a", "b"]]) == 0

@@ -52,6 +52,19 @@ def test_true_millimetres_of_faces_raise_no_warning(tmp_path):
     )  # the wall is flat
 
 
+def test_a_body_without_a_background_raises_no_warning(tmp_path):
+    """Most of what has depth is then the chest, which may be nearer than the face."""
+
+    def alone(mm):
+        middle_mm = mm[80, 80]
+        mm = np.where(mm > middle_mm + 80, np.nan, mm)
+        mm[110:, 8:-8] = middle_mm - 20
+        return mm
+
+    report, fault = look(write(tmp_path / "raw", alone))
+    assert fault == "" and "warning" not in report
+
+
 @pytest.mark.parametrize("unit_mm", [0.1, 0.125, 0.2, 0.25, 10.0])
 def test_a_wrong_unit_is_refused_by_its_name(tmp_path, unit_mm, capsys):
     """As cameras and data sets store depth: 0.1 mm, 0.125, TUM's 0.2, the L515's 0.25, whole centimetres."""

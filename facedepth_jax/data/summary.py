@@ -46,7 +46,10 @@ def check(
         read += 1
         sights += _sights(item)
         result = item if isinstance(item, Reject) else prepare_frame(item, face_mm, size)
-        bad.append(result.entry()) if isinstance(result, Reject) else boxes.append(result[2])
+        if isinstance(result, Reject):
+            bad.append(result.entry())
+        else:
+            boxes.append(result[2])
     say(
         f"  sample: {read} of the other {len(usable)}, evenly spread, were read and cropped; "
         f"rejected: {rejects_text(bad)}"
