@@ -10,7 +10,7 @@ import numpy as np
 
 from facedepth_jax import config as configs
 from facedepth_jax import faces as detector
-from facedepth_jax import meshes
+from facedepth_jax import meshes, photos
 from facedepth_jax.checkpoint import load_weights
 from facedepth_jax.data import crop
 from facedepth_jax.depth_code import RELIEF_MM, DepthCode, encode_gray
@@ -22,6 +22,12 @@ RELIEF_AT_MM = 1000.0  # a distance to decode relief at: any will do
 MAX_PIXELS = 64 * 1024 * 1024  # of a crop
 FOCAL_35MM = 28.0  # millimetres on 35 mm film: a phone's main camera, taken where nobody says which camera it was
 TEXTURE_PX = 512
+HOW = {  # Face.distance_from in words
+    "given": "as given",
+    "focal length": "by the focal length (given, or EXIF's) and the face's size",
+    "default focal length": f"a guess: by a phone's focal length, {FOCAL_35MM:g} mm on film",
+    "net": "by the net",
+}
 
 
 def load(run="shipped") -> "FaceDepth":
@@ -162,19 +168,23 @@ class FaceDepth:
         if faces not in ("largest", "all"):
             raise FaceDepthError(f'faces is {faces!r}; give "largest" or "all".')
         image = _rgb(image)
+        _check_above_0(focal_px=focal_px, distance_mm=distance_mm)
         found = []
-        for face in detector.detect(image)[: 1 if faces == "largest" else None]:
+        for face in detector.detect(image, 1 if faces == "largest" else None):
             window = face.window(self.face_mm, focal_px and distance_mm and distance_mm / focal_px)
             looked = self.look(image, window, focal_px=focal_px, distance_mm=distance_mm)
             found.append(dataclasses.replace(looked, box=face.box))
         return found
 
-    def look(self, image, where: crop.Box | crop.Window, *, focal_px=None, distance_mm=None) -> Face:
-        """Estimate the depth of the face at a place of an image, `face_mm` wide; arguments and errors as for `find`."""
+    def look(self, image, where: tuple | crop.Box | crop.Window, *, focal_px=None, distance_mm=None) -> Face:
+        """Estimate the depth of the face at a place of an image, `face_mm` wide.
+
+        A tuple is a box's (x, y, w, h). The other arguments are as for `find`; errors too, and those of `box_of`.
+        """
         image = _rgb(image)
-        for name, value in (("focal_px", focal_px), ("distance_mm", distance_mm)):
-            if value is not None and not 0 < value < np.inf:
-                raise FaceDepthError(f"{name} is {value:g}; give a number above 0, or none.")
+        _check_above_0(focal_px=focal_px, distance_mm=distance_mm)
+        if not isinstance(where, crop.Window):
+            where = self.box_of(image.shape[:2], box=where)
         gray = self.crop(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), where)
         map_mm = self.batch(gray[None])[0]
         px_per_mm = np.sqrt(where.w * where.h) / self.face_mm  # at the head's distance
@@ -185,7 +195,7 @@ class FaceDepth:
         else:
             how = "given" if distance_mm else "focal length" if focal_px else "default focal length"
             if not distance_mm:
-                focal_px = focal_px or focal_of(FOCAL_35MM, image.shape)
+                focal_px = focal_px or photos.focal_of(FOCAL_35MM, image.shape)
                 distance_mm = float(focal_px / px_per_mm)
             relief_mm, depth_mm = map_mm, np.nan_to_num(map_mm + np.float32(distance_mm))
         window = crop.window_of(where) if isinstance(where, crop.Box) else where
@@ -229,7 +239,7 @@ class FaceDepth:
 
         Args:
           shape: (H, W) of the image.
-          box: (x, y, w, h) in pixels, as it is.
+          box: (x, y, w, h) in pixels, or a Box, as it is.
           center: (x, y) of the head in pixels; with its distance and the camera's focal length the crop is that of
             Eq. 6. With neither `box` nor `center` it is the smallest square around the whole image.
 
@@ -238,7 +248,7 @@ class FaceDepth:
         """
         height, width = shape
         if box is not None:
-            box = crop.Box(*box)
+            box = box if isinstance(box, crop.Box) else crop.Box(*box)
         elif center is not None:
             if not (distance_mm or 0) > 0 or not (focal_px or 0) > 0:  # NaN too
                 raise FaceDepthError("center wants distance_mm and focal_px above 0, to know how large the face is.")
@@ -263,9 +273,10 @@ class FaceDepth:
         return crop.resize_gray(crop.crop(gray, where), self.size)
 
 
-def focal_of(focal_35mm: float, shape: tuple[int, ...]) -> float:
-    """Convert a focal length on 35 mm film (36 mm wide) to pixels of an image of a shape (H, W, ...)."""
-    return focal_35mm / 36 * max(shape[:2])
+def _check_above_0(**values):
+    for name, value in values.items():
+        if value is not None and not 0 < value < np.inf:  # NaN too
+            raise FaceDepthError(f"{name} is {value:g}; give a number above 0, or none.")
 
 
 def _rgb(image) -> np.ndarray:

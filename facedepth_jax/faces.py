@@ -65,8 +65,8 @@ class Detection:
         return Window(float(x), float(y), side, side, self.roll)
 
 
-def detect(image: np.ndarray) -> list[Detection]:
-    """Find the faces of an image uint8 (H, W, 3) RGB, the largest first.
+def detect(image: np.ndarray, count: int | None = None) -> list[Detection]:
+    """Find the faces of an image uint8 (H, W, 3) RGB, the largest first; all, or the `count` largest.
 
     Where none is found the image is looked at again: larger, then turned by 90, 270 and 180 degrees.
 
@@ -76,8 +76,10 @@ def detect(image: np.ndarray) -> list[Detection]:
     tries = [(LONGER_SIDES_PX[0], 0)] + [(LONGER_SIDES_PX[1], 0)] * (longer > LONGER_SIDES_PX[0])
     for side_px, turn in [*tries, *((LONGER_SIDES_PX[0], turn) for turn in (90, -90, 180))]:
         scale = min(1.0, side_px / longer)
-        small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else image
+        size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
         if found := _detect(np.rot90(small, turn // 90), _unturn(small.shape, turn), turn):
+            found = sorted(found, key=lambda face: -face.side_px)[:count]
             found = [_upright(small, face) for face in found]
             # Pixel centres are at whole numbers, before and after.
             scale = np.divide(small.shape[1::-1], image.shape[1::-1])
@@ -99,12 +101,9 @@ def _model() -> np.ndarray:
 def _detect(image, to_source, turn) -> list[Detection]:
     """Find faces in an image (H, W, 3) that was turned by `turn`; `to_source` (2, 3) leads to the image before."""
     height, width = image.shape[:2]
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it warns of its own defaults
-    try:  # a new one each time is thread-safe, and made in milliseconds
-        detector = cv2.FaceDetectorYN.create("onnx", _model(), np.array([], np.uint8), (width, height), 0.6, 0.3, 5000)
-        rows = detector.detect(np.ascontiguousarray(image[..., ::-1]))[1]
-    finally:
-        cv2.utils.logging.setLogLevel(level)
+    # A new one each time is thread-safe, and made in milliseconds.
+    detector = cv2.FaceDetectorYN.create("onnx", _model(), np.array([], np.uint8), (width, height), 0.6, 0.3, 5000)
+    rows = detector.detect(np.ascontiguousarray(image[..., ::-1]))[1]
     found = []
     for row in np.zeros((0, 15)) if rows is None else rows.astype(np.float64):
         x, y, w, h = row[:4]

@@ -18,13 +18,13 @@ from facedepth_jax import runtime
 
 runtime.tune()
 
+import cv2
 import numpy as np
 
 from facedepth_jax import estimator, photos, pictures
 from facedepth_jax.errors import FaceDepthError
 
 MAX_FILE = "20mb"
-HOW = {"focal length": "by EXIF's focal length", "default focal length": "a guess", "net": "by the net"}
 LOOK_SEC, KEEP_SEC = 60, 540  # how often files are looked at, and how old they may be then
 
 
@@ -34,15 +34,14 @@ def look(net: estimator.FaceDepth, path: Path) -> tuple[np.ndarray, bytes, str]:
     Raises FaceDepthError if the file cannot be used, or shows no face.
     """
     photo = next(photos.read(path))
-    focal_px = estimator.focal_of(photo.focal_35mm, photo.rgb.shape) if photo.focal_35mm else None
-    faces = net.find(photo.rgb, focal_px=focal_px)
-    if not faces or not faces[0].mask.any():
+    faces = net.find(photo.rgb, focal_px=photo.focal_px)
+    if not faces or not (mesh := faces[0].mesh()).triangles.size:
         raise FaceDepthError(f"{path.name}: no face is found; give a photo that shows one from the front.")
     (face,) = faces
-    relief_mm, how = face.relief_mm[face.mask], HOW[face.distance_from]
+    relief_mm, how = face.relief_mm[face.mask], estimator.HOW[face.distance_from]
     sentence = f"Relief {relief_mm.min():.0f} to {relief_mm.max():.0f} mm; distance {face.distance_mm:.0f} mm, {how}."
     preview = pictures.preview(face.photo(pictures.PREVIEW_PX), face.relief_mm, net.face_mm)
-    return preview, face.mesh().glb(), sentence
+    return preview, mesh.glb(), sentence
 
 
 def build(net: estimator.FaceDepth, folder: Path):
@@ -82,25 +81,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", default="shipped", help="directory of a training run, or shipped (the default)")
     parser.add_argument("--port", type=int, default=7860)
     args = parser.parse_args(argv)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # as in predict.py
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # through the end of the next block, as Ctrl-C
     with tempfile.TemporaryDirectory(prefix="facedepth_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported, as is the next
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         try:
             page = build(estimator.load(args.run), Path(folder))
-            page.launch(
-                server_name="127.0.0.1",
-                server_port=args.port,
-                share=False,
-                max_file_size=MAX_FILE,
-                footer_links=[],
-                run_history=False,
-                ssr_mode=False,
-            )
+            try:
+                page.launch(
+                    server_name="127.0.0.1",
+                    server_port=args.port,
+                    share=False,
+                    max_file_size=MAX_FILE,
+                    footer_links=[],
+                    run_history=False,
+                    ssr_mode=False,
+                )
+            except OSError:
+                raise FaceDepthError(
+                    f"Port {args.port} cannot be used, another program may have it; give another one by --port."
+                ) from None
         except ImportError as error:
             fault = f"The page needs the extra `page` ({error}): pip install 'facedepth_jax[page]'."
-        except OSError:
-            fault = f"Port {args.port} cannot be used, another program may have it; give another one by --port."
         except FaceDepthError as error:
             fault = str(error)
         else:

@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import itertools
+import math
+import numbers
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -34,13 +36,13 @@ class Photo:
     Attributes:
       name: the file's without its suffix; of several images in a file with a number.
       rgb: uint8 (H, W, 3), turned as EXIF says, transparency over gray.
-      focal_35mm: the lens as millimetres on 35 mm film by EXIF, None where it is not said.
+      focal_px: the focal length in pixels of the image by EXIF, None where it is not said.
       is_frame: whether the file holds several.
     """
 
     name: str
     rgb: np.ndarray
-    focal_35mm: float | None = None
+    focal_px: float | None = None
     is_frame: bool = False
 
 
@@ -55,7 +57,7 @@ def list_files(inputs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """
     paths, others = [], []
     for path in inputs:
-        if not path.exists():
+        if not os.path.exists(path):  # Path.exists raises for a name that is too long
             raise FaceDepthError(f"{path} does not exist; give an image, a folder of images or a video.")
         if not path.is_dir():
             paths.append(path)
@@ -87,14 +89,15 @@ def _read_images(path):
         raise FaceDepthError(f"{path} cannot be read: {error.strerror}.") from error
     image, count = _decode(path, lambda: _open(content))
     with image:
-        if image.width * image.height > MAX_PIXELS:
-            raise FaceDepthError(f"{path} has {image.width} x {image.height} pixels, over {MAX_PIXELS}; shrink it.")
-        if image.mode[0] in "IF":
-            raise FaceDepthError(f"{path} is no 8-bit image (its mode is {image.mode}); convert it first.")
         for number in range(count):
-            rgb, focal_35mm = _decode(path, lambda number=number: _page(image, number))
+            _decode(path, lambda number=number: image.seek(number))
+            if image.width * image.height > MAX_PIXELS:
+                raise FaceDepthError(f"{path} has {image.width} x {image.height} pixels, over {MAX_PIXELS}; shrink it.")
+            if image.mode[0] in "IF":
+                raise FaceDepthError(f"{path} is no 8-bit image (its mode is {image.mode}); convert it first.")
+            rgb, focal_px = _decode(path, lambda: _page(image))
             name = f"{path.stem}_{number + 1:06d}" if count > 1 else path.stem
-            yield Photo(name, rgb, focal_35mm, count > 1)
+            yield Photo(name, rgb, focal_px, count > 1)
 
 
 def _decode(path, decode):
@@ -102,6 +105,8 @@ def _decode(path, decode):
     try:
         with warnings.catch_warnings(action="ignore"):
             return decode()
+    except PIL.Image.DecompressionBombError:  # Pillow's own limit is higher, and comes first
+        raise FaceDepthError(f"{path} has over {MAX_PIXELS} pixels; shrink it.") from None
     except Exception as error:
         kinds = ", ".join(_formats())
         raise FaceDepthError(f"{path} cannot be decoded: it is truncated or none of {kinds}.") from error
@@ -118,16 +123,21 @@ def _open(content):
     return image, 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
-def _page(image, number):
-    if number:
-        image.seek(number)
+def _page(image):
     exif = image.getexif().get_ifd(PIL.ExifTags.IFD.Exif)
     focal_35mm = exif.get(PIL.ExifTags.Base.FocalLengthIn35mmFilm)
     page = PIL.ImageOps.exif_transpose(image)
     if page.has_transparency_data:
         behind = PIL.Image.new("RGBA", page.size, BEHIND_ALPHA)
         page = PIL.Image.alpha_composite(behind, page.convert("RGBA"))
-    return np.array(page.convert("RGB")), float(focal_35mm) if focal_35mm else None
+    # EXIF holds texts, lists and 0 / 0 there too.
+    known = isinstance(focal_35mm, numbers.Real) and 0 < focal_35mm < math.inf
+    return np.array(page.convert("RGB")), focal_of(float(focal_35mm), page.size) if known else None
+
+
+def focal_of(focal_35mm: float, shape: tuple[int, ...]) -> float:
+    """Convert a focal length on 35 mm film (36 mm wide) to pixels of an image of a shape (H, W, ...)."""
+    return focal_35mm / 36 * max(shape[:2])
 
 
 def count_frames(path: Path) -> int:

@@ -44,29 +44,14 @@ from facedepth_jax import estimator, files, photos, pictures
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.estimator import Face
 
-HOW = {
-    "given": "as given",
-    "focal length": "by --focal_px and the face's size",
-    "EXIF": "by EXIF's focal length and the face's size",
-    "default focal length": f"a guess: by a phone's focal length, {estimator.FOCAL_35MM:g} mm on film",
-    "net": "by the net",
-}
-
 
 def find_faces(net: estimator.FaceDepth, photo: photos.Photo, args: argparse.Namespace) -> list[Face]:
     """Estimate the faces of a photo that the flags ask for. Raises FaceDepthError as `FaceDepth.find` and `box_of`."""
-    by_exif = args.focal_px is None and photo.focal_35mm is not None
-    focal_px = estimator.focal_of(photo.focal_35mm, photo.rgb.shape) if by_exif else args.focal_px
-    known = {"focal_px": focal_px, "distance_mm": args.distance_mm}
+    known = {"focal_px": args.focal_px or photo.focal_px, "distance_mm": args.distance_mm}
     if args.box or args.center or args.whole:
         center = known | {"center": args.center} if args.center else {}
-        faces = [net.look(photo.rgb, net.box_of(photo.rgb.shape[:2], box=args.box, **center), **known)]
-    else:
-        faces = net.find(photo.rgb, args.faces, **known)
-    if by_exif:
-        named = {"focal length": "EXIF"}
-        faces = [dataclasses.replace(f, distance_from=named.get(f.distance_from, f.distance_from)) for f in faces]
-    return faces
+        return [net.look(photo.rgb, net.box_of(photo.rgb.shape[:2], box=args.box, **center), **known)]
+    return net.find(photo.rgb, args.faces, **known)
 
 
 def smooth(net: estimator.FaceDepth, face: Face, before: list[Face], share: float) -> Face:
@@ -87,45 +72,51 @@ def smooth(net: estimator.FaceDepth, face: Face, before: list[Face], share: floa
     known = {"focal_px": face.focal_px, "distance_mm": face.distance_mm if face.distance_from == "given" else None}
     looked = net.look(face.image, window, **known)
     both = looked.mask & last.mask
-    mixed = {
-        name: np.where(both, (1 - share) * getattr(looked, name) + share * getattr(last, name), getattr(looked, name))
-        for name in ("relief_mm", "depth_mm")
-    }
+    relief_mm = np.where(both, (1 - share) * looked.relief_mm + share * last.relief_mm, looked.relief_mm)
+    distance_mm = looked.distance_mm
+    if face.distance_from == "net":  # else it follows from the window, which is blended already
+        distance_mm = (1 - share) * distance_mm + share * last.distance_mm
+    depth_mm = np.where(looked.mask, relief_mm + np.float32(distance_mm), looked.depth_mm)
+    mixed = {"relief_mm": relief_mm, "depth_mm": depth_mm, "distance_mm": distance_mm}
     return dataclasses.replace(looked, box=face.box, distance_from=face.distance_from, **mixed)
 
 
-def write_face(out: Path, name: str, face: Face, face_mm: float, *, in_place: bool, models: bool) -> None:
-    """Write the files of one face. Raises FaceDepthError where one cannot be written."""
-    relief_mm, depth_mm = face.relief_mm, face.depth_mm
-    if in_place:
-        relief_mm = face.in_place(relief_mm)
-        depth_mm = np.nan_to_num(face.in_place(np.where(depth_mm > 0, depth_mm, np.nan)))
+def maps_in_place(face: Face) -> tuple[np.ndarray, np.ndarray]:
+    """Return a face's relief and depth where they are in its photo, (H, W). Raises FaceDepthError as `Window.paste`."""
+    depth_mm = face.in_place(np.where(face.depth_mm > 0, face.depth_mm, np.nan))
+    return face.in_place(face.relief_mm), np.nan_to_num(depth_mm)
+
+
+def write_face(out: Path, name: str, face: Face, relief_mm, depth_mm, face_mm: float, *, models: bool) -> None:
+    """Write the files of one face, its maps as given. Raises FaceDepthError where one cannot be written."""
     files.write_npy(out / f"{name}_relief.npy", relief_mm)
     files.write_npy(out / f"{name}_depth.npy", depth_mm)
     pictures.write_png(out / f"{name}_depth.png", np.clip(np.round(depth_mm), 0, 65535).astype(np.uint16))
     pictures.write_png(out / f"{name}_mask.png", np.isfinite(relief_mm) * np.uint8(255))
     preview = pictures.preview(face.photo(pictures.PREVIEW_PX), face.relief_mm, face_mm)
     pictures.write_png(out / f"{name}_preview.png", preview)
-    if models and face.mask.any():
-        mesh = face.mesh()
+    if models and (mesh := face.mesh()).triangles.size:
         files.write_bytes(out / f"{name}.ply", mesh.ply())
         files.write_bytes(out / f"{name}.glb", mesh.glb())
 
 
-def describe(path: Path, name: str, face: Face) -> str:
-    """Describe a face's place, distance and values in one line."""
+def describe(path: Path, name: str, face: Face, in_place: bool) -> str:
+    """Describe a face's place, distance and values in one line, and where its maps lie if that is not in place."""
     seen = face.relief_mm[face.mask]
     values = f"relief {seen.min():.0f} to {seen.max():.0f} mm" if seen.size else "nothing but background"
     x, y, w, h = face.box
     size = len(face.depth_mm)
     matrix = face.window.matrix(size)
     turned = f", turned by {face.window.roll:.0f} degrees" if round(face.window.roll) else ""
-    return (
+    line = (
         f"{path} -> {name}: face of {w} x {h} pixels at x={x}, y={y}; D = {face.distance_mm:.0f} mm, "
-        f"{HOW[face.distance_from]}; {values}; map pixel (0, 0) is source pixel (x={matrix[0, 2]:.2f}, "
-        f"y={matrix[1, 2]:.2f}), one map pixel is {face.window.w / size:.3f} x {face.window.h / size:.3f} source "
-        f"pixels{turned}"
+        f"{estimator.HOW[face.distance_from]}; {values}"
     )
+    place = (
+        f"; map pixel (0, 0) is source pixel (x={matrix[0, 2]:.2f}, y={matrix[1, 2]:.2f}), one map pixel is "
+        f"{face.window.w / size:.3f} x {face.window.h / size:.3f} source pixels{turned}"
+    )
+    return line if in_place else line + place
 
 
 def read_faces(net: estimator.FaceDepth, paths: Sequence[Path], args, failures: list[Path]) -> Iterator[tuple]:
@@ -148,11 +139,15 @@ def read_faces(net: estimator.FaceDepth, paths: Sequence[Path], args, failures: 
             if not with_face:
                 raise FaceDepthError(f"{path}: no face is found; say where it is by --box, or that it is --whole.")
         except FaceDepthError as error:
-            tqdm.tqdm.write(f"error: {error}", sys.stderr)
-            failures.append(path)
+            _fail(path, error, failures)
         else:
             if with_face < count:
                 tqdm.tqdm.write(f"{path}: no face is found in {count - with_face} of {count} frames", sys.stderr)
+
+
+def _fail(path, error, failures):
+    tqdm.tqdm.write(f"error: {error}", sys.stderr)
+    failures.append(path)
 
 
 def predict_files(net: estimator.FaceDepth, paths: Sequence[Path], args: argparse.Namespace) -> bool:
@@ -169,11 +164,16 @@ def predict_files(net: estimator.FaceDepth, paths: Sequence[Path], args: argpars
     with tqdm.tqdm(total=total, unit="image", disable=None if total > 1 else True, leave=False) as bar:
         for path, photo, faces in read_faces(net, paths, args, failures):
             for face in faces:
+                try:
+                    maps = maps_in_place(face) if args.in_place else (face.relief_mm, face.depth_mm)
+                except FaceDepthError as error:
+                    _fail(path, f"{path}: {error}", failures)
+                    break
                 names = itertools.chain([photo.name], (f"{photo.name}_{number}" for number in itertools.count(2)))
                 name = next(name for name in names if name.casefold() not in taken)  # whatever the file system's case
                 taken.add(name.casefold())
-                write_face(args.out, name, face, net.face_mm, in_place=args.in_place, models=not photo.is_frame)
-                tqdm.tqdm.write(describe(path, name, face))
+                write_face(args.out, name, face, *maps, net.face_mm, models=not photo.is_frame)
+                tqdm.tqdm.write(describe(path, name, face, args.in_place))
             bar.update()
     return not failures
 
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Otherwise OpenCV describes a broken file in lines of its own.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        if args.out.exists() and not args.out.is_dir():
+        if os.path.exists(args.out) and not args.out.is_dir():
             raise FaceDepthError(f"--out={args.out} is a file; give a directory.")
         paths, others = photos.list_files(args.inputs)
         if any(args.out.resolve() == path.parent.resolve() for path in paths):

@@ -163,3 +163,16 @@ def test_inside_is_the_area_of_the_pixels():
     assert crop.inside((4, 8), (-0.5, -0.5)) and crop.inside((4, 8), (7.4, 3.4))
     for place in [(-0.6, 0), (7.5, 0), (0, -0.6), (0, 3.5), (math.nan, 1), (1e300, 1)]:
         assert not crop.inside((4, 8), place)
+
+
+@pytest.mark.parametrize("side", [768, 1536, 3072])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_window_is_the_mean_over_its_pixels_however_large(side, axis):
+    """Stripes of one pixel beside a plain half, on which the window's middle lies, and black outside the image."""
+    stripes = np.tile(np.uint8([[0, 255], [0, 255]] if axis else [[0, 0], [255, 255]]), (side // 2, side // 2))
+    stripes[:, side // 2 :] = 200
+    window = crop.Window(side / 2, side, side, side)  # samples fall on pixels, not between two
+    found = window.crop(stripes, 48).astype(int)
+    assert not found[25:].any()
+    assert np.abs(found[:23, :23] - 127.5).max() < 2 and np.abs(found[:23, 25:-1] - 200).max() < 2
+    assert np.abs(found[:23, 23:25].mean() - (127.5 + 200) / 2) < 2  # nothing is shifted

@@ -194,3 +194,16 @@ def test_a_number_that_is_none(net, known):
         net.look(image(), Box(0, 0, SIZE, SIZE), **known)
     with pytest.raises(FaceDepthError, match='faces is "none"|faces is \'none\'; give "largest" or "all"'):
         net.find(image(), "none")
+    with pytest.raises(FaceDepthError, match=f"{name} is .*; give a number above 0, or none"):
+        net.find(np.full((60, 60), 90, np.uint8), **known)  # no face is there
+
+
+def test_a_place_as_a_tuple_is_a_box():
+    net, gray = head_net(SIZE), image(50, 60)
+    found, want = net.look(gray, (10, 20, SIZE, SIZE)), net.look(gray, Box(10, 20, SIZE, SIZE))
+    assert found.box == want.box == (10, 20, SIZE, SIZE) and found.window == want.window
+    np.testing.assert_array_equal(found.relief_mm, want.relief_mm)
+    for place, sentence in (((0, 0, 0, 0), "is empty"), ((5000, 5000, 10, 10), "lies outside the image of 60 x 50")):
+        for where in (place, Box(*place)):
+            with pytest.raises(FaceDepthError, match=sentence):
+                net.look(gray, where)

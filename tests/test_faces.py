@@ -64,7 +64,8 @@ def test_small_faces_in_a_large_photo(photo):
 
 def test_no_face():
     assert faces.detect(np.full((1, 1, 3), 90, np.uint8)) == []
-    assert faces.detect(np.full((30, 3000, 3), 90, np.uint8)) == []
+    for shape in ((30, 3000), (1, 2000), (2000, 1), (3, 5000)):
+        assert faces.detect(np.full((*shape, 3), 90, np.uint8)) == []
 
 
 def test_a_damaged_detector_is_refused(tmp_path, monkeypatch):
@@ -76,3 +77,19 @@ def test_a_damaged_detector_is_refused(tmp_path, monkeypatch):
     with pytest.raises(FaceDepthError, match="model.onnx is damaged: install facedepth_jax again"):
         faces.detect(np.zeros((50, 50, 3), np.uint8))
     faces._model.cache_clear()
+
+
+def test_only_the_faces_asked_for_are_looked_at_again(photo, monkeypatch):
+    two = np.zeros((600, 900, 3), np.uint8)
+    two[:450, :384], two[:, 388:] = cv2.resize(photo, (384, 450), interpolation=cv2.INTER_AREA), photo
+    looked, upright = [], faces._upright
+    monkeypatch.setattr(faces, "_upright", lambda image, face: looked.append(face) or upright(image, face))
+    (largest,) = faces.detect(two, 1)
+    assert len(looked) == 1
+    first, _ = faces.detect(two)
+    assert len(looked) == 3 and first.center == largest.center and largest.center[0] > 388
+
+
+def test_the_hosts_level_of_opencvs_log_is_left_alone(photo, monkeypatch):
+    monkeypatch.setattr(cv2.utils.logging, "setLogLevel", lambda level: pytest.fail("the level was set"))
+    assert faces.detect(photo)

@@ -5,7 +5,9 @@ import io
 import cv2
 import imageio.v3 as iio
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
+import PIL.TiffImagePlugin
 import pytest
 from small import sample_photo
 
@@ -107,3 +109,47 @@ def test_too_many_pixels(tmp_path):
     PIL.Image.new("1", (10_000, 10_000)).save(tmp_path / "a.png")
     with pytest.raises(FaceDepthError, match=r"a.png has 10000 x 10000 pixels, over 67108864; shrink it\."):
         read_one(tmp_path / "a.png")
+
+
+def test_above_pillows_own_limit_too(tmp_path, monkeypatch):
+    PIL.Image.fromarray(picture()).save(tmp_path / "a.png")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 200)
+    with pytest.raises(FaceDepthError, match=r"a.png has over 67108864 pixels; shrink it\."):
+        read_one(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "second, sentence",
+    [
+        (PIL.Image.new("1", (10_000, 10_000)), r"a.tiff has 10000 x 10000 pixels, over 67108864; shrink it\."),
+        (PIL.Image.new("I;16", (8, 8)), r"a.tiff is no 8-bit image \(its mode is I;16\); convert it first\."),
+    ],
+)
+def test_every_page_is_looked_at(tmp_path, second, sentence):
+    PIL.Image.fromarray(picture()).save(
+        tmp_path / "a.tiff", save_all=True, append_images=[second], compression="tiff_lzw"
+    )
+    pages = photos.read(tmp_path / "a.tiff")
+    np.testing.assert_array_equal(next(pages).rgb, picture())
+    with pytest.raises(FaceDepthError, match=sentence):
+        next(pages)
+
+
+NOT_A_NUMBER = PIL.TiffImagePlugin.IFDRational(0, 0)
+
+
+@pytest.mark.parametrize(
+    "value, focal_px", [(54, 36.0), ("28 mm", None), ((28, 28), None), (NOT_A_NUMBER, None), (-3, None), (0, None)]
+)
+def test_the_focal_length_of_exif(tmp_path, value, focal_px):
+    """54 / 36 of 24 pixels; other things than a length are none."""
+    exif = PIL.Image.Exif()
+    exif.get_ifd(PIL.ExifTags.IFD.Exif)[PIL.ExifTags.Base.FocalLengthIn35mmFilm] = value
+    PIL.Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif)
+    (photo,) = photos.read(tmp_path / "a.jpg")
+    assert photo.focal_px == focal_px
+
+
+def test_a_name_that_is_too_long(tmp_path):
+    with pytest.raises(FaceDepthError, match="x.png does not exist; give an image"):
+        photos.list_files([tmp_path / ("x" * 300 + ".png")])

@@ -137,7 +137,12 @@ def relief_of(gray):
         (["--box=6,5,24,24", "--distance_mm=800"], np.s_[5:29, 6:30], 800, "as given"),
         # w = 60 * 320 / 800 = 24
         (["--center=17.5,16.5", "--distance_mm=800", "--focal_px=60"], np.s_[5:29, 6:30], 800, "as given"),
-        (["--box=6,5,24,24", "--focal_px=75"], np.s_[5:29, 6:30], 1000, "by --focal_px and the face's size"),
+        (
+            ["--box=6,5,24,24", "--focal_px=75"],
+            np.s_[5:29, 6:30],
+            1000,
+            "by the focal length (given, or EXIF's) and the face's size",
+        ),
         (["--box=6,5,24,24"], np.s_[5:29, 6:30], 28 / 36 * 40 * 320 / 24, "a guess: by a phone's focal length, 28 mm"),
     ],
 )
@@ -170,7 +175,7 @@ def test_the_preview_shows_photo_colours_and_shade(head, tmp_path, out):
     assert len(np.unique(shaded[250:350, 50:330])) < 60  # a plane has one shade but for the ramp's rounding
 
 
-def test_maps_in_place_lie_on_the_photo(head, tmp_path, out):
+def test_maps_in_place_lie_on_the_photo(head, tmp_path, out, capsys):
     gray = np.full((60, 80), 255, np.uint8)
     gray[20:44, 30:54] = 120
     iio.imwrite(tmp_path / "face.png", gray)
@@ -178,6 +183,7 @@ def test_maps_in_place_lie_on_the_photo(head, tmp_path, out):
         run("--run=r", f"--out={out}", "--in-place", "--box=24,14,48,48", "--distance_mm=900", tmp_path / "face.png")
         == 0
     )
+    assert "map pixel" not in capsys.readouterr().out
     relief_mm, depth_mm = np.load(out / "face_relief.npy"), read_map(out, "face")
     assert relief_mm.shape == depth_mm.shape == iio.imread(out / "face_mask.png").shape == (60, 80)
     there = np.isfinite(relief_mm)
@@ -194,6 +200,23 @@ def test_a_map_of_background_alone(head, tmp_path, out, capsys):
     assert "; nothing but background; map pixel" in captured.out and captured.err == ""
     assert names(out) == files_of("dark", models=False)
     assert not any(iio.imread(out / f"dark_{kind}.png").any() for kind in ("depth", "mask"))
+
+
+def test_a_photo_too_long_for_maps_in_place_does_not_hold_up_the_others(head, tmp_path, out, capsys):
+    iio.imwrite(tmp_path / "long.png", np.full((4, 32768), 200, np.uint8))
+    iio.imwrite(tmp_path / "face.png", picture())
+    inputs = tmp_path / "long.png", tmp_path / "face.png"
+    assert run("--run=r", f"--out={out}", "--in-place", "--box=0,0,24,24", *inputs) == 1
+    assert re.fullmatch(rf"error: {inputs[0]}: The image is 32768 x 4 pixels.*\n", capsys.readouterr().err)
+    assert names(out) == files_of("face")
+
+
+def test_two_points_make_no_model(head, tmp_path, out):
+    gray = np.zeros((SIZE, SIZE), np.uint8)
+    gray[10, 10:12] = 200
+    iio.imwrite(tmp_path / "dark.png", gray)
+    assert run("--run=r", f"--out={out}", "--whole", tmp_path / "dark.png") == 0
+    assert names(out) == files_of("dark", models=False)
 
 
 @pytest.fixture(scope="module")
@@ -227,11 +250,13 @@ def test_exifs_focal_length_gives_the_distance(head, tmp_path, out, capsys, hopp
     PIL.Image.fromarray(hopper).save(tmp_path / "phone.jpg", exif=exif, quality=95)
     assert run(f"--out={out}", tmp_path / "phone.jpg") == 0
     said = capsys.readouterr().out
-    assert "by EXIF's focal length and the face's size" in said
+    assert "by the focal length (given, or EXIF's) and the face's size" in said
     w, h = map(int, re.search(r"face of (\d+) x (\d+)", said).groups())
     assert int(re.search(r"D = (\d+) mm", said)[1]) == pytest.approx(54 / 36 * 600 * 158 / np.sqrt(w * h), rel=0.01)
     assert run(f"--out={out}", "--focal_px=900", tmp_path / "phone.jpg") == 0
-    assert "by --focal_px and the face's size" in capsys.readouterr().out
+    assert int(re.search(r"D = (\d+) mm", capsys.readouterr().out)[1]) == pytest.approx(
+        900 * 158 / np.sqrt(w * h), rel=0.01
+    )
 
 
 def test_a_folder(tmp_path, out, capsys):
@@ -294,18 +319,28 @@ def test_a_frame_without_a_face_is_told_of(head, tmp_path, out, capsys, hopper):
 
 
 def test_a_face_smoothed_over_time():
-    """Window and values move a quarter of the way; another face, farther away, is no earlier one of this."""
+    """Window and relief move a quarter of the way; another face, farther away, is no earlier one of this."""
     net = head_net(SIZE)
     images = [np.full((100, 100, 3), value, np.uint8) for value in (120, 200)]
-    windows = [Window(50, 50, 40, 40, roll) for roll in (178, -174)]
+    windows = [Window(50, 50, side, side, roll) for side, roll in ((48, 178), (40, -174))]
     last, new = (net.look(image, window) for image, window in zip(images, windows, strict=True))
     smoothed = predict.smooth(net, new, [net.look(images[0], Window(75, 50, 40, 40)), last], 0.75)
-    assert smoothed.window == Window(50, 50, 40, 40, -174 - 6)
+    assert smoothed.window == Window(50, 50, 46, 46, -174 - 6)
+    assert len({last.distance_mm, new.distance_mm, smoothed.distance_mm}) == 3
     expected = 0.75 * relief_of(120)[0] + 0.25 * relief_of(200)[0]
     np.testing.assert_allclose(smoothed.relief_mm, expected, atol=1e-2)
     np.testing.assert_allclose(smoothed.depth_mm, expected + smoothed.distance_mm, atol=1e-2)
     assert predict.smooth(net, new, [last], 0) is new
     assert predict.smooth(net, new, [dataclasses.replace(last, window=Window(61, 50, 40, 40))], 0.75) is new
+
+
+def test_absolute_depth_smoothed_over_time(net):
+    images = [np.full((100, 100, 3), value, np.uint8) for value in (20, 40)]
+    last, new = (net.look(image, Window(50, 50, 40, 40)) for image in images)
+    smoothed = predict.smooth(net, new, [last], 0.75)
+    assert smoothed.distance_mm == pytest.approx(to_mm(25))
+    np.testing.assert_allclose(smoothed.depth_mm, to_mm(25), rtol=1e-6)
+    np.testing.assert_allclose(smoothed.relief_mm, 0, atol=1e-3)
 
 
 def bad_inputs(tmp_path):
@@ -325,6 +360,7 @@ def bad_inputs(tmp_path):
     "args,sentence",
     [
         (["missing.png"], "missing.png does not exist"),
+        (["x" * 300], "x does not exist"),
         (["empty"], "empty holds no image"),
         (["good.png"], "good.png: no face is found"),
         (["dot.png"], "dot.png: no face is found"),
@@ -390,8 +426,9 @@ def test_a_place_that_cannot_be_written(tmp_path, out, capsys, monkeypatch):
     out.write_text("a file where the directory should be")
     assert run("--run=r", f"--out={out}", "--whole", good) == 1
     assert capsys.readouterr().err == f"error: --out={out} is a file; give a directory.\n"
-    assert run("--run=r", f"--out={out}/deeper", "--whole", good) == 1
-    assert "cannot be written" in capsys.readouterr().err
+    for place in (f"{out}/deeper", tmp_path / ("x" * 300)):
+        assert run("--run=r", f"--out={place}", "--whole", good) == 1
+        assert "cannot be written" in capsys.readouterr().err
 
 
 def test_a_tilde_is_the_home(tmp_path, capsys, monkeypatch):

@@ -50,8 +50,14 @@ class Window:
         reach = math.hypot(self.w, self.h) / 2 + 1  # OpenCV turns images below 32768 pixels a side
         left, top = max(0, int(self.x - reach)), max(0, int(self.y - reach))
         image = image[top : math.ceil(self.y + reach) + 1, left : math.ceil(self.x + reach) + 1]
-        finer = min(max(1, math.ceil(max(self.w, self.h) / size_px)), 8)  # then the mean: few pixels are skipped
+        coarser = max(1, math.ceil(max(self.w, self.h) / (8 * size_px)))
+        finer = max(1, math.ceil(max(self.w, self.h) / (coarser * size_px)))  # then the mean: no pixel is skipped
         matrix = self.matrix(finer * size_px) - [[0, 0, left], [0, 0, top]]
+        if coarser > 1:  # by a whole factor, so black is added on the right and below
+            height, width = image.shape[:2]
+            image = cv2.copyMakeBorder(image, 0, -height % coarser, 0, -width % coarser, cv2.BORDER_CONSTANT)
+            image = cv2.resize(image, None, fx=1 / coarser, fy=1 / coarser, interpolation=cv2.INTER_AREA)
+            matrix = (matrix + [[0, 0, 0.5], [0, 0, 0.5]]) / coarser - [[0, 0, 0.5], [0, 0, 0.5]]
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         fine = cv2.warpAffine(image, matrix, (finer * size_px, finer * size_px), flags=flags)
         return cv2.resize(fine, (size_px, size_px), interpolation=cv2.INTER_AREA) if finer > 1 else fine
