@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused(ae_run, verifier_run, people_dir, tmp_path
     assert "holds crops of 96 px and 320 mm" in refused(ae_run, wide.path)
     empty = write_arrays(tmp_path / "empty", big, big + 900, "ab", ["train"] * 2)
     assert "no frame in the split 'test'" in refused(ae_run, empty.path)
-    assert "has no pairs" in refused(verifier_run, empty.path)
+    assert "make no verification pairs" in refused(verifier_run, empty.path)
     assert "There is no run in" in refused(tmp_path, people_dir)
     assert "no prepared data set" in refused(ae_run, tmp_path)
     assert not list((tmp_path).rglob("evaluations"))

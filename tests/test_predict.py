@@ -442,6 +442,7 @@ def test_a_name_that_is_no_utf8(tmp_path, out, capsys):
     file = tmp_path / os.fsdecode(b"caf\xe9.png")
     iio.imwrite(tmp_path / "good.png", picture())
     (tmp_path / "good.png").rename(file)
+    sys.stdout.reconfigure(errors="backslashreplace")  # as runtime.tune does for the program
     assert run("--run=r", f"--out={out}", "--whole", file) == 0
     assert r"caf\udce9.png -> caf\udce9: face" in capsys.readouterr().out
     assert len(names(out)) == 7

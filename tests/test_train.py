@@ -279,7 +279,7 @@ def test_a_verifier_is_no_generator(verifier_run, ae_run):
 def test_a_verifier_without_pairs_to_be_chosen_by(tmp_path):
     depth_mm = np.full((3, 96, 96), 900)
     write_arrays(tmp_path / "arrays", np.zeros_like(depth_mm), depth_mm, "abc", ["train", "validation", "test"])
-    with pytest.raises(FaceDepthError, match="has no pairs"):
+    with pytest.raises(FaceDepthError, match="make no verification pairs"):
         train.run(people_config("verifier", tmp_path / "arrays"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
