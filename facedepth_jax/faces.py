@@ -101,9 +101,12 @@ def _model() -> np.ndarray:
 def _detect(image, to_source, turn) -> list[Detection]:
     """Find faces in an image (H, W, 3) that was turned by `turn`; `to_source` (2, 3) leads to the image before."""
     height, width = image.shape[:2]
-    # A new one each time is thread-safe, and made in milliseconds.
-    detector = cv2.FaceDetectorYN.create("onnx", _model(), np.array([], np.uint8), (width, height), 0.6, 0.3, 5000)
-    rows = detector.detect(np.ascontiguousarray(image[..., ::-1]))[1]
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it warns of its own defaults
+    try:  # a new one each time is thread-safe, and made in milliseconds
+        detector = cv2.FaceDetectorYN.create("onnx", _model(), np.array([], np.uint8), (width, height), 0.6, 0.3, 5000)
+        rows = detector.detect(np.ascontiguousarray(image[..., ::-1]))[1]
+    finally:
+        cv2.utils.logging.setLogLevel(level)
     found = []
     for row in np.zeros((0, 15)) if rows is None else rows.astype(np.float64):
         x, y, w, h = row[:4]

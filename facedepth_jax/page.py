@@ -18,7 +18,6 @@ from facedepth_jax import runtime
 
 runtime.tune()
 
-import cv2
 import numpy as np
 
 from facedepth_jax import estimator, photos, pictures
@@ -81,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", default="shipped", help="directory of a training run, or shipped (the default)")
     parser.add_argument("--port", type=int, default=7860)
     args = parser.parse_args(argv)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # as in predict.py
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # through the end of the next block, as Ctrl-C
     with tempfile.TemporaryDirectory(prefix="facedepth_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported, as is the next

@@ -12,7 +12,7 @@ HOMES = {
     "orbax": ["checkpoint.py"],
     "safetensors": ["checkpoint.py"],
     "grain": ["data/pipeline.py"],
-    "cv2": ["data/", "export.py", "faces.py", "photos.py", "pictures.py", "estimator.py", "predict.py", "page.py"],
+    "cv2": ["data/", "export.py", "faces.py", "photos.py", "pictures.py", "estimator.py", "predict.py"],
     "flax": ["models/", "state.py", "estimator.py"],
     "optax": ["state.py", "losses.py"],
     "absl": ["main.py", "config.py"],
