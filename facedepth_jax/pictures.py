@@ -67,7 +67,9 @@ def preview(photo: np.ndarray, relief_mm: np.ndarray, face_mm: float) -> np.ndar
     fine = cv2.resize(filled, size, interpolation=cv2.INTER_CUBIC)
     there = cv2.resize(there.astype(np.float32), size) > 0.5
     depth_mm = np.where(there, fine - fine.min() + 1, 0)
-    shaded = np.where(there, 40 + 215 * shade(fine, face_mm / PREVIEW_PX), 25).astype(np.uint8)
+    # The light shows every step of the net's pixel shuffles: smoothed by a pixel of the map.
+    smooth = cv2.GaussianBlur(fine, (0, 0), PREVIEW_PX / len(relief_mm))
+    shaded = np.where(there, 40 + 215 * shade(smooth, face_mm / PREVIEW_PX), 25).astype(np.uint8)
     return np.hstack([photo, color_depth(depth_mm, *depth_range_mm(depth_mm)), np.repeat(shaded[..., None], 3, -1)])
 
 

@@ -14,10 +14,10 @@ from facedepth_jax.data import arrays
 def test_the_card_tells_its_figures(tmp_path):
     """On one frame of each sequence of the first four people of the fixed test set (docs/preparing.md)."""
     made = "--dataset=synthetic --subjects=4 --frames_per_sequence=1 --sensor=none --seed=20180905 --workers=0".split()
-    assert prepare.main([*made, f"--out={tmp_path / 'data'}"]) == 0
+    prepare.main([*made, f"--out={tmp_path / 'data'}"])
     found, _ = evaluate.evaluate_run(config.SHIPPED, arrays.open(tmp_path / "data"), "all")
     card = (config.SHIPPED / "README.md").read_text()
-    stated = re.search(r"20 frames of 4 people.*: ([\d.]+) mm, foreground ([\d.]+)", card)
+    stated = re.search(r"20 frames of 4 people.*?relief ([\d.]+) mm, foreground (0[.]\d+)", card, re.S)
     np.testing.assert_allclose(found["relief"]["relief_mae"], float(stated[1]), atol=0.02)
     np.testing.assert_allclose(found["relief"]["mask_iou"], float(stated[2]), atol=0.002)
 
@@ -35,7 +35,7 @@ def test_a_portrait_s_nose_is_nearer_than_its_eyes_and_these_than_its_ears():
     relief_mm = face.in_place(face.relief_mm)
     right, left, nose, *_ = found.landmarks
     across = (left - right) / np.linalg.norm(left - right)
-    out = 0.9 * np.linalg.norm(left - right) * across  # from an eye to the side of the head, before the ear
+    out = 0.6 * np.linalg.norm(left - right) * across  # from an eye to the side of the head, before the ear
 
     def at(point):
         x, y = np.round(point).astype(int)
