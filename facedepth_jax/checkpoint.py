@@ -72,7 +72,7 @@ class Checkpoints:
         Args:
           state: a pytree of arrays, each whole on every device; it may be donated at once.
           best_step: the step with the best validation so far; its checkpoint is kept as well as the latest.
-          notes: plain JSON values to keep with it.
+          notes: numbers by name to keep with it.
 
         Raises:
           FaceDepthError: this save could not start, or the one before failed.
@@ -204,6 +204,7 @@ class Checkpoints:
                 metadata = ocp.metadata(directory).custom_metadata or {}
             good = files.is_sealed(metadata) and isinstance(metadata["identity"], dict)
             good = good and metadata["step"] == step and (not whole or metadata["arrays"] == _digest(arrays))
+            good = good and all(isinstance(value, int | float) for value in metadata.get("notes", {}).values())
         except Exception as error:  # whatever the bytes make of Orbax
             raise damaged(_first_line(error)) from error
         if not good or seal not in (None, metadata["sha256"]):

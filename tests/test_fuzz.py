@@ -553,7 +553,8 @@ def test_the_metadata_of_a_checkpoint(saved, data):
         assert "are damaged" in str(error) or seal and "belongs to a run with" in str(error)
     else:
         found = json.loads(path.read_bytes())["custom_metadata"]
-        assert all(found[name] == ours[name] for name in ours)
+        # Who knows the seal can change the notes; checkpoints from before have none.
+        assert all(found[name] == ours[name] for name in ours if name != "notes")
 
 
 WEIGHTS = {"params": {"a": np.ones((2, 3), np.float32)}, "batch_stats": {"m": np.zeros(4, np.float32)}}
