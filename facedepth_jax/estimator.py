@@ -19,7 +19,6 @@ from facedepth_jax.methods import METHODS, build
 from facedepth_jax.state import NetState, forward, init_net, variables
 
 RELIEF_AT_MM = 1000.0  # a distance to decode relief at: any will do
-MAX_PIXELS = 64 * 1024 * 1024  # of a crop
 FOCAL_35MM = 28.0  # millimetres on 35 mm film: a phone's main camera, taken where nobody says which camera it was
 TEXTURE_PX = 512
 HOW = {  # Face.distance_from in words
@@ -260,8 +259,8 @@ class FaceDepth:
             fault = "is empty; give a width and a height of at least 1 pixel"
         elif box.x >= width or box.y >= height or box.x + box.w <= 0 or box.y + box.h <= 0:
             fault = f"lies outside the image of {width} x {height} pixels"
-        elif box.w * box.h > MAX_PIXELS:
-            fault = f"is too large (over {MAX_PIXELS}); check the distance and focal length"
+        elif box.w * box.h > photos.MAX_PIXELS:
+            fault = f"is too large (over {photos.MAX_PIXELS}); check the distance and focal length"
         else:
             return box
         raise FaceDepthError(f"The box of {box.w} x {box.h} pixels at x={box.x}, y={box.y} {fault}.")

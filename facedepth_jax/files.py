@@ -58,8 +58,9 @@ def locked(folder: str | os.PathLike):
                 ) from None
             except OSError:  # a file system without locks: better none than no run
                 pass
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break  # else whoever held it has removed the file since it was opened
+            with contextlib.suppress(FileNotFoundError):  # whoever held it may have removed the file since
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break
         try:
             with contextlib.suppress(OSError):  # a full disk, say: the text is for people alone
                 file.truncate(0)
