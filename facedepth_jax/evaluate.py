@@ -1,10 +1,11 @@
 """Measure a finished run on any prepared arrays: the program.
 
-    python -m facedepth_jax.evaluate --run=DIR --data=ARRAYS [--split=test] [--maps=FILE.npy]
+    python -m facedepth_jax.evaluate --run=DIR|shipped --data=ARRAYS [--split=test] [--maps=FILE.npy]
 
 Prints the table, and writes all figures, with their standard errors over people and the sums that they are made of, to
-RUN/evaluations/ARRAYS-SPLIT-FINGERPRINT.json. For figures of your own the maps themselves: float32 (n, S, S),
-millimetres, in the order of frames.csv, depth everywhere, whatever the net's mask says.
+RUN/evaluations/ARRAYS-SPLIT-FINGERPRINT.json; those of the net that ships go to runs/shipped. For figures of your own
+the maps themselves: float32 (n, S, S), millimetres, in the order of frames.csv, depth everywhere, whatever the net's
+mask says.
 """
 
 import argparse
@@ -49,16 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m facedepth_jax.evaluate", description="Measure a finished run on any prepared arrays."
     )
-    parser.add_argument("--run", required=True, type=Path, help="directory of a finished run")
+    parser.add_argument("--run", required=True, type=Path, help="directory of a finished run, or shipped")
     parser.add_argument("--data", required=True, type=Path, help="prepared arrays")
     parser.add_argument("--split", default="test", choices=(*SPLITS, "all"), help="of the arrays (test)")
     parser.add_argument("--maps", type=Path, metavar="FILE.npy", help="write the estimated maps too, float32, mm")
     args = parser.parse_args(argv)
     try:
         data = arrays.open(args.data.resolve())
-        found, table = evaluate_run(args.run, data, args.split, args.maps)
+        run = config.find_run(args.run)
+        found, table = evaluate_run(run, data, args.split, args.maps)
         print(table, flush=True)
-        file = args.run / "evaluations" / f"{data.path.name}-{args.split}-{data.fingerprint[:8]}.json"
+        place = Path("runs/shipped") if run == config.SHIPPED else run  # a package is no place to write to
+        file = place / "evaluations" / f"{data.path.name}-{args.split}-{data.fingerprint[:8]}.json"
         files.write_json(file, {"data": str(data.path), "fingerprint": data.fingerprint, args.split: found})
     except FaceDepthError as error:
         print(f"error: {error}", file=sys.stderr)
