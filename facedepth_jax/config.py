@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import os
 import pathlib
 import re
 import runpy
@@ -103,7 +104,7 @@ def find(name: str) -> tuple[pathlib.Path, str | None]:
     if "/" not in name and not name.endswith(".py"):
         candidates += [PACKAGED / f"{name}.py", CHECKOUT / f"{name}.py"]
     for path in candidates:
-        if path.is_file():
+        if os.path.isfile(path):
             return path.resolve(), argument or None
     known = sorted({path.stem for folder in (CHECKOUT, PACKAGED) for path in folder.glob("*.py")} - {"base"})
     raise FaceDepthError(f"There is no config file {name}; the project's own are {', '.join(known)}.")
@@ -269,7 +270,7 @@ def read_run(run: pathlib.Path) -> ml_collections.ConfigDict:
     Raises FaceDepthError if there is no run or its config.json cannot be used.
     """
     path = pathlib.Path(run) / "config.json"
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long
         raise FaceDepthError(f"There is no run in {run}: give the --workdir of a training.")
     values = files.read_json(path)
     try:

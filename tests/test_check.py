@@ -184,8 +184,9 @@ def test_a_data_set_is_recognised_by_its_layout(tmp_path, dataset, files):
         return
     with pytest.raises(FaceDepthError, match="the layout of no data set .*index.csv.*cal.*face_depth"):
         readers.recognise(str(tmp_path))
-    with pytest.raises(FaceDepthError, match="does not exist"):
-        readers.recognise(str(tmp_path / "none"))
+    for name in ("none", "x" * 300):
+        with pytest.raises(FaceDepthError, match="does not exist"):
+            readers.recognise(str(tmp_path / name))
 
 
 def run(*flags):

@@ -207,6 +207,7 @@ def test_a_config_that_cannot_be_used(tmp_path, text):
         configs.read_run(tmp_path)
 
 
-def test_where_there_is_no_run(tmp_path):
+@pytest.mark.parametrize("name", ["run", "x" * 300])
+def test_where_there_is_no_run(tmp_path, name):
     with pytest.raises(FaceDepthError, match="There is no run in .*: give the --workdir of a training"):
-        configs.read_run(tmp_path / "run")
+        configs.read_run(tmp_path / name)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def read(paths: Sequence[Path], verifiers: Sequence[Path] = ()) -> tuple[list[Ru
 
 def _read(path, net):
     for name in ("config.json", "results.json"):
-        if not (path / name).is_file():
+        if not os.path.isfile(path / name):  # Path.is_file raises for a name that is too long
             raise FaceDepthError(f"{path} has no {name}: give a finished run, or continue this one with `main`.")
     run = Run(path, config.read_run(path).to_dict(), files.read_json(path / "results.json"))
     try:  # everything that is read of it later

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import os
 from pathlib import Path
 
 from facedepth_jax.data.frames import Source
@@ -42,7 +43,7 @@ def options_of(dataset: str) -> dict[str, tuple[object, str]]:
 def recognise(raw: str) -> str:
     """Return the data set that lies in a raw directory, by its layout. Raises FaceDepthError if it is none of them."""
     root = Path(raw)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise FaceDepthError(f"the raw directory {raw} does not exist")
     layouts = {dataset: patterns for dataset, (*_, patterns) in READERS.items() if patterns}
     try:
