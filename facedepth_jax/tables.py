@@ -119,8 +119,8 @@ def lists_tables(rows: Mapping[str, Sequence[Mapping]]) -> str:
         text, less = plus_minus(ours[0], 3, ours[1:].std(ddof=1)), ours - theirs
         return text if title == first else f"{text} ({less[0]:+.3f} ± {less[1:].std(ddof=1):.3f})"
 
-    validation, test = (rows[first][0][name]["n"] for name in ("validation", "test"))
-    pairs = f"n = {validation} and {test} pairs"
+    n = [rows[first][0][name] for name in ("validation", "test")]
+    pairs = "n = " + " and ".join(f"{one['n']} pairs of {one['n_people']} people" for one in n)
     captions = {"accuracy": f"accuracy, {pairs}", "auc": f"area under the ROC curve, {pairs}"}
     made = {figure: [[title, *(cell(title, name, figure) for name in LISTS)] for title in rows] for figure in captions}
     return "\n".join(_markdown([captions[figure], *LISTS.values()], cells) for figure, cells in made.items())

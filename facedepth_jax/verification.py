@@ -28,6 +28,7 @@ from facedepth_jax.models import siamese
 from facedepth_jax.state import NetState, variables
 
 TRUE_DEPTH = "true depth"
+BOUNDS = (TRUE_DEPTH, "silhouette", "holes alone", evaluation.MEAN_MAP)  # titles of `bounds` in tables
 BATCH = 64  # frames or pairs a call; the last one is padded, so that no figure depends on how many there are
 THRESHOLD = 0.5
 REPLICATES = 200  # enough for a standard error (Efron and Tibshirani 1993, section 6.4)
@@ -72,7 +73,7 @@ def with_true_holes(depth_maps: DepthMaps, data: Arrays) -> DepthMaps:
 
 
 def bounds(data: Arrays, code: DepthCode) -> dict[str, DepthMaps]:
-    """Make the maps between which a method's stand, by their titles: true depth; what is left of it; and no face.
+    """Make the maps between which a method's stand, by BOUNDS: true depth; what is left of it; and no face.
 
     The silhouette is one depth, D, for what is nearer than D + 300 mm, and none for the rest; the holes are those of
     true depth in a plate at D.
@@ -83,12 +84,13 @@ def bounds(data: Arrays, code: DepthCode) -> dict[str, DepthMaps]:
     def silhouette(rows):
         return true_foreground(data.depth_mm[rows], distance_mm[rows]) * distance_mm[rows, None, None]
 
-    return {
-        TRUE_DEPTH: true_depth(data),
-        "silhouette": silhouette,
-        "holes alone": with_true_holes(lambda rows: distance_mm[rows, None, None], data),
-        evaluation.MEAN_MAP: generated_depth(lambda *images: without_background(*mean_map(*images)), data),
-    }
+    maps = (
+        true_depth(data),
+        silhouette,
+        with_true_holes(lambda rows: distance_mm[rows, None, None], data),
+        generated_depth(lambda *images: without_background(*mean_map(*images)), data),
+    )
+    return dict(zip(BOUNDS, maps, strict=True))
 
 
 @functools.partial(jax.jit, static_argnames=("module", "code"))
@@ -146,7 +148,7 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
         "auc": area under the ROC curve, which needs no threshold; None where all pairs show one person, or none does;
         "replicates": {"accuracy", "auc": both in each draw of people, see `_resample`};
         "standard_error": {"accuracy", "auc": deviation of the replicates};
-        "n": pairs, "n_same": of one person, "n_frames": frames;
+        "n": pairs, "n_same": of one person, "n_frames": frames, "n_people": people;
         "loss": mean binary cross entropy, over the orders too;
         "cells": {angle subset: {sequence subset: {"accuracy", "n"}}} of Table 2; a pair is in a cell when both of its
           frames are. The accuracy is None in an empty one.
@@ -171,7 +173,8 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
         chosen = right[frames[rows_a] & frames[rows_b]]
         return {"accuracy": float(chosen.mean()) if chosen.size else None, "n": chosen.size}
 
-    weights = _resample(data.frames["subject"][rows_a], data.frames["subject"][rows_b], same)
+    people_a, people_b = (data.frames["subject"][rows] for rows in (rows_a, rows_b))
+    weights = _resample(people_a, people_b, same)
     both = same.any() and not same.all()
     replicates = {"accuracy": weights @ right, "auc": _auc(probability, same, weights) if both else None}
     replicates = {name: None if values is None else values.round(5).tolist() for name, values in replicates.items()}
@@ -182,7 +185,8 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
         "standard_error": standard_errors(replicates),
         "n": right.size,
         "n_same": int(same.sum()),
-        "n_frames": np.unique(np.concatenate([rows_a, rows_b])).size,
+        "n_frames": np.union1d(rows_a, rows_b).size,
+        "n_people": np.union1d(people_a, people_b).size,
         "loss": float(np.logaddexp(0, np.where(same, -logits, logits)).mean()),
         "cells": {
             angles: {sequences: cell(angles, sequences) for sequences in SEQUENCE_SUBSETS} for angles in ANGLE_SUBSETS

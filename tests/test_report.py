@@ -24,7 +24,7 @@ from facedepth_jax.models import siamese
 from facedepth_jax.report import __main__ as report
 from facedepth_jax.report import figures as report_figures
 from facedepth_jax.report import runs as report_runs
-from facedepth_jax.verification import load_verifier, true_depth, verify_lists
+from facedepth_jax.verification import BOUNDS, load_verifier, true_depth, verify_lists
 
 BETTER = {metric.key: metric.better for metric in METRICS}
 OLD_RUN = pathlib.Path(__file__).parent / "old_run"
@@ -414,7 +414,7 @@ def verification(accuracy):
         for i, angles in enumerate(("A1", "A2", "A1+A2"))
     }
     cells["A2"]["S4-S5"] = {"accuracy": None, "n": 0}
-    counts = {"n": 18, "n_same": 9, "n_frames": 7}
+    counts = {"n": 18, "n_same": 9, "n_frames": 7, "n_people": 3}
     replicates = {name: [x - 0.02, x, x + 0.02] for name, x in (("accuracy", accuracy), ("auc", 0.75))}
     errors = {"replicates": replicates, "standard_error": {"accuracy": 0.02, "auc": 0.02}}
     return counts | errors | {"accuracy": accuracy, "auc": 0.75, "loss": 0.7, "cells": cells}
@@ -428,8 +428,9 @@ def lists(accuracy):
 def make_verifier(path, fingerprint="f" * 64, accuracy=0.8, **code):
     path.mkdir()
     results = {"method": "verifier", "seed": 0, "dataset": "x", "fingerprint": fingerprint, "step": 1, "steps": 1}
-    results["bounds"] = {"true depth": lists(accuracy), "holes alone": lists(0.7), "mean training map": lists(0.5)}
-    (path / "results.json").write_text(json.dumps(results))
+    accuracies = {"true depth": accuracy, "silhouette": 0.75, "holes alone": 0.7, "mean training map": 0.5}
+    results["bounds"] = {title: lists(accuracy) for title, accuracy in accuracies.items()}
+    (path / "results.json").write_text(json.dumps(results, sort_keys=True))  # as the program does
     config = configs.base("verifier")
     config.depth_code.update(code)
     (path / "config.json").write_text(json.dumps(config.to_dict()))
@@ -458,11 +459,11 @@ def test_face_verification(tmp_path):
     assert rows["Face verification ↑"] == ["**0.6500 ± 0.0707** (+30%)", "0.5500 ± 0.0200 (+10%)", "0.5000 ± 0.0200"]
     assert "Face verification" not in str(table(markdown, "pixels with true depth"))
     both, text = markdown.split("### Face verification\n")[1].split("### Table 2")
-    accuracy = [line.strip("| ").split(" | ") for line in both.splitlines() if line.startswith("| ")][:6]
-    assert accuracy[0][0] == "accuracy, n = 18 and 18 pairs"
+    accuracy = [line.strip("| ").split(" | ") for line in both.splitlines() if line.startswith("| ")][:7]
+    assert accuracy[0][0] == "accuracy, n = 18 pairs of 3 people and 18 pairs of 3 people"
     assert accuracy[1] == ["cgan", *(f"{0.63 + 0.01 * i:.3f} ± 0.020" for i in range(4))]  # of both seeds
     assert accuracy[2][3] == "0.550 ± 0.020 (-0.100 ± 0.000)"
-    assert [row[0] for row in accuracy[2:]] == ["ae", "true depth", "holes alone", "mean training map"]
+    assert [row[0] for row in accuracy[2:]] == ["ae", *BOUNDS]
     assert "| A1 | 0.8000 / 0.6500 ± 0.0707 (10) | 0.8100 / 0.6600 ± 0.0707 (11) |" in text
     assert "| A2 | 0.8300 / 0.5800 (13) | - | 0.8500 / 0.6000 (15) |" in text  # of the autoencoder
     (section,) = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -662,7 +663,7 @@ def test_folds_share_one_column(tmp_path):
         *("**0.7500 ± 0.0200** (+50%)", "0.6500 ± 0.0200 (+30%)", "0.5000 ± 0.0200"),
     ]
     assert "| cgan | 0 | 700/700 of 800 |" in markdown
-    assert "n = 36 and 36 pairs" in markdown and "| true depth | 0.780 ± 0.020 (" in markdown
+    assert "n = 36 pairs of 6 people and" in markdown and "| true depth | 0.780 ± 0.020 (" in markdown
 
     # With a second seed the deviation is one over seeds, not over folds.
     runs[2:] = [judged(make_fold(tmp_path / "2", k, "cgan", 2.0, 200, seed=1), 0.8, verifiers[k - 1]) for k in (1, 2)]
@@ -725,6 +726,7 @@ def fold(right, same, first, auc):
     replicates = {"accuracy": list(right[:3] * 1.0), "auc": None if auc is None else [auc, 0.5, 0.6]}
     return {
         **{"accuracy": float(right.mean()), "n": right.size, "n_same": int(same.sum()), "n_frames": 5, "auc": auc},
+        "n_people": 2,
         "replicates": replicates,
         **{"loss": float(right.mean()) + 1, "cells": {"A1": {"S1-S3": cell(right[first]), "S4-S5": cell(right[:0])}}},
     }

@@ -74,13 +74,13 @@ def test_both_lists_of_pairs_and_how_far_the_first_row_is():
 
     one, other, bound = figures(0.6, 0.5, 0.7), figures(0.8, 0.8, 0.8), figures(0.9, 1.0, 0.8)
     columns = {
-        title: [{name: {"n": 12} | seed for name in tables.LISTS} for seed in seeds]
+        title: [{name: {"n": 12, "n_people": 4} | seed for name in tables.LISTS} for seed in seeds]
         for title, seeds in {"cgan": [one, other], "bound": [bound]}.items()
     }
     columns["cgan"][1]["test"]["auc"] = 1.1
     accuracy, auc = tables.lists_tables(columns).split("\n\n")
     found = rows(accuracy)
-    assert found["accuracy, n = 12 and 12 pairs"] == list(tables.LISTS.values())
+    assert found["accuracy, n = 12 pairs of 4 people and 12 pairs of 4 people"] == list(tables.LISTS.values())
     assert found["cgan"] == ["0.700 ± 0.071"] * 4  # 0.65 and 0.75
     assert found["bound"] == ["0.900 ± 0.141 (+0.200 ± 0.212)"] * 4  # 0.35 and 0.05
     assert rows(auc)["cgan"] == [*["0.800 ± 0.071"] * 2, "0.900 ± 0.071", "0.800 ± 0.071"]

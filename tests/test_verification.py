@@ -127,6 +127,7 @@ def test_the_figures_are_those_of_the_slow_one(verifier, data):
     assert found["loss"] == pytest.approx(loss, rel=1e-4)
     assert found["cells"] == cells
     assert found["n_same"] == PEOPLE * FRAMES * (FRAMES - 1) // 2 and found["n_frames"] == PEOPLE * FRAMES
+    assert found["n_people"] == PEOPLE
     counts = [cells[a][s]["n"] for a in ("A1", "A2") for s in ("S1-S3", "S4-S5")]
     assert min(counts) > 0 and sum(counts) < found["n"]  # mixed pairs are in no elementary cell
     json.dumps(found)
@@ -249,7 +250,7 @@ def test_the_bounds(data):
     frames = data.frames | {"distance_mm": distance_mm, "split": split}
     rows = np.arange(15)
     found = {title: maps(rows) for title, maps in bounds(dataclasses.replace(data, frames=frames), CODE).items()}
-    assert list(found) == ["true depth", "silhouette", "holes alone", "mean training map"]
+    assert list(found) == list(verification.BOUNDS)
     np.testing.assert_array_equal(found["true depth"], data.depth_mm[rows])
     depth_mm, at = data.depth_mm[rows].astype(int), np.float32(distance_mm[rows, None, None])
     near = (depth_mm > 0) & (depth_mm < at + 300)

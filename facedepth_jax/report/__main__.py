@@ -83,7 +83,7 @@ def face_verification(columns: dict[str, list[Run]], bounds: dict, origin: str) 
         "alike.\n",
         tables.lists_tables(
             {title: [run.verification for run in runs] for title, runs in columns.items()}
-            | {title: [found] for title, found in bounds.items()}
+            | {title: [bounds[title]] for title in verification.BOUNDS}
         ),
         f"### {_given('Table 2, face verification', origin)}\n",
         "Original / generated depth (test pairs); a pair is in a cell when both of its frames are.\n",

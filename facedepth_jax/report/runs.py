@@ -188,7 +188,7 @@ def _pool_figures(folds, name):
 
 
 def _pool_bounds(folds):
-    return {title: _pool_lists([fold[title] for fold in folds]) for title in folds[0]}
+    return {title: _pool_lists([fold[title] for fold in folds]) for title in verification.BOUNDS}
 
 
 def _pool_lists(folds):
@@ -215,7 +215,7 @@ def _pool_verification(folds):
         return {"accuracy": right / pairs if pairs else None, "n": pairs}
 
     return {
-        **{name: sum(fold[name] for fold in folds) for name in ("n", "n_same", "n_frames")},
+        **{name: sum(fold[name] for fold in folds) for name in ("n", "n_same", "n_frames", "n_people")},
         **{name: pool([fold[name] for fold in folds]) for name in ("accuracy", "auc", "loss")},
         "replicates": replicates,
         "standard_error": verification.standard_errors(replicates),
