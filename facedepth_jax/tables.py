@@ -11,6 +11,12 @@ from facedepth_jax.data.pairs import ANGLE_SUBSETS, SEQUENCE_SUBSETS
 from facedepth_jax.metrics import METRICS, MM_METRICS, RELIEF_METRICS, Metric
 
 FACE_VERIFICATION = Metric("face_verification", "Face verification", "higher", 4)  # the last row of Table 1
+LISTS = {  # of pairs, as `verification.verify_lists` calls them
+    "validation": "validation",
+    "validation_true_holes": "validation, with the true holes",
+    "test": "test",
+    "test_true_holes": "test, with the true holes",
+}
 
 
 @functools.cache
@@ -91,6 +97,33 @@ def plus_minus(values: Sequence[float], decimals: int, error: float | None = Non
     values = np.asarray(values)
     error = values.std(ddof=1) if values.size > 1 else error
     return f"{values.mean():.{decimals}f}" + ("" if error is None else f" ± {error:.{decimals}f}")
+
+
+def lists_tables(rows: Mapping[str, Sequence[Mapping]]) -> str:
+    """Write face verification as two tables, accuracy and area under the ROC curve: a row for each kind of maps.
+
+    Args:
+      rows: title -> one mapping a seed, {key of LISTS: figures of `verification.verify`}, all on the same pairs. A cell
+        has the mean over seeds, its standard error over people, and in brackets how far it is from the first row, with
+        the standard error of that; "-" stands where a figure does not exist.
+    """
+    first = next(iter(rows))
+
+    def cell(title, name, figure):
+        if rows[title][0][name][figure] is None:
+            return "-"
+        ours, theirs = (  # each with its replicates behind it
+            np.mean([[seed[name][figure], *seed[name]["replicates"][figure]] for seed in rows[row]], 0)
+            for row in (title, first)
+        )
+        text, less = plus_minus(ours[0], 3, ours[1:].std(ddof=1)), ours - theirs
+        return text if title == first else f"{text} ({less[0]:+.3f} ± {less[1:].std(ddof=1):.3f})"
+
+    n = [rows[first][0][name] for name in ("validation", "test")]
+    pairs = "n = " + " and ".join(f"{one['n']} pairs of {one['n_people']} people" for one in n)
+    captions = {"accuracy": f"accuracy, {pairs}", "auc": f"area under the ROC curve, {pairs}"}
+    made = {figure: [[title, *(cell(title, name, figure) for name in LISTS)] for title in rows] for figure in captions}
+    return "\n".join(_markdown([captions[figure], *LISTS.values()], cells) for figure, cells in made.items())
 
 
 def verification_table(original: Mapping, generated: Sequence[Mapping], caption: str) -> str:

@@ -20,8 +20,7 @@ from facedepth_jax.estimator import estimate_depth
 from facedepth_jax.evaluation import MEAN_MAP
 from facedepth_jax.methods import METHODS
 from facedepth_jax.state import Best, Net, NetState, TrainState, variables
-from facedepth_jax.tables import figures_tables, verification_table
-from facedepth_jax.verification import Verifier, verify
+from facedepth_jax.tables import figures_tables, lists_tables, verification_table
 
 SAMPLES = 8  # faces in a picture
 
@@ -179,7 +178,8 @@ class VerifierTask(_Task):
 
     def validate(self, verifier: NetState, step: int, workdir: pathlib.Path):
         """Measure the validation pairs."""
-        found = self._verify(verifier, "validation")
+        true_depth = verification.true_depth(self._data)
+        found = verification.verify(self._verifier(verifier), true_depth, self._data, "validation")
         return self._shown(found), None, np.float32([-found["accuracy"], found["loss"]])
 
     @staticmethod
@@ -187,29 +187,25 @@ class VerifierTask(_Task):
         return {name: found[name] for name in ("accuracy", "auc", "loss") if found[name] is not None}
 
     def finish(self, best: Best, state: TrainState, workdir: pathlib.Path):
-        """Write the weights, and their figures on both lists of pairs; on the test pairs by cell of Table 2."""
-        data, verifier = self._data, self._save_nets(best, state, workdir)
-        test = self._verify(verifier, "test")
-        estimate = evaluation.mean_map(data, self._code)
-        mean_map = verification.generated_depth(lambda gray, distance_mm: estimate(gray, distance_mm)[0], data)
-        validation = self._verify(verifier, "validation")
-        results = self._header(best) | {
-            "test": test,
-            "validation": validation,
-            "baseline_mean_map": self._verify(verifier, "test", mean_map),
-        }
+        """Write the weights, their figures and bounds on both lists of pairs, and a table of Table 2's cells."""
+        data, verifier = self._data, self._verifier(self._save_nets(best, state, workdir))
+        maps = verification.bounds(data, self._code)
+        bounds = {title: verification.verify_lists(verifier, depth_maps, data) for title, depth_maps in maps.items()}
+        test, validation = (bounds[verification.TRUE_DEPTH][split] for split in ("test", "validation"))
+        results = self._header(best) | {"test": test, "validation": validation, "bounds": bounds}
         if jax.process_index():
             return self._shown(test), None
         files.write_json(workdir / "results.json", results)
+        rows = {title: [found] for title, found in bounds.items()}
         table = verification_table(test["cells"], [], "accuracy on true depth (pairs)")
+        table = f"{lists_tables(rows)}\n{table}"
         files.write_bytes(workdir / "results.md", table.encode())
         print(f"\n{table}\n{self._kept(best, 'highest', 'accuracy', validation['accuracy'])}")
         print(f"Figures: {workdir}/results.md, results.json")
         return self._shown(test), None
 
-    def _verify(self, net_state, split, depth_maps=None):
-        depth_maps = depth_maps or verification.true_depth(self._data)
-        return verify(Verifier(self._module, net_state, self._code), depth_maps, self._data, split)
+    def _verifier(self, net_state):
+        return verification.Verifier(self._module, net_state, self._code)
 
 
 def _shown(found):

@@ -3,10 +3,13 @@
 The net joins two features by concatenation, so the order of a pair matters to it; a pair's score is the mean of the
 probabilities of both orders. A frame goes through the branch once, however many pairs it is in. A pair counts as one
 person above a score of 0.5.
+
+Figures come with a bootstrap over people, who are what a figure depends on: the pairs of one person are alike.
 """
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,18 +17,21 @@ import jax
 import numpy as np
 
 from facedepth_jax import config as configs
-from facedepth_jax import devices, metrics
+from facedepth_jax import devices, evaluation
 from facedepth_jax.data import pairs
-from facedepth_jax.data.arrays import Arrays
+from facedepth_jax.data.arrays import PAIR_SPLITS, Arrays
 from facedepth_jax.data.pairs import ANGLE_SUBSETS, SEQUENCE_SUBSETS, in_subset
-from facedepth_jax.depth_code import DepthCode
+from facedepth_jax.depth_code import DepthCode, true_foreground, without_background
 from facedepth_jax.errors import FaceDepthError, NoPairs
 from facedepth_jax.estimator import load_net
 from facedepth_jax.models import siamese
 from facedepth_jax.state import NetState, variables
 
+TRUE_DEPTH = "true depth"
+BOUNDS = (TRUE_DEPTH, "silhouette", "holes alone", evaluation.MEAN_MAP)  # titles of `bounds` in tables
 BATCH = 64  # frames or pairs a call; the last one is padded, so that no figure depends on how many there are
 THRESHOLD = 0.5
+REPLICATES = 200  # enough for a standard error (Efron and Tibshirani 1993, section 6.4)
 
 # int64 rows (n,) -> depth (n, S, S), millimetres, 0 = none: the depth maps that are verified.
 DepthMaps = Callable[[np.ndarray], Any]
@@ -59,6 +65,32 @@ def true_depth(data: Arrays) -> DepthMaps:
 def generated_depth(estimate: Callable, data: Arrays) -> DepthMaps:
     """Estimate depth from the gray images: "generated" in Table 2; `estimate` is or is like `FaceDepth.batch`."""
     return lambda rows: estimate(data.gray[rows], data.frames["distance_mm"][rows].astype(np.float32))
+
+
+def with_true_holes(depth_maps: DepthMaps, data: Arrays) -> DepthMaps:
+    """Put the sensor's missing pixels into maps, so that all are told apart by the rest alone."""
+    return lambda rows: np.where(data.depth_mm[rows] > 0, depth_maps(rows), 0)
+
+
+def bounds(data: Arrays, code: DepthCode) -> dict[str, DepthMaps]:
+    """Make the maps between which a method's stand, by BOUNDS: true depth; what is left of it; and no face.
+
+    The silhouette is one depth, D, for what is nearer than D + 300 mm, and none for the rest; the holes are those of
+    true depth in a plate at D.
+    """
+    distance_mm = data.frames["distance_mm"].astype(np.float32)
+    mean_map = evaluation.mean_map(data, code)
+
+    def silhouette(rows):
+        return true_foreground(data.depth_mm[rows], distance_mm[rows]) * distance_mm[rows, None, None]
+
+    maps = (
+        true_depth(data),
+        silhouette,
+        with_true_holes(lambda rows: distance_mm[rows, None, None], data),
+        generated_depth(lambda *images: without_background(*mean_map(*images)), data),
+    )
+    return dict(zip(BOUNDS, maps, strict=True))
 
 
 @functools.partial(jax.jit, static_argnames=("module", "code"))
@@ -112,9 +144,11 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
 
     Returns:
       Plain JSON values:
-        "accuracy": share of the pairs that are judged rightly; "standard_error": of it, over people;
-        "n": pairs, "n_same": of one person, "n_frames": frames;
-        "auc": area under the ROC curve, which needs no threshold; None where all pairs are of one kind;
+        "accuracy": share of the pairs that are judged rightly;
+        "auc": area under the ROC curve, which needs no threshold; None where all pairs show one person, or none does;
+        "replicates": {"accuracy", "auc": both in each draw of people, see `_resample`};
+        "standard_error": {"accuracy", "auc": deviation of the replicates};
+        "n": pairs, "n_same": of one person, "n_frames": frames, "n_people": people;
         "loss": mean binary cross entropy, over the orders too;
         "cells": {angle subset: {sequence subset: {"accuracy", "n"}}} of Table 2; a pair is in a cell when both of its
           frames are. The accuracy is None in an empty one.
@@ -139,13 +173,20 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
         chosen = right[frames[rows_a] & frames[rows_b]]
         return {"accuracy": float(chosen.mean()) if chosen.size else None, "n": chosen.size}
 
+    people_a, people_b = (data.frames["subject"][rows] for rows in (rows_a, rows_b))
+    weights = _resample(people_a, people_b, same)
+    both = same.any() and not same.all()
+    replicates = {"accuracy": weights @ right, "auc": _auc(probability, same, weights) if both else None}
+    replicates = {name: None if values is None else values.round(5).tolist() for name, values in replicates.items()}
     return {
         "accuracy": float(right.mean()),
-        "standard_error": _jackknife(right, data.frames["subject"][rows_a], data.frames["subject"][rows_b]),
+        "auc": float(_auc(probability, same, np.ones((1, same.size)))[0]) if both else None,
+        "replicates": replicates,
+        "standard_error": standard_errors(replicates),
         "n": right.size,
         "n_same": int(same.sum()),
-        "n_frames": np.unique(np.concatenate([rows_a, rows_b])).size,
-        "auc": _auc(probability, same),
+        "n_frames": np.union1d(rows_a, rows_b).size,
+        "n_people": np.union1d(people_a, people_b).size,
         "loss": float(np.logaddexp(0, np.where(same, -logits, logits)).mean()),
         "cells": {
             angles: {sequences: cell(angles, sequences) for sequences in SEQUENCE_SUBSETS} for angles in ANGLE_SUBSETS
@@ -153,10 +194,54 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
     }
 
 
-def _jackknife(right, people_a, people_b) -> float | None:
-    """Estimate the standard error of the accuracy: a person is left out with all the pairs that show them."""
-    shown = [(people_a == person) | (people_b == person) for person in np.union1d(people_a, people_b)]
-    return metrics.jackknife(np.array([right[~pairs].mean() for pairs in shown if not pairs.all()]))
+def verify_lists(verifier: Verifier, depth_maps: DepthMaps, data: Arrays) -> dict[str, dict]:
+    """Measure maps on both lists of pairs, as they are and with the true holes.
+
+    Returns `verify`'s figures of "validation", "validation_true_holes", "test" and "test_true_holes". Raises
+    FaceDepthError as it does.
+    """
+    found = {}
+    for split in PAIR_SPLITS:
+        made = _make(depth_maps, np.unique(pair_rows(data, split)[:2]))
+        found[split] = verify(verifier, made, data, split)
+        found[f"{split}_true_holes"] = verify(verifier, with_true_holes(made, data), data, split)
+    return found
+
+
+def _make(depth_maps: DepthMaps, rows: np.ndarray) -> DepthMaps:
+    """Make the maps of sorted rows now, once."""
+    maps = _in_batches(depth_maps, rows)
+    return lambda some: maps[np.searchsorted(rows, some)]
+
+
+def standard_errors(replicates: dict[str, list[float] | None]) -> dict[str, float | None]:
+    """Compute the deviations of figures' replicates."""
+    return {name: values and float(np.std(values, ddof=1)) for name, values in replicates.items()}
+
+
+def _resample(people_a, people_b, same) -> np.ndarray:
+    """Weigh the pairs as if other people had been met: float64 (REPLICATES, n), each row's sum is 1.
+
+    In a replicate as many people as there are are drawn with replacement. Who comes k times stands for k people: a pair
+    of one person counts k times, one of two people by the product of theirs, and the copies of a person make no pair
+    with each other. Pairs of one person and of two keep their shares of the list, which its draw has fixed; a replicate
+    without any of one of them is drawn again. The seed is made of the names: the same people are drawn for all maps
+    that are verified on the same pairs, so that replicates can be subtracted.
+    """
+    people, places = np.unique([people_a, people_b], return_inverse=True)
+    a, b = places.reshape(2, -1)
+    rng = np.random.default_rng(zlib.crc32(" ".join(people).encode()))
+    parts = [part for part in (same, ~same) if part.any()]
+    rows = []
+    while len(rows) < REPLICATES:
+        times = np.bincount(rng.integers(len(people), size=len(people)), minlength=len(people))
+        row = times[a] * np.where(same, 1.0, times[b])
+        sums = [row[part].sum() for part in parts]
+        if min(sums) > 0:
+            for part, total in zip(parts, sums, strict=True):
+                row[part] *= part.mean() / total
+            rows.append(row)
+    return np.array(rows)
 
 
 def pair_rows(data: Arrays, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -178,10 +263,13 @@ def pair_rows(data: Arrays, split: str) -> tuple[np.ndarray, np.ndarray, np.ndar
     return a, b, same == 1
 
 
-def _auc(score, same):
-    """Compute the chance that a pair of one person scores above a pair of two; a tie counts half."""
-    if same.all() or not same.any():
-        return None
-    different = np.sort(score[~same])
-    below, not_above = (np.searchsorted(different, score[same], side) for side in ("left", "right"))
-    return float((below + not_above).mean() / 2 / different.size)
+def _auc(score, same, weights):
+    """Compute the chance that a pair of one person scores above a pair of two, for each row of weights (m, n).
+
+    A tie counts half.
+    """
+    order = np.argsort(score[~same])
+    below, not_above = (np.searchsorted(score[~same][order], score[same], side) for side in ("left", "right"))
+    different = np.pad(weights[:, ~same][:, order].cumsum(1), ((0, 0), (1, 0)))
+    won = (weights[:, same] * (different[:, below] + different[:, not_above])).sum(1) / 2
+    return won / weights[:, same].sum(1) / different[:, -1]

@@ -49,12 +49,17 @@ def load(path, **settings):
 def test_frames_are_what_the_files_hold(tmp_path):
     split = ["train"] * 2 + ["validation"] * 2 + ["test"] * 2
     path = make(
-        tmp_path / "raw", split=split, yaw=["-3.5", "", "nan", "1", "1", "1"], fx=["500"] * 6, fy=["510"] * 5 + [""]
+        tmp_path / "raw",
+        split=split,
+        yaw=["-3.5", "", "nan", "1", "1", "1"],
+        fx=["500"] * 6,
+        fy=["510"] * 5 + [""],
+        kind=["", *"aabbb"],
     )
     source = FolderSource(str(path), focal=365.0)
     frames = list(source.load(0, 6))
     assert [frame.info for frame in frames] == source.index()
-    assert [info.split for info in source.index()] == split
+    assert [(info.split, info.kind) for info in source.index()] == list(zip(split, ["", *"aabbb"], strict=True))
     first = frames[0]
     assert (first.info.frame, first.info.subject, first.info.sequence) == ("f0", "s0", 1)
     assert first.head_xy == (9.5, 12.0) and first.focal_px == (500.0, 510.0) and frames[5].focal_px == (500.0, 365.0)

@@ -350,6 +350,23 @@ def test_external_lists_lose_the_pairs_of_rejected_frames(tmp_path, capsys):
     assert not list(tmp_path.glob("other*"))
 
 
+def test_pairs_of_a_folder_with_kinds(tmp_path):
+    """By the frames' names: the first frame is rejected. Nothing else of the arrays knows of kinds."""
+    raw = write_folder(tmp_path / "raw", count=24, bad=(0,), subjects=4)
+    lines = (raw / "index.csv").read_text().splitlines()
+    plain, columns = [f"{lines[0]},split"], [f"{lines[0]},kind,split"]
+    for i, line in enumerate(lines[1:]):
+        plain.append(f"{line},test")
+        columns.append(f"{line},{'painted' * (i < 8)},test")
+    made = {}
+    for name, text in (("plain", plain), ("kinds", columns)):
+        (raw / "index.csv").write_text("\n".join(text))
+        made[name] = run(raw, tmp_path / name).path
+    found = [(int(a[1:]) < 8, int(b[1:]) < 8) for a, b, _ in pairs.read(made["kinds"] / "pairs_test.tsv")]
+    assert set(found) == {(False, False), (True, True)}
+    assert (made["kinds"] / "frames.csv").read_bytes() == (made["plain"] / "frames.csv").read_bytes()
+
+
 class TwoCameras(FolderSource):
     """The gray image by a camera of twice the focal length; 30 degrees to the side after 60 frames."""
 

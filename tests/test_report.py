@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from facedepth_jax import config as configs
-from facedepth_jax import estimator, metrics, pictures
+from facedepth_jax import estimator, metrics, pictures, tables
 from facedepth_jax.checkpoint import save_weights
 from facedepth_jax.data import arrays
 from facedepth_jax.metrics import METRICS
@@ -23,7 +24,7 @@ from facedepth_jax.models import siamese
 from facedepth_jax.report import __main__ as report
 from facedepth_jax.report import figures as report_figures
 from facedepth_jax.report import runs as report_runs
-from facedepth_jax.verification import load_verifier, true_depth, verify
+from facedepth_jax.verification import BOUNDS, load_verifier, true_depth, verify_lists
 
 BETTER = {metric.key: metric.better for metric in METRICS}
 OLD_RUN = pathlib.Path(__file__).parent / "old_run"
@@ -214,10 +215,13 @@ def test_lambda_is_judged_on_the_validation_split(tmp_path):
     runs = [make_run(tmp_path / f"lam{lam}", lam=lam) for lam in (1.0, 10.0)]
     for path, l1 in zip(runs, (777.0, 555.0), strict=True):
         rewrite(path, "results.json", lambda r, l1=l1: r["validation"]["all"].update(l1=l1))
-    assert run(tmp_path / "out", *runs) == 0
-    tables, judged = (tmp_path / "out/report.md").read_text().split("### Weight")
-    assert "777.000" in judged and "**555.000 ± " in judged
-    assert "777" not in tables and "555" not in tables
+    verifier = make_verifier(tmp_path / "verifier")
+    runs = [judged(path, accuracy, verifier) for path, accuracy in zip(runs, (0.6, 0.9), strict=True)]
+    assert run(tmp_path / "out", f"--verifier={verifier}", *runs) == 0
+    before, curve = (tmp_path / "out/report.md").read_text().split("### Weight")
+    assert "777.000" in curve and "**555.000 ± " in curve
+    assert "777" not in before and "555" not in before
+    assert "| Face verification ↑ | 0.5800 ± 0.0200 | **0.8800 ± 0.0200** |" in curve
 
 
 def test_one_lambda_has_no_curve_and_no_samples_no_grid(tmp_path):
@@ -398,7 +402,10 @@ def test_data_paths_do_not_part_a_column(tmp_path):
 
 
 def verification(accuracy):
-    """As verification.verify gives it; every cell has its own accuracy, of A2 x S4-S5 there is no pair."""
+    """As verification.verify gives it; every cell has its own accuracy, of A2 x S4-S5 there is no pair.
+
+    A standard error is 0.02.
+    """
     cells = {
         angles: {
             sequences: {"accuracy": accuracy + 0.01 * (3 * i + j), "n": 10 + 3 * i + j}
@@ -407,15 +414,23 @@ def verification(accuracy):
         for i, angles in enumerate(("A1", "A2", "A1+A2"))
     }
     cells["A2"]["S4-S5"] = {"accuracy": None, "n": 0}
-    counts = {"n": 18, "n_same": 9, "n_frames": 7}
-    return counts | {"accuracy": accuracy, "standard_error": 0.02, "auc": 0.75, "loss": 0.7, "cells": cells}
+    counts = {"n": 18, "n_same": 9, "n_frames": 7, "n_people": 3}
+    replicates = {name: [x - 0.02, x, x + 0.02] for name, x in (("accuracy", accuracy), ("auc", 0.75))}
+    errors = {"replicates": replicates, "standard_error": {"accuracy": 0.02, "auc": 0.02}}
+    return counts | errors | {"accuracy": accuracy, "auc": 0.75, "loss": 0.7, "cells": cells}
+
+
+def lists(accuracy):
+    """As verification.verify_lists gives it; 0.01 more for each list, as they come in the tables."""
+    return {name: verification(accuracy + 0.01 * (i - 2)) for i, name in enumerate(tables.LISTS)}
 
 
 def make_verifier(path, fingerprint="f" * 64, accuracy=0.8, **code):
     path.mkdir()
     results = {"method": "verifier", "seed": 0, "dataset": "x", "fingerprint": fingerprint, "step": 1, "steps": 1}
-    results |= {"test": verification(accuracy), "baseline_mean_map": verification(0.5)}
-    (path / "results.json").write_text(json.dumps(results))
+    accuracies = {"true depth": accuracy, "silhouette": 0.75, "holes alone": 0.7, "mean training map": 0.5}
+    results["bounds"] = {title: lists(accuracy) for title, accuracy in accuracies.items()}
+    (path / "results.json").write_text(json.dumps(results, sort_keys=True))  # as the program does
     config = configs.base("verifier")
     config.depth_code.update(code)
     (path / "config.json").write_text(json.dumps(config.to_dict()))
@@ -430,7 +445,7 @@ def judged(path, accuracy, verifier):
         name: hashlib.sha256((where / f"{name}.safetensors").read_bytes()).hexdigest()
         for name, where in (("verifier", verifier), ("generator", path))
     }
-    (path / "verification.json").write_text(json.dumps({"weights": weights, "test": verification(accuracy)}))
+    (path / "verification.json").write_text(json.dumps({"weights": weights, "lists": lists(accuracy)}))
     return path
 
 
@@ -443,19 +458,23 @@ def test_face_verification(tmp_path):
     rows = table(markdown, "all pixels")
     assert rows["Face verification ↑"] == ["**0.6500 ± 0.0707** (+30%)", "0.5500 ± 0.0200 (+10%)", "0.5000 ± 0.0200"]
     assert "Face verification" not in str(table(markdown, "pixels with true depth"))
-    text = markdown.split("### Table 2")[1]
-    assert "right in 0.8000 of 18 pairs" in text and "in 0.5000." in text
+    both, text = markdown.split("### Face verification\n")[1].split("### Table 2")
+    accuracy = [line.strip("| ").split(" | ") for line in both.splitlines() if line.startswith("| ")][:7]
+    assert accuracy[0][0] == "accuracy, n = 18 pairs of 3 people and 18 pairs of 3 people"
+    assert accuracy[1] == ["cgan", *(f"{0.63 + 0.01 * i:.3f} ± 0.020" for i in range(4))]  # of both seeds
+    assert accuracy[2][3] == "0.550 ± 0.020 (-0.100 ± 0.000)"
+    assert [row[0] for row in accuracy[2:]] == ["ae", *BOUNDS]
     assert "| A1 | 0.8000 / 0.6500 ± 0.0707 (10) | 0.8100 / 0.6600 ± 0.0707 (11) |" in text
     assert "| A2 | 0.8300 / 0.5800 (13) | - | 0.8500 / 0.6000 (15) |" in text  # of the autoencoder
     (section,) = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert [found["accuracy"] for found in section["columns"]["cgan"]["verification"]] == [0.6, 0.7]
-    assert section["verification_of_true_depth"]["accuracy"] == 0.8
+    assert [found["test"]["accuracy"] for found in section["columns"]["cgan"]["verification"]] == [0.6, 0.7]
+    assert section["verification_bounds"]["true depth"]["test"]["accuracy"] == 0.8
 
 
 def test_each_depth_code_has_its_verifier(tmp_path, capsys):
     camera = make_verifier(tmp_path / "camera")
     head = make_verifier(tmp_path / "head", accuracy=0.9, **HEAD)
-    rewrite(head, "results.json", lambda r: r.update(baseline_mean_map=verification(0.6)))
+    rewrite(head, "results.json", lambda r: r["bounds"].update({"mean training map": lists(0.6)}))
     flags = [f"--verifier={head}", f"--verifier={camera}"]
     runs = [
         judged(make_run(tmp_path / "cgan"), 0.55, camera),
@@ -468,14 +487,14 @@ def test_each_depth_code_has_its_verifier(tmp_path, capsys):
         *("0.5000 ± 0.0200", "0.6000 ± 0.0200"),
     ]
     assert "of depth minus D, and they are judged by a verifier of their own.\n" in markdown
-    first, second = markdown.split("### Table 2, face verification")[1:]
-    assert "right in 0.8000 of 18" in first and "in 0.5000." in first and "| A1 | 0.8000 / 0.5500 (10)" in first
-    assert second.startswith(", given D\n") and "right in 0.9000 of 18" in second and "in 0.6000." in second
+    first, second = markdown.split("### Face verification")[1:]
+    assert "| true depth | 0.780 ±" in first and "map | 0.480 ±" in first and "| A1 | 0.8000 / 0.5500 (10)" in first
+    assert second.startswith(", given D\n") and "| true depth | 0.880 ±" in second and "map | 0.580 ±" in second
+    assert "### Table 2, face verification, given D\n" in second
     assert "| A1 | 0.9000 / 0.7500 (10)" in second and "| cgan, given D |" in second and "| cgan |" not in second
     (found,) = json.loads((tmp_path / "out/report.json").read_text())
-    assert found["verification_of_true_depth"]["accuracy"] == 0.8
-    assert found["verification_of_true_depth, given D"]["accuracy"] == 0.9
-    assert found["verification_of_mean_map, given D"]["accuracy"] == 0.6
+    assert found["verification_bounds"]["true depth"]["test"]["accuracy"] == 0.8
+    assert found["verification_bounds, given D"]["mean training map"]["test"]["accuracy"] == 0.6
 
     capsys.readouterr()
     for flag, refused, origins in ((flags[0], runs[0], ("camera", "head")), (flags[1], runs[1], ("head", "camera"))):
@@ -501,8 +520,8 @@ def test_the_papers_figures_stand_beside_those_on_its_data(tmp_path):
         (lambda v, r: drop(v, "results.json"), "verifier has no results.json"),
         (lambda v, r: rewrite(v, "results.json", lambda x: x.update(method="ae")), "is a run of 'ae'"),
         (lambda v, r: rewrite(v, "results.json", lambda x: x.update(fingerprint="0")), "are of different data"),
-        (lambda v, r: rewrite(v, "results.json", lambda x: x.pop("test")), "damaged or of another version"),
-        (lambda v, r: rewrite(v, "results.json", lambda x: x["test"].pop("cells")), "damaged.*cells"),
+        (lambda v, r: rewrite(v, "results.json", lambda x: x.pop("bounds")), "of another version.*the same `main`"),
+        (lambda v, r: rewrite(v, "results.json", lambda x: x["bounds"]["true depth"].pop("test")), "damaged.*test"),
         (lambda v, r: drop(v, "verifier.safetensors"), "verifier.safetensors does not exist"),
         (lambda v, r: drop(r, "generator.safetensors"), "generator.safetensors does not exist"),
         (lambda v, r: (r / "verification.json").write_text("[]"), "prepared data set in d"),
@@ -528,13 +547,13 @@ def test_a_run_is_verified_once(tmp_path, monkeypatch):
         (path / "generator.safetensors").write_bytes(b"weights")
     asked = []
 
-    def verify(verifier, depth_maps, data, split):
+    def verify_lists(verifier, depth_maps, data):
         asked.append(depth_maps.name)
         if len(asked) == 2:
             raise KeyboardInterrupt
-        return verification(0.6)
+        return lists(0.6)
 
-    monkeypatch.setattr(report_runs.verification, "verify", verify)
+    monkeypatch.setattr(report_runs.verification, "verify_lists", verify_lists)
     monkeypatch.setattr(report_runs.verification, "load_verifier", str)
     monkeypatch.setattr(report_runs.verification, "generated_depth", lambda batch, data: batch)
     monkeypatch.setattr(report_runs.estimator, "load", lambda path: SimpleNamespace(batch=path))
@@ -559,8 +578,8 @@ def _faces(tmp_path_factory):
     }
     images = rng.integers(0, 256, (12, 96, 96)).astype(np.uint8), rng.integers(0, 2000, (12, 96, 96)).astype(np.uint16)
     pairs = [(f"f{a}", f"f{b}", int(a // 3 == b // 3)) for a in range(12) for b in range(a)]
-    lists = {"test": pairs, "validation": []}
-    arrays.write(path, frames=frames, images=[images], size_px=96, pair_lists=lists, meta={})
+    pair_lists = {"test": pairs, "validation": pairs[:9]}
+    arrays.write(path, frames=frames, images=[images], size_px=96, pair_lists=pair_lists, meta={})
     return arrays.open(path)
 
 
@@ -573,15 +592,17 @@ def test_generated_depth_is_verified_with_real_nets(tmp_path, capsys, faces):
     init = jax.jit(siamese.Siamese(width=2).init, static_argnames="train")
     save_weights(judge / "verifier.safetensors", init(jax.random.key(1), np.zeros((1, 96, 96, 2)), train=False))
     verifier = load_verifier(judge)
-    rewrite(judge, "results.json", lambda r: r.update(test=verify(verifier, true_depth(faces), faces, "test")))
+    true = verify_lists(verifier, true_depth(faces), faces)
+    rewrite(judge, "results.json", lambda r: r["bounds"].update({title: true for title in r["bounds"]}))
     assert run(tmp_path / "out", f"--verifier={judge}", generator) == 0
 
     net = estimator.load(generator)
     maps = net.batch(faces.gray[:], faces.frames["distance_mm"][:])
-    want = verify(verifier, lambda rows: maps[rows], faces, "test")
-    found = json.loads((generator / "verification.json").read_text())
-    assert found["test"] == json.loads(json.dumps(want)) and found["test"]["n"] == 66
-    assert f"{want['accuracy']:.4f} ± {want['standard_error']:.4f}" in (tmp_path / "out" / "report.md").read_text()
+    want = verify_lists(verifier, lambda rows: maps[rows], faces)
+    found = json.loads((generator / "verification.json").read_text())["lists"]
+    assert found == json.loads(json.dumps(want)) and [found[name]["n"] for name in tables.LISTS] == [9, 9, 66, 66]
+    want = f"{want['test']['accuracy']:.4f} ± {want['test']['standard_error']['accuracy']:.4f}"
+    assert want in (tmp_path / "out" / "report.md").read_text()
 
     for change, sentence in (
         (lambda: rewrite(judge, "config.json", lambda c: c["depth_code"].update(step_mm=4.0)), "meaning of a depth"),
@@ -638,12 +659,11 @@ def test_folds_share_one_column(tmp_path):
     assert rows["all pixels, n = 400"] == ["cgan", "ae", "mean training map"]
     # (100 * 4 + 300 * 2) / 400; with one of both people left out it is 2 and 4
     assert rows["L1 norm ↓"] == ["**2.500 ± 1.000** (-67%)", "3.500 ± 1.000 (-53%)", "7.500 ± 0.000"]
-    error = f"{0.02 / np.sqrt(2):.4f}"  # of the mean of two
     assert rows["Face verification ↑"] == [
-        *(f"**0.7500 ± {error}** (+50%)", f"0.6500 ± {error} (+30%)", f"0.5000 ± {error}"),
+        *("**0.7500 ± 0.0200** (+50%)", "0.6500 ± 0.0200 (+30%)", "0.5000 ± 0.0200"),
     ]
     assert "| cgan | 0 | 700/700 of 800 |" in markdown
-    assert "right in 0.8000 of 36 pairs" in markdown
+    assert "n = 36 pairs of 6 people and" in markdown and "| true depth | 0.780 ± 0.020 (" in markdown
 
     # With a second seed the deviation is one over seeds, not over folds.
     runs[2:] = [judged(make_fold(tmp_path / "2", k, "cgan", 2.0, 200, seed=1), 0.8, verifiers[k - 1]) for k in (1, 2)]
@@ -669,7 +689,7 @@ def test_folds_of_both_depth_codes(tmp_path):
     rows = table(markdown, "all pixels")
     assert [cell.split(" ±")[0] for cell in rows["L1 norm ↓"][:2]] == ["7.500", "**4.500"]
     assert [cell.split(" ±")[0] for cell in rows["Face verification ↑"][:2]] == ["0.5000", "**0.7000"]
-    assert "right in 0.6000 of 36" in markdown and "right in 0.8000 of 36" in markdown
+    assert all(f"| true depth | {accuracy} ± " in markdown for accuracy in ("0.580", "0.780"))
     rows = table(markdown, "the relief of faces")
     assert rows["the relief of faces, n = 200"][:2] == ["cgan", "cgan, given D"]
     # of 4 and 5; the mean map that camera's other results have kept is 7.5
@@ -703,8 +723,11 @@ def fold(right, same, first, auc):
     def cell(chosen):
         return {"accuracy": float(chosen.mean()) if chosen.size else None, "n": chosen.size}
 
+    replicates = {"accuracy": list(right[:3] * 1.0), "auc": None if auc is None else [auc, 0.5, 0.6]}
     return {
         **{"accuracy": float(right.mean()), "n": right.size, "n_same": int(same.sum()), "n_frames": 5, "auc": auc},
+        "n_people": 2,
+        "replicates": replicates,
         **{"loss": float(right.mean()) + 1, "cells": {"A1": {"S1-S3": cell(right[first]), "S4-S5": cell(right[:0])}}},
     }
 
@@ -720,12 +743,13 @@ def test_verification_of_folds_is_that_of_all_pairs_together():
     assert pooled["cells"]["A1"]["S4-S5"] == {"accuracy": None, "n": 0}
     for name in ("accuracy", "n", "n_same", "loss"):
         assert pooled[name] == pytest.approx(together[name]), name
-    assert pooled["n_frames"] == 15 and pooled["standard_error"] is None  # of before
+    assert pooled["n_frames"] == 15
     assert pooled["auc"] == pytest.approx((10 * 0.5 + 25 * 0.6 + 7 * 0.7) / 42)
-    with_errors = [one | {"standard_error": error} for one, error in zip(folds, (0.1, 0.2, 0.3), strict=True)]
-    want = np.sqrt((10 * 0.1) ** 2 + (25 * 0.2) ** 2 + (7 * 0.3) ** 2) / 42
-    assert report_runs._pool_verification(with_errors)["standard_error"] == pytest.approx(want)
-    assert report_runs._pool_verification([folds[0] | {"auc": None}, folds[1]])["auc"] is None  # all of one kind
+    drawn = [(10 * a + 25 * b + 7 * c) / 42 for a, b, c in zip(*(part[0][:3] for part in parts), strict=True)]
+    assert pooled["replicates"]["accuracy"] == pytest.approx(drawn) and len(set(drawn)) > 1
+    assert pooled["standard_error"]["accuracy"] == pytest.approx(statistics.stdev(drawn))
+    pooled = report_runs._pool_verification([folds[0], fold(*parts[1], None)])  # all pairs of one person
+    assert pooled["auc"] is pooled["replicates"]["auc"] is pooled["standard_error"]["auc"] is None
 
 
 def test_two_verifiers_of_the_same_data_are_refused(tmp_path, capsys):

@@ -65,6 +65,30 @@ def test_verification_table():
     assert rows(tables.verification_table(original, [], "alone"))["A1+A2"] == ["0.8000 (100)"] * 3
 
 
+def test_both_lists_of_pairs_and_how_far_the_first_row_is():
+    """Two replicates each; of two seeds the mean counts, in each replicate too."""
+
+    def figures(accuracy, *replicates):
+        both = {"accuracy": accuracy, "auc": accuracy + 0.1}
+        return both | {"replicates": {name: [x + value - accuracy for x in replicates] for name, value in both.items()}}
+
+    one, other, bound = figures(0.6, 0.5, 0.7), figures(0.8, 0.8, 0.8), figures(0.9, 1.0, 0.8)
+    columns = {
+        title: [{name: {"n": 12, "n_people": 4} | seed for name in tables.LISTS} for seed in seeds]
+        for title, seeds in {"cgan": [one, other], "bound": [bound]}.items()
+    }
+    columns["cgan"][1]["test"]["auc"] = 1.1
+    accuracy, auc = tables.lists_tables(columns).split("\n\n")
+    found = rows(accuracy)
+    assert found["accuracy, n = 12 pairs of 4 people and 12 pairs of 4 people"] == list(tables.LISTS.values())
+    assert found["cgan"] == ["0.700 ± 0.071"] * 4  # 0.65 and 0.75
+    assert found["bound"] == ["0.900 ± 0.141 (+0.200 ± 0.212)"] * 4  # 0.35 and 0.05
+    assert rows(auc)["cgan"] == [*["0.800 ± 0.071"] * 2, "0.900 ± 0.071", "0.800 ± 0.071"]
+    for maps in (columns["cgan"][0], columns["cgan"][1], columns["bound"][0]):
+        maps["test"]["auc"] = None
+    assert rows(tables.lists_tables(columns).split("\n\n")[1])["bound"][2] == "-"
+
+
 def test_the_papers_figures_fit_together():
     """Each union in Table 2 lies between its parts; the method's own Table 1 figure is Table 2's corner."""
     table1, table2 = tables.paper()["table1"], tables.paper()["table2"]

@@ -242,7 +242,10 @@ def test_the_validation_pairs_choose_the_verifiers_weights(verifier_run, people_
     for split in ("validation", "test"):  # the file holds these weights
         again = verification.verify(loaded, verification.true_depth(data), data, split)
         assert json.loads(json.dumps(again)) == found[split]
-    assert found["baseline_mean_map"]["auc"] == 0.5 and found["baseline_mean_map"]["n"] == 6
+    assert found["bounds"]["true depth"]["test"] == found["test"]
+    for figures in (found["bounds"]["mean training map"][split] for split in ("validation", "test")):
+        assert figures["auc"] == 0.5 and figures["n"] == 6
+    assert "| holes alone | 0." in (verifier_run / "results.md").read_text()
 
 
 def test_examples_that_live_on_the_device_give_the_same_bits(verifier_run, people_dir, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """verification.py against a slow NumPy of the whole: pairs one by one, OpenCV's equalisation, scikit-free ROC."""
 
 import dataclasses
+import itertools
 import json
 
 import cv2
@@ -10,13 +11,20 @@ import numpy as np
 import pytest
 from small import write_arrays
 
-from facedepth_jax import verification
-from facedepth_jax.data import pairs
+from facedepth_jax import tables, verification
+from facedepth_jax.data import arrays, pairs
 from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.models import siamese
 from facedepth_jax.state import NetState
-from facedepth_jax.verification import Verifier, generated_depth, true_depth, verify
+from facedepth_jax.verification import (
+    Verifier,
+    bounds,
+    generated_depth,
+    true_depth,
+    verify,
+    verify_lists,
+)
 
 CODE = DepthCode()
 PEOPLE, FRAMES = 4, 5  # one frame a sequence
@@ -119,6 +127,7 @@ def test_the_figures_are_those_of_the_slow_one(verifier, data):
     assert found["loss"] == pytest.approx(loss, rel=1e-4)
     assert found["cells"] == cells
     assert found["n_same"] == PEOPLE * FRAMES * (FRAMES - 1) // 2 and found["n_frames"] == PEOPLE * FRAMES
+    assert found["n_people"] == PEOPLE
     counts = [cells[a][s]["n"] for a in ("A1", "A2") for s in ("S1-S3", "S4-S5")]
     assert min(counts) > 0 and sum(counts) < found["n"]  # mixed pairs are in no elementary cell
     json.dumps(found)
@@ -137,21 +146,42 @@ def test_true_depth_in_place_of_generated_gives_the_original_figures(verifier, d
     )
 
 
-def test_the_standard_error_is_the_jackknife_over_people(verifier, data):
-    """Against the accuracies of the pairs without a person, from lists of pairs that do not show them."""
+def test_the_bootstrap_is_that_of_all_draws_of_people(verifier, data, monkeypatch):
+    """Against all 4^4 ways to draw four people, each with the list of pairs of such people written out."""
+    monkeypatch.setattr(verification, "REPLICATES", 20_000)
     found = verify(verifier, true_depth(data), data, "test")
     rows_a, rows_b, same = verification.pair_rows(data, "test")
-    chances = 1 / (
-        1 + np.exp(-verification.scores(verifier, true_depth(data), data.frames["distance_mm"], rows_a, rows_b))
-    )
-    right = [(chance > 0.5) == one for chance, one in zip(chances.mean(0), same, strict=True)]
-    people = data.frames["subject"]
-    without = [
-        np.mean([r for r, a, b in zip(right, rows_a, rows_b, strict=True) if person not in (people[a], people[b])])
-        for person in sorted(set(people))
-    ]
-    expected = np.sqrt((PEOPLE - 1) * np.var(without))
-    assert found["standard_error"] == pytest.approx(expected) and expected > 0.01
+    logits = verification.scores(verifier, true_depth(data), data.frames["distance_mm"], rows_a, rows_b)
+    pairs_of = {}  # the scores of two people's pairs, or of one's
+    for a, b, score in zip(rows_a, rows_b, (1 / (1 + np.exp(-logits))).mean(0), strict=True):
+        pairs_of.setdefault(frozenset(data.frames["subject"][[a, b]]), []).append(score)
+    figures = []
+    for drawn in itertools.product(sorted(set(data.frames["subject"])), repeat=PEOPLE):
+        one = np.array([score for person in drawn for score in pairs_of[frozenset([person])]])
+        couples = [frozenset(couple) for couple in itertools.combinations(drawn, 2) if couple[0] != couple[1]]
+        two = np.array([score for couple in couples for score in pairs_of[couple]])
+        if len(two):
+            accuracy = same.mean() * (one > 0.5).mean() + (~same).mean() * (two <= 0.5).mean()
+            figures.append((accuracy, np.mean(np.sign(one[:, None] - two)) / 2 + 0.5))
+    assert len(figures) == 4**4 - 4
+    for name, values in zip(("accuracy", "auc"), np.transpose(figures), strict=True):
+        assert found["standard_error"][name] == pytest.approx(values.std(), rel=0.03) and values.std() > 0.01
+        np.testing.assert_allclose(np.mean(found["replicates"][name]), values.mean(), atol=1e-3)
+        drawn = np.unique(found["replicates"][name])
+        assert np.abs(drawn[:, None] - values).min(1).max() < 1e-5 and len(drawn) > 20
+
+
+def test_the_same_people_are_drawn_for_the_same_pairs():
+    """Or the error of a difference would hold what the draw of people does to both of its terms."""
+
+    def resample(people):
+        a, b = np.array([list(people), list(people[1:] + people[:1])])
+        return verification._resample(a, b, a == b)
+
+    weights = resample("aabbcd")
+    np.testing.assert_array_equal(weights, resample("aabbcd"))
+    np.testing.assert_allclose(weights.sum(1), 1)
+    assert weights.shape == (verification.REPLICATES, 6) and not np.array_equal(weights, resample("aabbce"))
 
 
 def test_generated_depth_is_rounded_to_whole_levels_in_range(verifier, data):
@@ -193,6 +223,42 @@ def test_every_frame_goes_through_the_net_once(verifier, data):
 
     verify(verifier, maps, data, "test")
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(PEOPLE * FRAMES))
+
+
+def test_both_lists_as_they_are_and_with_the_true_holes(verifier, people_dir):
+    """Every map is made once for a list; a pixel without true depth has none in the second figures."""
+    data, seen = arrays.open(people_dir), []
+
+    def maps(rows):
+        seen.append(np.unique(rows))
+        return 900 + data.gray[rows].astype(np.float32)
+
+    def holes(rows):
+        return np.stack([np.where(data.depth_mm[row] == 0, 0, maps([row])[0]) for row in rows])
+
+    found = verify_lists(verifier, maps, data)
+    np.testing.assert_array_equal(np.concatenate(seen), np.arange(12, 20))
+    assert list(found) == list(tables.LISTS) and found["test"]["loss"] != found["test_true_holes"]["loss"]
+    for split in ("validation", "test"):
+        assert found[split] == verify(verifier, maps, data, split)
+        assert found[f"{split}_true_holes"] == verify(verifier, holes, data, split)
+
+
+def test_the_bounds(data):
+    """Pixel by pixel: what is nearer than D + 300 mm, and what the sensor saw, at D."""
+    distance_mm, split = np.linspace(500, 700, PEOPLE * FRAMES), np.repeat(["train", "test"], PEOPLE * FRAMES // 2)
+    frames = data.frames | {"distance_mm": distance_mm, "split": split}
+    rows = np.arange(15)
+    found = {title: maps(rows) for title, maps in bounds(dataclasses.replace(data, frames=frames), CODE).items()}
+    assert list(found) == list(verification.BOUNDS)
+    np.testing.assert_array_equal(found["true depth"], data.depth_mm[rows])
+    depth_mm, at = data.depth_mm[rows].astype(int), np.float32(distance_mm[rows, None, None])
+    near = (depth_mm > 0) & (depth_mm < at + 300)
+    assert 0.02 < (near != (depth_mm > 0)).mean() < 0.5
+    np.testing.assert_array_equal(found["silhouette"], np.where(near, at, 0))
+    np.testing.assert_array_equal(found["holes alone"], np.where(depth_mm == 0, 0, at))
+    levels = np.mean([original(data)(row) for row in range(PEOPLE * FRAMES // 2)], 0)
+    np.testing.assert_allclose(found["mean training map"], np.tile(500 + 8 * levels, (15, 1, 1)), rtol=1e-5)
 
 
 def test_figures_do_not_depend_on_the_batch(verifier, data, monkeypatch):

@@ -34,12 +34,14 @@ class FrameInfo:
       subject: the person; the same person recorded twice has one name.
       sequence: 1-based number of the person's sequence (Pandora's S1..S5), 0 if the data set has none.
       split: one of SPLITS.
+      kind: of file or recording; both frames of a verification pair are of one kind.
     """
 
     frame: str
     subject: str
     sequence: int
     split: str
+    kind: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

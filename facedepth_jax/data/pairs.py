@@ -55,10 +55,11 @@ def draw(frames: Mapping[str, Sequence], count: int, cell_count: int, seed: int)
     Each of the four elementary cells (A1 and A2, S1-S3 and S4-S5; two where angles or sequences are not known)
     gives up to `cell_count` pairs; the rest are drawn among all frames. In each draw the person with the fewest turns
     is next, in random order among equals; a person without a pair left to give drops out. No pair comes twice, in
-    either order, nor a frame with itself.
+    either order, nor a frame with itself. Both frames of a pair are of one kind, and half of each kind's pairs show one
+    person, so that whoever knows the kinds alone is right in half of the pairs.
 
     Args:
-      frames: columns (N,) frame, subject, sequence, and yaw, pitch, roll in degrees (NaN: not known).
+      frames: columns (N,) frame, subject, sequence, kind, and yaw, pitch, roll in degrees (NaN: not known).
       count, cell_count: wanted; fewer come where fewer exist, none where there are not two people, or no one with two
         frames.
       seed: of the draw.
@@ -67,26 +68,38 @@ def draw(frames: Mapping[str, Sequence], count: int, cell_count: int, seed: int)
       pairs, same and different in turn, those of the cells first.
     """
     rng = np.random.default_rng(seed)
-    names, subjects = np.asarray(frames["frame"]), np.asarray(frames["subject"])
+    names, subjects, kinds = (np.asarray(frames[name]) for name in ("frame", "subject", "kind"))
     taken: list[tuple[int, int]] = []
     turns = {same: dict.fromkeys(np.unique(subjects).tolist(), 0) for same in (True, False)}
     cells = [(np.flatnonzero(cell), min(cell_count, count // 4)) for cell in _elementary_cells(frames)]
     for rows, wanted in [*cells, (np.arange(len(names)), None)]:  # at last whatever the cells did not give
         half = (count - len(taken) if wanted is None else wanted) // 2
-        left = {same: _count_left(subjects, rows, taken, same) for same in (True, False)}
-        half = min(half, sum(left[True].values()), sum(left[False].values()) // 2)
         known = {frozenset(pair) for pair in taken}
-        rows_of = {s: rows[subjects[rows] == s] for s in left[True]}
-        drawn = [_take_turns(rows_of, same, half, left[same], turns[same], known, rng) for same in (True, False)]
-        taken += [pair for both in zip(*drawn, strict=True) for pair in both]
+        parts = [rows[kinds[rows] == kind] for kind in np.unique(kinds[rows])]
+        lefts = [{same: _count_left(subjects, part, taken, same) for same in (True, False)} for part in parts]
+        most = [min(sum(left[True].values()), sum(left[False].values()) // 2) for left in lefts]
+        for part, left, share in zip(parts, lefts, _share(half, most, [len(part) for part in parts]), strict=True):
+            rows_of = {s: part[subjects[part] == s] for s in left[True]}
+            drawn = [_take_turns(rows_of, same, share, left[same], turns[same], known, rng) for same in (True, False)]
+            taken += [pair for both in zip(*drawn, strict=True) for pair in both]
     return [(str(names[a]), str(names[b]), int(subjects[a] == subjects[b])) for a, b in taken]
+
+
+def _share(total: int, most: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Divide up to `total` pairs among kinds in proportion to their sizes, but give none more than it has."""
+    shares = [0] * len(most)
+    for _ in range(min(total, sum(most))):
+        able = [kind for kind in range(len(most)) if shares[kind] < most[kind]]
+        shares[min(able, key=lambda kind: shares[kind] / sizes[kind])] += 1
+    return shares
 
 
 def too_few(split: str, subjects: Sequence[str]) -> str:
     """Say why the frames of a split, by their subjects (N,), make no pairs."""
     count = f"{counted(len(subjects), 'frame')} of {counted(len(set(subjects)), 'subject')}"
     return (
-        f"{count} in the split '{split}' make no verification pairs: it takes two people, one of them with two frames"
+        f"{count} in the split '{split}' make no verification pairs: it takes two people, one of them with two frames, "
+        "and of one kind if there are kinds"
     )
 
 

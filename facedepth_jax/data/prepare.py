@@ -216,10 +216,12 @@ def _merge(job: Job, out: Path, index: list[FrameInfo], settings: dict, external
                 values.append(row[name])
         rejects += listing["rejects"]
     _check(index, rejects, job.parts)
+    kind_of = {info.frame: info.kind for info in index}
     pair_lists, pairs_found = {}, {}
     for split in arrays.PAIR_SPLITS:
         rows = [row for row, name in enumerate(columns["split"]) if name == split]
         members = {name: [values[row] for row in rows] for name, values in columns.items()}
+        members["kind"] = [kind_of[name] for name in members["frame"]]
         pair_lists[split], pairs_found[split] = _pairs_of(members, settings["pairs"][split], external.get(split))
     with writing(out):
         arrays.write(

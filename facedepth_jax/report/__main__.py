@@ -8,8 +8,9 @@ different data never share a table; but those that differ in data.options.fold, 
 pooled first: all their frames as if measured in one. Writes report.md, report.json and the pictures that report.md
 shows.
 
-With a verifier, one for each fold and origin of depth, the row of face verification and Table 2 are added. A run needs
-its data for this once; its figures stay in it, as verification.json.
+With a verifier, one for each fold and origin of depth, the row of face verification is added, its figures on both lists
+of pairs with their bounds, and Table 2. A run needs its data for this once; its figures stay in it, as
+verification.json.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from facedepth_jax import runtime
 
 runtime.tune()
 
-from facedepth_jax import files, tables
+from facedepth_jax import files, tables, verification
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.evaluation import MEAN_MAP
 from facedepth_jax.methods import METHODS
@@ -71,27 +72,34 @@ def _given(title, origin):
     return title if origin == "camera" else f"{title}, given D"
 
 
-def table_2(columns: dict[str, list[Run]], judge: dict, origin: str) -> str:
-    """Write Table 2 of the columns of one origin, with its bounds: the verifier on true depth and on the mean map."""
-    original, mean_map = judge["test"], judge["baseline_mean_map"]
-    auc = "" if original["auc"] is None else f" (area under the ROC curve {original['auc']:.4f})"
+def face_verification(columns: dict[str, list[Run]], bounds: dict, origin: str) -> str:
+    """Write the verification of the columns of one origin: beside its bounds, and as Table 2."""
     parts = [
+        f"### {_given('Face verification', origin)}\n",
+        "± is the standard error over people (bootstrap) of the mean over seeds; in brackets the difference to the "
+        "first row, ± its standard error, as the same people are drawn for both. Choose by the validation pairs. With "
+        "the true holes: the pixels that the sensor did not see are put into every map. Bounds are true depth; its "
+        "silhouette, the foreground at one depth; its holes in a flat plate; and the mean training map, where all look "
+        "alike.\n",
+        tables.lists_tables(
+            {title: [run.verification for run in runs] for title, runs in columns.items()}
+            | {title: [bounds[title]] for title in verification.BOUNDS}
+        ),
         f"### {_given('Table 2, face verification', origin)}\n",
-        "Original / generated depth (pairs); a pair is in a cell when both of its frames are. On true depth the "
-        f"verifier is right in {original['accuracy']:.4f} of {original['n']} pairs{auc}, on the mean training map, "
-        f"where all look alike, in {mean_map['accuracy']:.4f}.\n",
+        "Original / generated depth (test pairs); a pair is in a cell when both of its frames are.\n",
     ]
+    original = bounds[verification.TRUE_DEPTH]["test"]["cells"]
     for title, runs in columns.items():
-        parts.append(tables.verification_table(original["cells"], [run.verification["cells"] for run in runs], title))
+        parts.append(tables.verification_table(original, [run.verification["test"]["cells"] for run in runs], title))
     return "\n".join(parts)
 
 
-def make_section(runs: Sequence[Run], judges: dict[str, dict], errors: bool) -> tuple[str, dict, dict[str, bytes]]:
+def make_section(runs: Sequence[Run], bounds: dict[str, dict], errors: bool) -> tuple[str, dict, dict[str, bytes]]:
     """Make the tables and pictures of the runs on one data set: markdown, JSON values, {file name: PNG}.
 
     Args:
-      runs: with their verification if there are judges.
-      judges: origin of depth -> results.json of its verifier; none, or one for each origin of the runs.
+      runs: with their verification if there are bounds.
+      bounds: origin of depth -> "bounds" of its verifier's results.json; none, or one for each origin of the runs.
       errors: whether the grid of faces has maps of the error.
     """
     columns = group_columns(runs)
@@ -106,7 +114,7 @@ def make_section(runs: Sequence[Run], judges: dict[str, dict], errors: bool) -> 
         f"## {dataset}\n",
         f"{test['n_frames']} test frames{pooled}; data `{fingerprint[:16]}`. Metrics in levels of depth, "
         f"{_plus_minus(columns)}per cent are relative to the training set's mean depth map.\n",
-        *[GIVEN_D + ", and they are judged by a verifier of their own" * bool(judges) + ".\n"] * ("head" in by_origin),
+        *[GIVEN_D + ", and they are judged by a verifier of their own" * bool(bounds) + ".\n"] * ("head" in by_origin),
         "| | seeds | steps | runs |\n|---|---|---|---|",
     ]
     values = {"dataset": dataset, "fingerprint": fingerprint, "n_frames": test["n_frames"], "columns": {}}
@@ -128,7 +136,7 @@ def make_section(runs: Sequence[Run], judges: dict[str, dict], errors: bool) -> 
         mean_map = dataclasses.replace(
             runs[0],
             results={"test": max(found, key=lambda figures: "relief" in figures)},  # older results have none
-            verification=judges and judges[origin]["baseline_mean_map"],
+            verification=bounds and bounds[origin][MEAN_MAP],
         )
         mean_maps[title], values["columns"][title] = [mean_map], {}
         baselines |= dict.fromkeys(members, title)
@@ -148,11 +156,10 @@ def make_section(runs: Sequence[Run], judges: dict[str, dict], errors: bool) -> 
         parts.append(f"\n### Table 1 over {words}\n\n{text}")
         for title in found:
             values["columns"][title] |= {pixels: found[title], f"standard_error_{pixels}": spread[title]}
-    for origin, members in by_origin.items() if judges else ():
-        parts.append(table_2(members, judges[origin], origin))
-        values[_given("verification_of_true_depth", origin)] = judges[origin]["test"]
-        values[_given("verification_of_mean_map", origin)] = judges[origin]["baseline_mean_map"]
-    if judges and dataset == "pandora":
+    for origin, members in by_origin.items() if bounds else ():
+        parts.append(face_verification(members, bounds[origin], origin))
+        values[_given("verification_bounds", origin)] = bounds[origin]
+    if bounds and dataset == "pandora":
         parts.append(tables.paper_verification_table())
     images = {}
     for origin, members in by_origin.items():
@@ -161,7 +168,8 @@ def make_section(runs: Sequence[Run], judges: dict[str, dict], errors: bool) -> 
         picture = f"lambda-{name}.png" if origin == "camera" else f"lambda-{name}-{origin}.png"
         images[picture] = curve
         found, spread = table(members, "all", "validation")
-        found = {title: {k: v for k, v in column.items() if k in CURVE_METRICS} for title, column in found.items()}
+        shown = *CURVE_METRICS, tables.FACE_VERIFICATION.key
+        found = {title: {k: v for k, v in column.items() if k in shown} for title, column in found.items()}
         caption = f"validation, all pixels, n = {runs[0].results['validation']['n_frames']}"
         parts += [
             f"### {_given('Weight λ of the reconstruction, on the validation split', origin)}\n",
@@ -201,8 +209,8 @@ def write_report(paths: Sequence[Path], out: Path, verifiers: Sequence[Path] = (
     # Everything is made before anything is written.
     made = []
     for data, group in by_data.items():
-        judges = {origin: found for (of, origin), found in judged.items() if of == data}
-        made.append(make_section(group, judges, errors))
+        bounds = {origin: found for (of, origin), found in judged.items() if of == data}
+        made.append(make_section(group, bounds, errors))
     markdown = "# Report\n\n" + "\n".join(section for section, _, _ in made)
     for _, _, images in made:
         for name, content in images.items():

@@ -21,7 +21,7 @@ def table(columns: dict[str, list[Run]], pixels: str, measured: str = "test") ->
     Args:
       columns: title -> runs that differ in their seed alone.
       pixels: "all", "valid" for those with true depth, with the errors in millimetres, or "relief".
-      measured: "test", with face verification over all pixels, or "validation".
+      measured: "test" or "validation"; with face verification over all pixels.
 
     Returns:
       title -> {metric key: one value a run} of the metrics that all its runs have;
@@ -42,10 +42,10 @@ def _figures(run, pixels, measured):
         return result.get("relief", {}), errors.get("relief", {})
     if pixels == "valid":
         return result["valid"] | result["mm"], errors["valid"] | errors["mm"]
-    if measured == "validation" or not run.verification:
+    if not run.verification:
         return result["all"], errors["all"]
-    key, verified = FACE_VERIFICATION.key, run.verification
-    return result["all"] | {key: verified["accuracy"]}, errors["all"] | {key: verified.get("standard_error")}
+    key, verified = FACE_VERIFICATION.key, run.verification[measured]
+    return result["all"] | {key: verified["accuracy"]}, errors["all"] | {key: verified["standard_error"]["accuracy"]}
 
 
 def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:

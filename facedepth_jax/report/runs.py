@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from facedepth_jax import config, estimator, files, metrics, verification
+from facedepth_jax import config, estimator, files, metrics, tables, verification
 from facedepth_jax.data import arrays
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.methods import METHODS
@@ -23,7 +23,7 @@ class Run:
 
     Attributes:
       path, config, results: its directory, and there config.json (upgraded) and results.json, plain values.
-      verification: the figures of its depth maps, as `verification.verify` gives them.
+      verification: the figures of its depth maps, as `verification.verify_lists` gives them.
       folds: the runs that it was pooled from.
     """
 
@@ -71,7 +71,7 @@ def read(paths: Sequence[Path], verifiers: Sequence[Path] = ()) -> tuple[list[Ru
       verifiers: none, or one for each data set (or fold) and origin of depth of the runs.
 
     Returns:
-      The runs, and {(fingerprint of the data, origin of depth): results.json of its verifier}.
+      The runs, and {(fingerprint of the data, origin of depth): "bounds" of its verifier's results.json}.
 
     Raises:
       FaceDepthError: a run or a verifier cannot be used, or two verifiers are of the same data and origin.
@@ -86,7 +86,7 @@ def read(paths: Sequence[Path], verifiers: Sequence[Path] = ()) -> tuple[list[Ru
             )
     if judges:
         runs = [dataclasses.replace(run, verification=_verify(run, judges)) for run in runs]
-    return _pool_folds(runs, {key: judge.results for key, judge in judges.items()})
+    return _pool_folds(runs, {key: judge.results["bounds"] for key, judge in judges.items()})
 
 
 def _read(path, net):
@@ -100,8 +100,7 @@ def _read(path, net):
         for name in ("seed", "dataset", "fingerprint", "step", "steps"):
             run.results[name]
         if net == "verifier":
-            for name in ("test", "baseline_mean_map"):
-                _pool_verification([run.results[name]])
+            _pool_bounds([run.results["bounds"]])
             return run
         for found in (run.results[name] for name in MEASURED):
             int(found["n_frames"]), int(found["n_frames_without_depth"])
@@ -111,12 +110,15 @@ def _read(path, net):
             for errors in found.get("standard_error", {}).values():
                 [float(value or 0) for value in errors.values()]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise FaceDepthError(f"{path / 'results.json'} is damaged or of another version ({error!r}).") from error
+        raise FaceDepthError(
+            f"{path / 'results.json'} is damaged or of another version ({error!r}): "
+            "the same `main` command again writes it anew."
+        ) from error
     return run
 
 
 def _verify(run, judges):
-    """Take the figures of a run's test pairs from its verification.json or, the first time, from its data."""
+    """Take the figures of a run's pairs from its verification.json or, the first time, from its data."""
     fingerprint = run.results["fingerprint"]
     if not (judge := judges.get((fingerprint, run.origin))):
         for (data, origin), other in judges.items():
@@ -135,8 +137,8 @@ def _verify(run, judges):
             f"{error.filename} does not exist; continue the run with `main`, which writes it at its end."
         ) from None
     known = files.read_json(file) if file.is_file() else None
-    if isinstance(known, dict) and known.get("weights") == weights and "test" in known:
-        return known["test"]
+    if isinstance(known, dict) and known.get("weights") == weights and "lists" in known:
+        return known["lists"]
     if judge.config["depth_code"] != run.config["depth_code"]:
         raise FaceDepthError(f"{run.path} and {judge.path} differ in the meaning of a depth level (config.depth_code).")
     data = arrays.open(run.config["data"]["dir"])
@@ -145,8 +147,8 @@ def _verify(run, judges):
             f"{data.path} is not the data that {run.path} was trained on: prepare it as it was, with the run's config."
         )
     verifier, net = verification.load_verifier(judge.path), estimator.load(run.path)
-    found = verification.verify(verifier, verification.generated_depth(net.batch, data), data, "test")
-    files.write_json(file, {"weights": weights, "test": found})
+    found = verification.verify_lists(verifier, verification.generated_depth(net.batch, data), data)
+    files.write_json(file, {"weights": weights, "lists": found})
     return found
 
 
@@ -169,12 +171,9 @@ def _pool_folds(runs, judged):
         results["fingerprint"] = hashlib.sha256("".join(parts).encode()).hexdigest()
         verified = None
         if judged:
-            verified = _pool_verification([run.verification for run in group])
+            verified = _pool_lists([run.verification for run in group])
             origin = group[0].origin
-            judged[results["fingerprint"], origin] = {
-                name: _pool_verification([judged[part, origin][name] for part in parts])
-                for name in ("test", "baseline_mean_map")
-            }
+            judged[results["fingerprint"], origin] = _pool_bounds([judged[part, origin] for part in parts])
         pooled.append(dataclasses.replace(group[0], results=results, verification=verified, folds=tuple(group)))
     return pooled, judged
 
@@ -189,17 +188,26 @@ def _pool_figures(folds, name):
     return metrics.figures(metrics.join_people([run.results[name]["people"] for run in folds]))
 
 
+def _pool_bounds(folds):
+    return {title: _pool_lists([fold[title] for fold in folds]) for title in verification.BOUNDS}
+
+
+def _pool_lists(folds):
+    return {name: _pool_verification([fold[name] for fold in folds]) for name in tables.LISTS}
+
+
 def _pool_verification(folds):
     """Pool results of `verification.verify`, weighted by pairs; a figure that one fold lacks is None.
 
-    The "auc" is the folds' mean, as scores of different verifiers cannot be ranked together.
+    The "auc" is the folds' mean, as scores of different verifiers cannot be ranked together. The replicates are sums
+    too: each fold's people are drawn by themselves.
     """
-    folds = [{"standard_error": None} | fold for fold in folds]  # results from before have none
     shares = np.array([fold["n"] for fold in folds]) / sum(fold["n"] for fold in folds)
 
-    def pool(name, combine=np.sum):
-        values = [fold[name] for fold in folds]
-        return None if None in values else float(combine(np.multiply(values, shares)))
+    def pool(values):
+        return None if None in values else np.tensordot(shares, values, 1).tolist()
+
+    replicates = {name: pool([fold["replicates"][name] for fold in folds]) for name in ("accuracy", "auc")}
 
     def cell(angles, sequences):
         cells = [fold["cells"][angles][sequences] for fold in folds]
@@ -208,8 +216,9 @@ def _pool_verification(folds):
         return {"accuracy": right / pairs if pairs else None, "n": pairs}
 
     return {
-        **{name: sum(fold[name] for fold in folds) for name in ("n", "n_same", "n_frames")},
-        **{name: pool(name) for name in ("accuracy", "auc", "loss")},
-        "standard_error": pool("standard_error", np.linalg.norm),  # of sums over other people, which are independent
+        **{name: sum(fold[name] for fold in folds) for name in ("n", "n_same", "n_frames", "n_people")},
+        **{name: pool([fold[name] for fold in folds]) for name in ("accuracy", "auc", "loss")},
+        "replicates": replicates,
+        "standard_error": verification.standard_errors(replicates),
         "cells": {a: {s: cell(a, s) for s in row} for a, row in folds[0]["cells"].items()},
     }

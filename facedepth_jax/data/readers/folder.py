@@ -8,7 +8,8 @@ A folder with an `index.csv`, one line a frame:
   depth            file in the folder, PNG, 16 bits, 0 = none, millimetres or `depth_unit_mm`; of the same size and
                    registered to `gray`
   head_x, head_y   head centre in pixels, x to the right, y down
-  and if known: yaw, pitch, roll (degrees), fx, fy (focal length in pixels), split (train, validation, test)
+  and if known: yaw, pitch, roll (degrees), fx, fy (focal length in pixels), split (train, validation, test), kind (any
+  word: verification pairs are drawn within a kind)
 """
 
 import csv
@@ -100,7 +101,8 @@ class FolderSource(Source):
         return len(self._rows)
 
     def _info(self, row: int) -> FrameInfo:
-        return FrameInfo(*(self._rows[row][name] for name in ("frame", "subject", "sequence", "split")))
+        values = self._rows[row]
+        return FrameInfo(*(values[name] for name in ("frame", "subject", "sequence", "split")), values.get("kind", ""))
 
     def _fault(self, row: int) -> Fault | None:
         for kind in ("gray", "depth"):
