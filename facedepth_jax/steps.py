@@ -160,10 +160,10 @@ def discriminative_step(
     generated, pull_back, g_stats = jax.vjp(generate, g.params, has_aux=True)
 
     def identity_loss(image, params):
-        logits, stats = forward_train(nets["identity"], params, i.batch_stats, image)
-        return jnp.mean(losses.identity(logits, batch["subject"])), (stats, logits)
+        scores, stats = forward_train(nets["identity"], params, i.batch_stats, image)
+        return jnp.mean(losses.identity(scores, batch["subject"])), (stats, scores)
 
-    (loss_identity, (i_stats, logits)), (identity_grad, i_grads) = jax.value_and_grad(
+    (loss_identity, (i_stats, scores)), (identity_grad, i_grads) = jax.value_and_grad(
         identity_loss, argnums=(0, 1), has_aux=True
     )(generated, i.params)
     i = apply_gradients(nets["identity"], i, i_grads, i_stats)
@@ -179,7 +179,7 @@ def discriminative_step(
         "loss_g": mse_weight * loss_mse + loss_identity,
         "loss_mse": loss_mse,
         "loss_identity": loss_identity,
-        "identity_accuracy": jnp.mean(jnp.argmax(logits, -1) == batch["subject"]),
+        "identity_accuracy": jnp.mean(jnp.argmax(scores, -1) == batch["subject"]),
         "grad_norm_g": gradient_norm(g_grads),
         "grad_norm_identity": gradient_norm(i_grads),
     }
