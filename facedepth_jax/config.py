@@ -201,6 +201,8 @@ def check(config):
             f"The loss has the values {list(config.loss)}, the method {config.method!r} takes {list(loss)}: "
             f"choose the method by --config=CONFIG:{config.method}."
         )
+    if (pixels := config.loss.get("discriminator_pixels", "all")) not in ("learnt", "all", "valid"):
+        raise FaceDepthError(f"loss.discriminator_pixels is {pixels!r}: take learnt, all or valid.")
     origins = METHODS[config.method].origins
     if config.depth_code.origin not in origins:
         raise FaceDepthError(
@@ -292,5 +294,5 @@ def _upgrade(values: dict) -> dict:
         raise ValueError("code.half_range or net.dropout_at_test is not the default, which is not supported any more")
     values["watchdog_sec"] = every.pop("stuck_sec")
     del every["evaluate"]
-    loss = {name: values["loss"][name] for name in METHODS[values["method"]].loss}
+    loss = {name: values["loss"][name] for name in METHODS[values["method"]].loss if name in values["loss"]}
     return values | {"depth_code": code, "every": every, "loss": loss}

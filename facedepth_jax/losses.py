@@ -51,9 +51,9 @@ def conditional_generator(image, target, logits, l1_weight):
     return l1_weight * l1(image, target) + adversarial(logits, 1.0)
 
 
-def identity(logits, subject):
-    """Compute the cross entropy of the person: logits (B, subjects), int (B,) -> (B,)."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, subject)
+def identity(scores, subject):
+    """Compute the cross entropy of the person, of the scores' softmax: (B, subjects), int (B,) -> (B,)."""
+    return optax.softmax_cross_entropy_with_integer_labels(scores, subject)
 
 
 def shift_aware_l1(image, target, counted):

@@ -5,7 +5,7 @@ float32 (B,), D of Eq. 6, subject int32 (B,), the person's place among the train
 Randomness comes from `fold_in(key(seed), state.step)`. methods.py says which step belongs to which method.
 
 Where there is nothing to learn (`DepthCode.learnt`) the generated map shows the true one: no loss and no net that looks
-at it can tell the two apart there, and no gradient comes back.
+at it can tell the two apart there, and no gradient comes back. What the cGAN's discriminator sees can be chosen.
 """
 
 import jax
@@ -21,11 +21,17 @@ EDGE_MM = 30.0  # errors of a difference count up to this
 
 
 def encode(batch, code: DepthCode):
-    """Turn stored arrays into what the nets see: gray and depth, float32 (B, S, S, 1) in [-1, 1]; "learnt", bool."""
+    """Turn stored arrays into what the nets see: gray and depth, float32 (B, S, S, 1) in [-1, 1].
+
+    And masks of pixels, bool (B, S, S, 1): "learnt", "all", and "valid", those with true depth.
+    """
+    valid = (batch["depth_mm"] > 0)[..., None]
     return {
         "gray": encode_gray(batch["gray"]),
         "depth": code.encode(batch["depth_mm"], batch["distance_mm"]),
         "learnt": code.learnt(batch["depth_mm"]),
+        "all": jnp.ones_like(valid),
+        "valid": valid,
     }
 
 
@@ -39,16 +45,33 @@ def _generator(net: Net, net_state: NetState, batch, key=None):
     return generate
 
 
-def adversarial_step(state: TrainState, batch, *, nets: dict[str, Net], code: DepthCode, seed: int, lam: float):
+def adversarial_step(
+    state: TrainState,
+    batch,
+    *,
+    nets: dict[str, Net],
+    code: DepthCode,
+    seed: int,
+    lam: float,
+    discriminator_pixels: str,
+):
     """Apply the paper's step (section 3.1.2): D on real and generated maps, then G by Eq. 5 through the D just updated.
 
     The generator runs forward once: its vjp waits while D learns on its maps, then takes the gradient of Eq. 5 by the
-    generated image back to the weights. D normalises real and generated maps as two batches.
+    generated image back to the weights. D normalises real and generated maps as two batches. It sees the generated map
+    in `discriminator_pixels` ("learnt", "all" or "valid", see `encode`) and the true one elsewhere.
     """
     batch = encode(batch, code)
     g, d = state.nets["generator"], state.nets["discriminator"]
-    generate = _generator(nets["generator"], g, batch)
-    generated, pull_back, g_stats = jax.vjp(generate, g.params, has_aux=True)
+
+    def generate(params):
+        return forward_train(nets["generator"], params, g.batch_stats, batch["gray"])
+
+    def shown(image, pixels):
+        return jnp.where(batch[pixels], image, batch["depth"])
+
+    image, pull_back, g_stats = jax.vjp(generate, g.params, has_aux=True)
+    generated = shown(image, discriminator_pixels)
 
     def d_loss(params):
         real_logits, stats = forward_train(nets["discriminator"], params, d.batch_stats, batch["depth"])
@@ -60,17 +83,17 @@ def adversarial_step(state: TrainState, batch, *, nets: dict[str, Net], code: De
     d = apply_gradients(nets["discriminator"], d, d_grads, d_stats)
 
     def g_loss(image):
-        logits, _ = forward_train(nets["discriminator"], d.params, d.batch_stats, image)
-        loss = jnp.mean(losses.generator(image, batch["depth"], logits, lam))
+        logits, _ = forward_train(nets["discriminator"], d.params, d.batch_stats, shown(image, discriminator_pixels))
+        loss = jnp.mean(losses.generator(shown(image, "learnt"), batch["depth"], logits, lam))
         return loss, jnp.mean(losses.adversarial(logits, 1.0))
 
-    (loss_g, loss_adv), image_grad = jax.value_and_grad(g_loss, has_aux=True)(generated)
+    (loss_g, loss_adv), image_grad = jax.value_and_grad(g_loss, has_aux=True)(image)
     (g_grads,) = pull_back(image_grad)
     g = apply_gradients(nets["generator"], g, g_grads, g_stats)
 
     metrics = {
         "loss_g": loss_g,
-        "loss_mse": jnp.mean(losses.mse(generated, batch["depth"])),
+        "loss_mse": jnp.mean(losses.mse(shown(image, "learnt"), batch["depth"])),
         "loss_adv": loss_adv,
         "loss_d": loss_d,
         "d_accuracy_real": jnp.mean(real_logits > 0),
@@ -160,10 +183,10 @@ def discriminative_step(
     generated, pull_back, g_stats = jax.vjp(generate, g.params, has_aux=True)
 
     def identity_loss(image, params):
-        logits, stats = forward_train(nets["identity"], params, i.batch_stats, image)
-        return jnp.mean(losses.identity(logits, batch["subject"])), (stats, logits)
+        scores, stats = forward_train(nets["identity"], params, i.batch_stats, image)
+        return jnp.mean(losses.identity(scores, batch["subject"])), (stats, scores)
 
-    (loss_identity, (i_stats, logits)), (identity_grad, i_grads) = jax.value_and_grad(
+    (loss_identity, (i_stats, scores)), (identity_grad, i_grads) = jax.value_and_grad(
         identity_loss, argnums=(0, 1), has_aux=True
     )(generated, i.params)
     i = apply_gradients(nets["identity"], i, i_grads, i_stats)
@@ -179,7 +202,7 @@ def discriminative_step(
         "loss_g": mse_weight * loss_mse + loss_identity,
         "loss_mse": loss_mse,
         "loss_identity": loss_identity,
-        "identity_accuracy": jnp.mean(jnp.argmax(logits, -1) == batch["subject"]),
+        "identity_accuracy": jnp.mean(jnp.argmax(scores, -1) == batch["subject"]),
         "grad_norm_g": gradient_norm(g_grads),
         "grad_norm_identity": gradient_norm(i_grads),
     }

@@ -4,6 +4,7 @@ import math
 import pickle
 import shutil
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -23,6 +24,8 @@ from writers import (
     write_sequence,
 )
 
+from facedepth_jax import config as configs
+from facedepth_jax.data import crop
 from facedepth_jax.data.frames import Frame, Reject
 from facedepth_jax.data.readers import biwi, biwi_files
 from facedepth_jax.data.readers.biwi import BiwiSource
@@ -180,6 +183,22 @@ def test_pieces_are_as_the_whole_and_a_copy_is_as_the_source(tmp_path):
             np.testing.assert_array_equal(a.gray, b.gray)
             np.testing.assert_array_equal(a.depth_mm, b.depth_mm)
             assert a.info == b.info and a.head_xy == b.head_xy
+
+
+def test_the_groups_crops_by_the_command_in_the_config(tmp_path):
+    """In the depth image, f R / D wide by its camera's own f."""
+    folder = write_sequence(tmp_path / "hpdb" / "03", numbers=[3])
+    path = Path(__file__).parents[1] / "configs/biwi.py"
+    given = [word for word in path.read_text().split() if word.startswith("--config.data.options.")]
+    config = configs.load(str(path), [*given, "data.dir=d"])
+    (frame,) = load(tmp_path, **config.data.options.to_dict())
+    stored = decode_depth((folder / "frame_00003_depth.bin").read_bytes(), (WIDTH, HEIGHT))
+    kept = frame.depth_mm > 0  # but for what the colour camera cannot see
+    np.testing.assert_array_equal(frame.depth_mm[kept], stored[kept])
+    assert 0.8 < kept.sum() / (stored > 0).sum() < 1
+    own = float((folder / "depth.cal").read_text().split()[0])
+    assert frame.focal_px == (own, own) != (config.data.options.focal,) * 2
+    assert crop.crop_box(frame.head_xy, 1000.0, frame.focal_px, config.data.face_mm).w == round(own * 320 / 1000)
 
 
 def test_settings_tell_annotations_apart(tmp_path):

@@ -160,7 +160,7 @@ def test_the_config_of_a_run_from_before_the_present_keys():
     values = configs.read_run(OLD_RUN)
     code = configs.depth_code(values)
     assert [code.offset_mm, code.step_mm, code.none_level] == [500.0, 8.0, 194] and old["code"]["step_mm"] == 8.0
-    assert values.loss.to_dict() == {"lam": old["loss"]["lam"]}
+    assert values.loss.to_dict() == {"lam": old["loss"]["lam"], "discriminator_pixels": "learnt"}
     assert values.every.to_dict() == {"log": old["every"]["log"], "save": old["every"]["save"]}
     assert values.watchdog_sec == old["every"]["stuck_sec"] and values.data.to_dict() == old["data"]
     assert (values.width, values.seed, values.method) == (old["width"], old["seed"], old["method"])

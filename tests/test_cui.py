@@ -26,11 +26,11 @@ def count(module):
 
 
 def test_number_of_parameters():
-    """Kernels k x k x in x out; batch norm 2 a feature map, PReLU 1; dense layers with bias."""
+    """Kernels k x k x in x out; batch norm 2 a feature map, PReLU 1 a layer; dense layers with bias."""
     features = [f for f, _ in GENERATOR]
-    encoder = sum(9 * i * o + 3 * o for i, o in zip([1, *features], features, strict=False))
-    decoder = sum(36 * i * o + 3 * o for i, o in ((256, 128), (128, 64))) + 36 * 64 + 2
-    assert count(cui.Generator()) == encoder + decoder == 3_343_106
+    encoder = sum(9 * i * o + 2 * o + 1 for i, o in zip([1, *features], features, strict=False))
+    decoder = sum(36 * i * o + 2 * o + 1 for i, o in ((256, 128), (128, 64))) + 36 * 64 + 2
+    assert count(cui.Generator()) == encoder + decoder == 3_341_676
     features = [f for f, _ in IDENTITY]
     convolutions = sum(9 * i * o + 2 * o for i, o in zip([1, *features], features, strict=False))
     dense = sum(i * o + o for i, o in ((3 * 3 * 512, 2048), (2048, 2048), (2048, SUBJECTS)))
@@ -49,6 +49,7 @@ def test_shapes_of_the_layers(kind):
     for i, (features, pool) in enumerate(table, 1):
         assert layers[f"conv{i}"]["__call__"][0].shape == (2, size, size, features)
         size //= 1 + pool
+        assert layers[f"norm{i}"]["__call__"][0].shape == (2, size, size, features)
     if kind == "generator":
         assert size == 12
         for i, shape in enumerate([(24, 24, 128), (48, 48, 64), (96, 96, 1)], 1):
@@ -57,6 +58,24 @@ def test_shapes_of_the_layers(kind):
     else:
         assert [layers[name]["__call__"][0].shape for name in ("dense1", "dense2")] == [(2, 2048)] * 2
         assert layers["__call__"][0].shape == (2, SUBJECTS)
+
+
+@pytest.mark.parametrize("module", [cui.Generator(8), cui.Identity(64, 8)])
+def test_the_start_is_pytorchs(module):
+    """Uniform within 1 / sqrt(fan_in), whose second axis PyTorch takes for the inputs, in transposed layers too."""
+    params = init_net(Net(module, adam(2e-4, 0.5, 0.999)), jax.random.key(0), 64).params
+    for name, layer in params.items():
+        if not {"kernel", "slope"} & layer.keys():
+            continue
+        if "slope" in layer:
+            assert layer["slope"] == 0.25 and layer["slope"].shape == ()
+            continue
+        axes = {"conv": (3, 2, 0, 1), "up": (2, 3, 0, 1)}.get(name.rstrip("12345678"), (1, 0))  # to PyTorch's weights
+        weight = layer["kernel"].transpose(axes)
+        bound = 1 / np.sqrt(np.prod(weight.shape[1:]))
+        for leaf in (weight, layer.get("bias", weight)):
+            assert 0.9 * bound < np.abs(leaf).max() <= bound, name
+            assert np.std(leaf) == pytest.approx(bound / np.sqrt(3), rel=0.2), name
 
 
 # ---- the same nets, plainly ----
@@ -77,10 +96,10 @@ def encode(x, variables, train, table, activation):
         x = lax.conv_general_dilated(
             x, variables["params"][f"conv{i}"]["kernel"], (1, 1), "VALID", dimension_numbers=DIMENSIONS
         )
-        x = activation(norm(x, variables, f"norm{i}", train), f"prelu{i}")
         if pool:
             corners = [x[:, r : x.shape[1] - 1 + r : 2, s : x.shape[2] - 1 + s : 2] for r in (0, 1) for s in (0, 1)]
             x = jnp.stack(corners).max(0)
+        x = activation(norm(x, variables, f"norm{i}", train), f"prelu{i}")
     return x
 
 
@@ -88,7 +107,7 @@ def generator(x, variables, train):
     params = variables["params"]
 
     def prelu(x, name):
-        return jnp.maximum(x, 0) + params[name]["slope"].reshape(1, 1, 1, -1) * jnp.minimum(x, 0)
+        return jnp.maximum(x, 0) + params[name]["slope"] * jnp.minimum(x, 0)
 
     x = encode(x, variables, train, GENERATOR, prelu)
     for i in (1, 2, 3):
@@ -102,9 +121,9 @@ def identity(x, variables, train):
     params = variables["params"]
     x = encode(x, variables, train, IDENTITY, lambda x, _: jnp.maximum(x, 0))
     x = x.reshape(len(x), -1)
-    for name in ("dense1", "dense2"):
+    for name in ("dense1", "dense2", "out"):
         x = 1 / (1 + jnp.exp(-(x @ params[name]["kernel"] + params[name]["bias"][None])))
-    return x @ params["out"]["kernel"] + params["out"]["bias"][None]
+    return x
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

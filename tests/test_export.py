@@ -53,7 +53,7 @@ def check_maps(net, found, gray):
         assert foreground.dtype == bool and foreground.any()
         found = [np.where(foreground, relief_mm, np.nan)]
     assert found[0].dtype == np.float32
-    np.testing.assert_allclose(found[0], expected, atol=2e-3)
+    np.testing.assert_allclose(found[0], expected, rtol=3e-6, atol=2e-3)
 
 
 def write(tmp_path, kind):

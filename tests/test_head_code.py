@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import re
+import runpy
 
 import cv2
 import flax.linen as nn
@@ -266,6 +267,67 @@ def test_nothing_is_learnt_where_there_is_no_depth(method):
     assert head(5.0 * ~none)[1]["loss_g"] != metrics["loss_g"]
     if method != "relief":  # the paper's code teaches the level of "no depth" there
         assert (take_step(DepthCode())(np.zeros(STORED))[0][none] != 0).mean() > 0.95
+
+
+@pytest.mark.parametrize("pixels", ["all", "valid"])
+@pytest.mark.parametrize("origin", ["camera", "head"])
+def test_what_the_discriminator_sees(origin, pixels):
+    """By hand: its maps, and the two parts of the gradient that reaches the generator's."""
+    seen = []
+
+    class Seeing(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            if not isinstance(x, jax.core.Tracer) and len(x) > 1:  # initialised with one
+                seen.append(np.asarray(x)[..., 0])
+            return _Judge(1, ())(x, train)
+
+    nets = {name: Net(net, optax.sgd(1.0)) for name, net in (("generator", _Canvas(1)), ("discriminator", Seeing()))}
+    batch, moved, code = stored(), [], DepthCode(origin=origin)
+    for lam in (0.0, 1000.0):
+        config = people_config("cgan", "", **{"loss.lam": lam, "loss.discriminator_pixels": pixels})
+        state = init_state(nets, 0, STORED[1])
+        start = np.asarray(state.nets["generator"].params["map"][..., 0])
+        state, _ = methods.make_step(config, nets, code)(state, batch)
+        moved.append(start - np.asarray(state.nets["generator"].params["map"][..., 0]))
+    real, generated, *_ = seen
+    valid = batch["depth_mm"] > 0
+    none = {"camera": 194 / 127.5 - 1, "head": 1.0}[origin]
+    np.testing.assert_allclose(real[~valid], none, atol=1e-6)
+    np.testing.assert_allclose(generated, np.where(valid | (pixels == "all"), start, none), atol=1e-6)
+    reached = moved[0] != 0
+    assert reached[valid].mean() > 0.95
+    assert reached[~valid].mean() > 0.95 if pixels == "all" else not reached[~valid].any()
+    # Eq. 3 counts where it did.
+    mse = np.where(valid | (origin == "camera"), 2000 * (start - real) / start.size, 0)
+    np.testing.assert_allclose(moved[1] - moved[0], mse, atol=1e-5)
+
+
+def test_faces_and_holes_are_swapped(runs, heads_dir, capsys):
+    """tools/discriminator.py: its maps by hand in both codes, and its table."""
+    tool = runpy.run_path(str(pathlib.Path(__file__).parents[1] / "tools/discriminator.py"))
+    depth_mm, distance_mm = np.float32([[[0, 900], [1200, 2000]]]), np.float32([1000])
+    generated = np.full((1, 2, 2, 1), 0.5, np.float32)
+    levels = {"camera": [194, 50, 62.5, 87.5, 187.5], "head": [1.0, -1 / 3, 0, 2 / 3, 1.0]}  # of none, 900 mm, 1000, ..
+    for origin, (none, at_900, at_1000, at_1200, at_2000) in levels.items():
+        if origin == "camera":
+            none, at_900, at_1000, at_1200, at_2000 = np.round((none, at_900, at_1000, at_1200, at_2000)) / 127.5 - 1
+        expected = {
+            "true": [none, at_900, at_1200, at_2000],
+            "generated": [0.5, 0.5, 0.5, 0.5],
+            "generated face, true holes": [none, 0.5, 0.5, 0.5],
+            "true face, generated holes": [0.5, at_900, at_1200, at_2000],
+            "flat face, true holes": [none, at_1000, at_1000, at_2000],
+        }
+        found = tool["swaps"](generated, depth_mm, distance_mm, DepthCode(origin=origin))
+        for name, maps in zip(tool["KINDS"], found, strict=True):
+            np.testing.assert_allclose(maps.ravel(), expected[name], atol=1e-6, err_msg=name)
+    command = [f"--run={runs('cgan')}", f"--data={heads_dir}"]
+    assert tool["main"]([*command, "--split=all"]) == 0
+    out = capsys.readouterr().out
+    assert "| all, n = 16 | called real |" in out and len(re.findall(r"\| [01]\.\d{3} \|", out)) == 5
+    assert tool["main"](command) == 1 and "test has 4 frames, train.batch_size is 8" in capsys.readouterr().err
+    assert tool["main"]([f"--run={runs('ae')}", command[1]]) == 1 and "give one of the cGAN" in capsys.readouterr().err
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

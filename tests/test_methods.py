@@ -139,4 +139,6 @@ def test_the_step_gets_the_configs_values(monkeypatch):
     values = values_of("cgan", **{"loss.lam": 7.0, "seed": 11})
     nets = methods.build(values, 1)
     methods.make_step(values, nets, DepthCode(step_mm=4.0))("state", "batch")
-    assert seen == [{"nets": nets, "code": DepthCode(step_mm=4.0), "seed": 11, "lam": 7.0}]
+    assert seen == [
+        {"nets": nets, "code": DepthCode(step_mm=4.0), "seed": 11, "lam": 7.0, "discriminator_pixels": "learnt"}
+    ]

@@ -205,6 +205,23 @@ def test_the_curve_over_lambda(tmp_path, drawn):
     assert title == ["cgan λ=1", "cgan λ=10", "cgan λ=100", "ae", "mean training map"]
 
 
+def test_runs_with_two_discriminators_have_columns_and_curves_of_their_own(tmp_path, drawn):
+    """In the paper's depth code "learnt" is "all"."""
+    for lam, quality in ((1.0, 0.5), (10.0, 0.6)):
+        for pixels, more in (("learnt", 0.0), ("valid", 0.2)):
+            loss = {"lam": lam, "discriminator_pixels": pixels}
+            make_run(tmp_path / f"runs/{pixels}-{lam}", quality=quality + more, loss=loss, samples=())
+    loss = {"lam": 1.0, "discriminator_pixels": "all"}
+    make_run(tmp_path / "runs/all", seed=1, quality=0.6, loss=loss, samples=())
+    assert run(tmp_path / "out", *(tmp_path / "runs").iterdir()) == 0
+    rows = table((tmp_path / "out/report.md").read_text(), "all pixels")
+    titles = [f"cgan λ={lam} D on {pixels}" for pixels in ("all", "valid") for lam in (1, 10)]
+    assert rows["all pixels, n = 1234"] == [*titles, "mean training map"]
+    assert [cell.split()[0].strip("*") for cell in rows["L1 norm ↓"][:4]] == ["4.500", "4.000", "3.000", "2.000"]
+    np.testing.assert_allclose(drawn[0]["L1 norm"]["cGAN, D on all"], [(1, 4.5), (10, 4)])
+    np.testing.assert_allclose(drawn[0]["L1 norm"]["cGAN, D on valid"], [(1, 3), (10, 2)])
+
+
 def test_a_sweep_that_begins_at_zero(tmp_path):
     runs = [make_run(tmp_path / f"{lam}", lam=lam, samples=()) for lam in (0.0, 1.0, 10.0)]
     assert run(tmp_path / "out", *runs) == 0

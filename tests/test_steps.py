@@ -140,7 +140,8 @@ def close(got, expected, what, tolerance=1e-10):
 
 def test_adversarial_step_is_the_plain_one_with_two_passes():
     with jax.enable_x64(True):
-        step = jax.jit(functools.partial(steps.adversarial_step, nets=NETS, code=CODE, seed=SEED, lam=LAM))
+        numbers = {"seed": SEED, "lam": LAM, "discriminator_pixels": "all"}
+        step = jax.jit(functools.partial(steps.adversarial_step, nets=NETS, code=CODE, **numbers))
         state = fresh_state()
         g, d = ((net.params, net.batch_stats) for net in (state.nets["generator"], state.nets["discriminator"]))
         zeros = [jax.tree.map(jnp.zeros_like, params) for params, _ in (g, d)]

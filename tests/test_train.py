@@ -77,11 +77,12 @@ def save(config, workdir, step, identity=None):
         ({"dtype": "float16"}, "dtype is 'float16'"),
         (
             {"method": "ae"},
-            r"\['lam'\], the method 'ae' takes \[\]: choose .* --config=CONFIG:ae",
+            r"'lam'\], the method 'ae' takes \[\]: choose .* --config=CONFIG:ae",
         ),
         ({"train.learning_rate": float("nan")}, "train.learning_rate is nan"),
         ({"train.learning_rate": float("inf")}, "train.learning_rate is inf"),
         ({"train.b1": 1.5}, "train.b1 is 1.5: it must be at least 0 and below 1"),
+        ({"loss.discriminator_pixels": "some"}, "discriminator_pixels is 'some': take learnt, all or valid"),
         ({"loss.lam": float("nan")}, "loss.lam is nan: it must be finite"),
         ({"loss.lam": -5.0}, "loss.lam is -5.0: it must be at least 0"),
         ({"train.learning_rate": -0.001}, "train.learning_rate is -0.001"),

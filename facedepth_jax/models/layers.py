@@ -46,12 +46,13 @@ class Conv(nn.Module):
     strides: int = 1
     padding: str | tuple[int, int] = "SAME"
     use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = KERNEL_INIT
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         k, s = self.kernel_size, self.strides
-        w = self.param("kernel", KERNEL_INIT, (k, k, x.shape[-1], self.features)).astype(self.dtype)
+        w = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features)).astype(self.dtype)
         x = x.astype(self.dtype)
         cpu_same = _on_cpu() and self.padding == "SAME"
         if cpu_same and s == 2 and k > 1 and x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0:
@@ -70,12 +71,13 @@ class ConvTranspose(nn.Module):
     features: int
     kernel_size: int = 5
     use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = KERNEL_INIT
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         k = self.kernel_size
-        w = self.param("kernel", KERNEL_INIT, (k, k, x.shape[-1], self.features)).astype(self.dtype)
+        w = self.param("kernel", self.kernel_init, (k, k, x.shape[-1], self.features)).astype(self.dtype)
         x = x.astype(self.dtype)
         if _on_cpu() and k > 1:
             x = cpu_convolutions.conv_transpose_s2(x, w)

@@ -40,9 +40,9 @@ GIVEN_D = (
 def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Group runs on the same data into columns: title -> runs that differ in their seed alone, by seed.
 
-    The title is the method, with lambda where the method has runs with several, and whether it was given D. Raises
-    FaceDepthError for runs of one method and origin of depth that differ in more than lambda and the seed, or in
-    nothing, and for runs measured in different levels.
+    The title is the method, with lambda and the discriminator's pixels where the method has runs with several, and
+    whether it was given D. Raises FaceDepthError for runs of one method and origin of depth that differ in more than
+    those and the seed, or in nothing, and for runs measured in different levels.
     """
 
     def refuse(one, other, text):
@@ -52,15 +52,21 @@ def group_columns(runs: Sequence[Run]) -> dict[str, list[Run]]:
         return run.config["depth_code"] | {"origin": None}
 
     columns, first, order = {}, {}, list(METHODS)
-    for run in sorted(runs, key=lambda run: (order.index(run.method), run.origin, run.lam or 0.0, run.seed)):
+
+    def place(run):
+        return order.index(run.method), run.origin, run.discriminator_pixels or "", run.lam or 0.0, run.seed
+
+    for run in sorted(runs, key=place):
         if levels(run) != levels(runs[0]):
             refuse(runs[0], run, "differ in the meaning of a depth level (config.depth_code): report them apart")
         kind = run.method, run.origin
         other = first.setdefault(kind, run)
         if keys := differing_keys(other.settings, run.settings):
             refuse(other, run, f"are both '{run.method}' but differ in {', '.join(keys)}: report them apart")
-        several = len({other.lam for other in runs if (other.method, other.origin) == kind}) > 1
-        title = f"{run.method} λ={run.lam:g}" if several else run.method
+        same = [other for other in runs if (other.method, other.origin) == kind]
+        title = f"{run.method} λ={run.lam:g}" if len({other.lam for other in same}) > 1 else run.method
+        if len({other.discriminator_pixels for other in same}) > 1:
+            title += f" D on {run.discriminator_pixels}"
         column = columns.setdefault(_given(title, run.origin), [])
         if column and column[-1].seed == run.seed:
             refuse(column[-1], run, "have the same method, settings and seed: give one of them")

@@ -56,17 +56,22 @@ def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
     Returns:
       PNG, None where the runs of the cGAN, all of one origin of depth, have fewer than two lambdas.
     """
-    sweep = dict(sorted((runs[0].lam, title) for title, runs in columns.items() if runs[0].method == "cgan"))
-    if len(sweep) < 2:
+    sweeps = {}  # by discriminator
+    for title, runs in columns.items():
+        if runs[0].method == "cgan":
+            sweeps.setdefault(runs[0].discriminator_pixels, {})[runs[0].lam] = title
+    lams, (values, _) = sorted({lam for sweep in sweeps.values() for lam in sweep}), table(columns, "all", "validation")
+    if len(lams) < 2:
         return None
-    lams, (values, _) = list(sweep), table(columns, "all", "validation")
     ae = next((title for title, runs in columns.items() if runs[0].method == "ae"), None)
     figure = Figure(figsize=(4 * len(CURVE_METRICS), 3.4), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(CURVE_METRICS)), CURVE_METRICS.values(), strict=True):
-        seeds = [values[title].get(metric.key, [np.nan]) for title in sweep.values()]
-        axes.plot(lams, [np.mean(found) for found in seeds], "-", color="tab:blue", label="cGAN")
-        dots = [(lam, value) for lam, found in zip(lams, seeds, strict=True) for value in found]
-        axes.plot(*zip(*dots, strict=True), ".", color="tab:blue")
+        for (pixels, sweep), color in zip(sweeps.items(), ("tab:blue", "tab:green"), strict=False):
+            seeds = {lam: values[title].get(metric.key, [np.nan]) for lam, title in sweep.items()}
+            label = "cGAN" if len(sweeps) == 1 else f"cGAN, D on {pixels}"
+            axes.plot(list(seeds), [np.mean(found) for found in seeds.values()], "-", color=color, label=label)
+            dots = [(lam, value) for lam, found in seeds.items() for value in found]
+            axes.plot(*zip(*dots, strict=True), ".", color=color)
         if level := values.get(ae, {}).get(metric.key):
             axes.axhline(np.mean(level), color="tab:orange", label="AE")
             axes.axhspan(min(level), max(level), color="tab:orange", alpha=0.2)

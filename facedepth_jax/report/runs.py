@@ -47,14 +47,20 @@ class Run:
         return self.config["loss"].get("lam")
 
     @property
+    def discriminator_pixels(self) -> str | None:
+        """Where the cGAN's discriminator saw the generated map, "all" or "valid"; the other methods have none."""
+        pixels = self.config["loss"].get("discriminator_pixels")
+        return {"camera": "all", "head": "valid"}[self.origin] if pixels == "learnt" else pixels
+
+    @property
     def origin(self) -> str:
         """Where its depth is counted from, see `depth_code.DepthCode`."""
         return self.config["depth_code"]["origin"]
 
     @property
     def settings(self) -> dict:
-        """Values that decide the figures besides lambda and the seed; the data has a fingerprint of its own."""
-        loss = {key: value for key, value in self.config["loss"].items() if key != "lam"}
+        """Values that decide the figures besides those above and the seed; the data has a fingerprint of its own."""
+        loss = {key: value for key, value in self.config["loss"].items() if key not in ("lam", "discriminator_pixels")}
         others = ("seed", "data", "every", "watchdog_sec")
         return {key: value for key, value in self.config.items() if key not in others} | {"loss": loss}
 
@@ -158,7 +164,7 @@ def _pool_folds(runs, judged):
     for run in runs:
         data = {key: value for key, value in run.config["data"].items() if key not in ("dir", "workers", "options")}
         options = {key: value for key, value in run.config["data"]["options"].items() if key != "fold"}
-        same = [run.results["dataset"], data, options, run.lam, run.seed, run.settings]
+        same = [run.results["dataset"], data, options, run.lam, run.discriminator_pixels, run.seed, run.settings]
         groups.setdefault(json.dumps(same, sort_keys=True), []).append(run)
     pooled = []
     for group in groups.values():
