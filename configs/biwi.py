@@ -2,7 +2,7 @@
 
 python -m facedepth_jax.main --config=configs/biwi.py[:ae|:pix2pix|:cui] --config.data.raw_dir=BIWI
 
-Crops as the authors' group has published them, from the depth camera at its calibrated focal length (docs/biwi.md):
+Crops from the depth camera at its calibrated focal length, as the authors' group has published them (docs/biwi.md):
 add --config.data.options.register=gray_to_depth --config.data.options.focal=0.0 --config.data.dir=data/biwi_depth
 
 Hardware: a GPU; prepares on first use (docs/preparing.md). Time and figures: not run yet, as the data cannot

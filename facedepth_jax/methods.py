@@ -50,6 +50,7 @@ METHODS = {
         steps.adversarial_step,
         # Lambda of Eq. 5, not in the paper: RESULTS.md has the sweep. With Eq. 3 as a mean over 96 x 96 pixels, 3,000
         # is the same as 0.33 with Eq. 3 as a sum.
+        #
         # D sees the generated map in these pixels, elsewhere the true one: "all", the paper's; "valid", those with true
         # depth, so that it cannot judge by where depth is missing; "learnt", all in the paper's depth code, and from
         # the head those with depth.
@@ -72,7 +73,8 @@ METHODS = {
         },
         steps.discriminative_step,
         # Times the mean squared error, as in the group's public code: 9,216 times less than times the sum over 96 x 96
-        # pixels. The identity's cross entropy is flat too: its scores are sigmoids, for 100 people it is 3.6 to 4.6.
+        # pixels. The identity's cross entropy is flat too: its scores are sigmoids, for 100 people it is
+        # 3.6 at best, 4.6 by chance.
         {"mse_weight": 0.001},
     ),
     "relief": Method(

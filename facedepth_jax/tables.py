@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from facedepth_jax.data.arrays import PAIR_SPLITS
 from facedepth_jax.data.pairs import ANGLE_SUBSETS, SEQUENCE_SUBSETS
 from facedepth_jax.metrics import METRICS, MM_METRICS, RELIEF_METRICS, Metric
 
@@ -105,13 +106,16 @@ def lists_tables(rows: Mapping[str, Sequence[Mapping]]) -> str:
     Args:
       rows: title -> one mapping a seed, {key of LISTS: figures of `verification.verify`}, all on the same pairs. A cell
         has the mean over seeds, its standard error over people, and in brackets how far it is from the first row, with
-        the standard error of that; "-" stands where a figure does not exist.
+        the standard error of that; of few people the mean alone; "-" stands where a figure does not exist.
     """
     first = next(iter(rows))
 
     def cell(title, name, figure):
-        if rows[title][0][name][figure] is None:
+        found = rows[title][0][name]
+        if found[figure] is None:
             return "-"
+        if found["replicates"][figure] is None:
+            return f"{np.mean([seed[name][figure] for seed in rows[title]]):.3f}"
         ours, theirs = (  # each with its replicates behind it
             np.mean([[seed[name][figure], *seed[name]["replicates"][figure]] for seed in rows[row]], 0)
             for row in (title, first)
@@ -119,8 +123,9 @@ def lists_tables(rows: Mapping[str, Sequence[Mapping]]) -> str:
         text, less = plus_minus(ours[0], 3, ours[1:].std(ddof=1)), ours - theirs
         return text if title == first else f"{text} ({less[0]:+.3f} ± {less[1:].std(ddof=1):.3f})"
 
-    n = [rows[first][0][name] for name in ("validation", "test")]
-    pairs = "n = " + " and ".join(f"{one['n']} pairs of {one['n_people']} people" for one in n)
+    n = [rows[first][0][name] for name in PAIR_SPLITS]
+    of = [f"{one['n']} {name} pairs of {one['n_people']} people" for one, name in zip(n, PAIR_SPLITS, strict=True)]
+    pairs = f"n = {' and '.join(of)}"
     captions = {"accuracy": f"accuracy, {pairs}", "auc": f"area under the ROC curve, {pairs}"}
     made = {figure: [[title, *(cell(title, name, figure) for name in LISTS)] for title in rows] for figure in captions}
     return "\n".join(_markdown([captions[figure], *LISTS.values()], cells) for figure, cells in made.items())

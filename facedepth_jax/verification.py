@@ -31,6 +31,7 @@ TRUE_DEPTH = "true depth"
 BOUNDS = (TRUE_DEPTH, "silhouette", "holes alone", evaluation.MEAN_MAP)  # titles of `bounds` in tables
 BATCH = 64  # frames or pairs a call; the last one is padded, so that no figure depends on how many there are
 THRESHOLD = 0.5
+FEWEST_PEOPLE = 4  # of fewer there are too few different draws
 REPLICATES = 200  # enough for a standard error (Efron and Tibshirani 1993, section 6.4)
 
 # int64 rows (n,) -> depth (n, S, S), millimetres, 0 = none: the depth maps that are verified.
@@ -146,7 +147,7 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
       Plain JSON values:
         "accuracy": share of the pairs that are judged rightly;
         "auc": area under the ROC curve, which needs no threshold; None where all pairs show one person, or none does;
-        "replicates": {"accuracy", "auc": both in each draw of people, see `_resample`};
+        "replicates": {"accuracy", "auc": both in each draw of people, see `_resample`}, None of under FEWEST_PEOPLE;
         "standard_error": {"accuracy", "auc": deviation of the replicates};
         "n": pairs, "n_same": of one person, "n_frames": frames, "n_people": people;
         "loss": mean binary cross entropy, over the orders too;
@@ -174,10 +175,13 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
         return {"accuracy": float(chosen.mean()) if chosen.size else None, "n": chosen.size}
 
     people_a, people_b = (data.frames["subject"][rows] for rows in (rows_a, rows_b))
-    weights = _resample(people_a, people_b, same)
+    n_people = np.union1d(people_a, people_b).size
     both = same.any() and not same.all()
-    replicates = {"accuracy": weights @ right, "auc": _auc(probability, same, weights) if both else None}
-    replicates = {name: None if values is None else values.round(5).tolist() for name, values in replicates.items()}
+    replicates = dict.fromkeys(("accuracy", "auc"))
+    if n_people >= FEWEST_PEOPLE:
+        weights = _resample(people_a, people_b, same)
+        replicates["accuracy"] = (weights @ right).round(5).tolist()
+        replicates["auc"] = _auc(probability, same, weights).round(5).tolist() if both else None
     return {
         "accuracy": float(right.mean()),
         "auc": float(_auc(probability, same, np.ones((1, same.size)))[0]) if both else None,
@@ -186,7 +190,7 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
         "n": right.size,
         "n_same": int(same.sum()),
         "n_frames": np.union1d(rows_a, rows_b).size,
-        "n_people": np.union1d(people_a, people_b).size,
+        "n_people": n_people,
         "loss": float(np.logaddexp(0, np.where(same, -logits, logits)).mean()),
         "cells": {
             angles: {sequences: cell(angles, sequences) for sequences in SEQUENCE_SUBSETS} for angles in ANGLE_SUBSETS

@@ -45,7 +45,7 @@ def test_values_are_given_on_the_command_line():
     values = configs.load("synthetic", overrides)
     assert values.train.steps == 7 and values.loss.lam == 10.0
     assert values.data.options.subjects == 5 and values.data.dir == "gs://b/a=b"
-    assert configs.load("synthetic").train.steps == 1000
+    assert configs.load("synthetic").train.steps == 800
     values = configs.load("synthetic", ["train.steps=2.5e3", "loss.lam=1e3", "train.augment=true"])
     assert (values.train.steps, values.loss.lam, values.train.augment) == (2500, 1000.0, True)
     assert type(values.train.steps) is int and not configs.load("relief", ["train.augment=false"]).train.augment

@@ -102,7 +102,7 @@ def test_a_run_leaves_what_the_readme_says(run):
     assert f"{found['test']['mm']['mae_mm']:.2f}" in (workdir / "results.md").read_text()
     assert (workdir / "results.md").read_text() in out
     config = json.loads((workdir / "config.json").read_text())
-    assert config["loss"] == {"lam": found["lam"]} and pathlib.Path(config["data"]["dir"]).is_absolute()
+    assert config["loss"]["lam"] == found["lam"] and pathlib.Path(config["data"]["dir"]).is_absolute()
     assert [line["step"] for line in lines(workdir) if "train/loss_g" in line] == [5, 10, 15, 20]
 
 

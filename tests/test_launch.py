@@ -189,6 +189,7 @@ def test_a_study_that_is_stopped_goes_on_to_both_tables(tmp_path):
         (["--config.loss.nonsense=1.0"], "nonsense"),
         (["--nonsense"], "--nonsense is neither --config.KEY=VALUE nor --verifier.KEY=VALUE"),
         (["--config=configs/nowhere.py"], "There is no config file"),
+        (["--config=" + "x" * 300], "There is no config file"),
     ],
 )
 def test_a_study_that_cannot_be_is_one_sentence(tmp_path, monkeypatch, capsys, flags, sentence):

@@ -97,9 +97,10 @@ def _share(total: int, most: Sequence[int], sizes: Sequence[int]) -> list[int]:
 def too_few(split: str, subjects: Sequence[str]) -> str:
     """Say why the frames of a split, by their subjects (N,), make no pairs."""
     count = f"{counted(len(subjects), 'frame')} of {counted(len(set(subjects)), 'subject')}"
+    kinds = "" if split == "train" else ", and of one kind if there are kinds"
     return (
-        f"{count} in the split '{split}' make no verification pairs: it takes two people, one of them with two frames, "
-        "and of one kind if there are kinds"
+        f"{count} in the split '{split}' make no verification pairs: it takes two people, one of them with two frames"
+        f"{kinds}"
     )
 
 

@@ -80,15 +80,16 @@ def _given(title, origin):
 
 def face_verification(columns: dict[str, list[Run]], bounds: dict, origin: str) -> str:
     """Write the verification of the columns of one origin: beside its bounds, and as Table 2."""
+    autoencoder_first = sorted(columns, key=lambda title: columns[title][0].method != "ae")
     parts = [
         f"### {_given('Face verification', origin)}\n",
         "± is the standard error over people (bootstrap) of the mean over seeds; in brackets the difference to the "
-        "first row, ± its standard error, as the same people are drawn for both. Choose by the validation pairs. With "
-        "the true holes: the pixels that the sensor did not see are put into every map. Bounds are true depth; its "
-        "silhouette, the foreground at one depth; its holes in a flat plate; and the mean training map, where all look "
-        "alike.\n",
+        "first row (the autoencoder if it is there), ± its standard error, as the same people are drawn for both. "
+        "Choose by the validation pairs. With the true holes: the pixels that the sensor did not see are put into "
+        "every map. Bounds are true depth; its silhouette, the foreground at one depth; its holes in a flat plate; and "
+        "the mean training map, which shows nobody.\n",
         tables.lists_tables(
-            {title: [run.verification for run in runs] for title, runs in columns.items()}
+            {title: [run.verification for run in columns[title]] for title in autoencoder_first}
             | {title: [bounds[title]] for title in verification.BOUNDS}
         ),
         f"### {_given('Table 2, face verification', origin)}\n",
