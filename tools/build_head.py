@@ -197,8 +197,7 @@ def spherical_harmonics(d):
 
 
 def visibility(vertices, triangles, directions=400):
-    """(V, 16): which part of the sky each vertex sees past the rest of the mesh, in spherical harmonics, and the same
-    weighted by the cosine as one number a vertex: ambient occlusion."""
+    """(V, 16): which part of the sky each vertex sees past the rest of the mesh, in spherical harmonics."""
     mesh = trimesh.Trimesh(vertices, triangles, process=False)
     normals = np.array(mesh.vertex_normals)
     i = np.arange(directions) + 0.5
@@ -209,15 +208,13 @@ def visibility(vertices, triangles, directions=400):
         above = normals @ d[k] > 0.0
         hit = mesh.ray.intersects_any(vertices[above] + normals[above] * 0.5, np.tile(d[k], (above.sum(), 1)))
         seen[above, k] = ~hit
-    cosine = np.maximum(normals @ d.T, 0)
-    ambient = (seen * cosine).sum(1) / np.maximum(cosine.sum(1), 1e-9)
     # Directions below the vertex's own horizon are free to choose: the mirrored sky, so that horizons do not ring.
     below = normals @ d.T <= 0
     mirrored = d[None] - 2 * (normals @ d.T)[..., None] * normals[:, None]
     nearest = np.argmax(mirrored[below] @ d.T, -1)
     rows = np.nonzero(below)[0]
     seen[below] = seen[rows, nearest]
-    return seen @ spherical_harmonics(d) * (4 * np.pi / directions), ambient
+    return seen @ spherical_harmonics(d) * (4 * np.pi / directions)
 
 
 def main(path):
@@ -283,8 +280,6 @@ def main(path):
     drift = (base + mean)[eyes].mean(0) - base[eyes].mean(0)
     centre = HEAD_CENTRE_DM + drift
     vertices = camera(posed - centre)[used]
-    neck_pivot = camera((base + mean)[members["joint-neck"]].mean(0) - centre)
-    head_pivot = camera((base + mean)[members["joint-head"]].mean(0) - centre)
 
     def rows(table):
         out = []
@@ -309,7 +304,7 @@ def main(path):
         follow += share * w
     follow[np.concatenate([members[p] for p in parts])] = 1.0
 
-    sky, ambient = visibility(vertices, triangles)
+    sky = visibility(vertices, triangles)
     hand, hand_triangles = hands(wheel, base, faces, weights, joints)
     masks = np.stack([wheel.mask(m, texture) * (part == 0) for m in MASKS], 1)[used]
 
@@ -321,16 +316,12 @@ def main(path):
         "mask_names": np.array([m.replace("-", "_") for m in MASKS]),
         "follow": np.round(follow[used] * 255).astype(np.uint8),
         "sky": np.clip(np.round(sky / 4 * 127), -127, 127).astype(np.int8),
-        "ambient": np.round(ambient * 255).astype(np.uint8),
-        "neck_pivot": neck_pivot.astype(np.float32),
-        "head_pivot": head_pivot.astype(np.float32),
         "target_names": np.array(names),
         # Differences from vertex to vertex, for neighbours move alike and zip well.
         "targets": np.diff(deltas, axis=2, prepend=np.int16(0)),
         "step_mm": np.float32(STEP_MM),
         "hand": hand.astype(np.float32),
         "hand_triangles": hand_triangles.astype(np.uint16),
-        "hand_poses": np.array(list(HAND_POSES)),
     }
     temporary = OUT.with_suffix(".tmp.npz")
     np.savez_compressed(temporary, **arrays)
