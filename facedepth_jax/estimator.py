@@ -196,7 +196,8 @@ class FaceDepth:
             if not distance_mm:
                 focal_px = focal_px or photos.focal_of(FOCAL_35MM, image.shape)
                 distance_mm = float(focal_px / px_per_mm)
-            relief_mm, depth_mm = map_mm, np.nan_to_num(map_mm + np.float32(distance_mm))
+            relief_mm = _without_islands(map_mm)
+            depth_mm = np.nan_to_num(relief_mm + np.float32(distance_mm))
         window = crop.window_of(where) if isinstance(where, crop.Box) else where
         corner = window.x - (window.w - 1) / 2, window.y - (window.h - 1) / 2
         box = tuple(int(round(value)) for value in (*corner, window.w, window.h))
@@ -270,6 +271,13 @@ class FaceDepth:
         if isinstance(where, crop.Window):
             return where.crop(gray, self.size)
         return crop.resize_gray(crop.crop(gray, where), self.size)
+
+
+def _without_islands(relief_mm):
+    """Leave the largest connected piece of a foreground: what lies apart from a person is mostly background."""
+    _, pieces, stats, _ = cv2.connectedComponentsWithStats(np.isfinite(relief_mm).astype(np.uint8), connectivity=4)
+    areas = stats[1:, cv2.CC_STAT_AREA]  # without that of the background
+    return np.where(pieces == 1 + np.argmax(areas), relief_mm, np.float32(np.nan)) if areas.size else relief_mm
 
 
 def _check_above_0(**values):

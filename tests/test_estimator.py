@@ -176,6 +176,17 @@ def test_absolute_depth_says_the_distance_itself(net):
     assert face.mask[9:].all() and not face.mask[:7].any()  # 1200 mm behind the head
 
 
+def test_what_lies_apart_from_the_person_is_background():
+    image = np.full((SIZE, SIZE), 50, np.uint8)  # what is above 100 is foreground
+    image[8:20, 8:20] = 200
+    image[2:5, 2:5] = image[7, 7] = 210  # an island, and a pixel that touches by its corner alone
+    face = head_net(SIZE).look(image, Box(0, 0, SIZE, SIZE), distance_mm=800.0)
+    want = np.zeros((SIZE, SIZE), bool)
+    want[8:20, 8:20] = True
+    np.testing.assert_array_equal(face.mask, want)
+    np.testing.assert_array_equal(face.depth_mm > 0, want)
+
+
 def test_a_map_goes_back_into_its_image():
     """A window of 24 pixels: pixel for pixel."""
     face = head_net(SIZE).look(np.full((50, 60), 200, np.uint8), Box(20, -4, SIZE, SIZE))
