@@ -45,7 +45,8 @@ def measured(point, cores, turns, seconds):
     nets, size = make_nets(point["width"], jnp.dtype("float32")), point["image, px"]
     batch = devices.put_batch(mesh, make_batch(point["batch"], size))
     state = jax.device_put(init_state(nets, 0, size), devices.replicated(mesh))
-    step = functools.partial(METHODS["cgan"].step, nets=nets, code=DepthCode(), seed=0, lam=LAM)
+    loss = METHODS["cgan"].loss | {"lam": LAM}
+    step = functools.partial(METHODS["cgan"].step, nets=nets, code=DepthCode(), seed=0, **loss)
     step = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     memory = step.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

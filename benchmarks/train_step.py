@@ -77,7 +77,8 @@ class Jax:
         self.nets = make_nets(width, self.dtype)
         self.state = TrainState(jnp.zeros((), jnp.int32), {name: self.net_state(name, weights) for name in self.nets})
         self.batch = jax.device_put(batch)
-        step = functools.partial(METHODS["cgan"].step, nets=self.nets, code=DepthCode(), seed=0, lam=lam)
+        loss = METHODS["cgan"].loss | {"lam": lam}
+        step = functools.partial(METHODS["cgan"].step, nets=self.nets, code=DepthCode(), seed=0, **loss)
         start = time.perf_counter()
         lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.batch)
         self.step = lowered.compile()

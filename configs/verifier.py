@@ -6,7 +6,7 @@ Behind the colon stands the config of the generators' runs, for its data and lev
 the paper, a quarter of that for the demo's data, where 3000 steps take one busy CPU core 15 minutes.
 
 Expect with 600 people of the demo's kind, on 60 it has never seen (4000 pairs, depth from the head, one seed): accuracy
-0.796, area under the curve 0.886; on their silhouettes alone 0.772 (RESULTS.md). The paper's width has not been run yet.
+0.796, area under the curve 0.886; on silhouettes alone 0.772 (RESULTS.md). The paper's width has not been run yet.
 """
 
 import pathlib

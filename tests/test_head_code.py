@@ -129,9 +129,9 @@ def test_predict_and_the_api_agree(method, runs, heads_dir, tmp_path):
     assert predict.main([*flags, str(tmp_path / "face.png")]) == 0
     relief_mm, depth_mm = (np.load(tmp_path / f"out/face_{kind}.npy") for kind in ("relief", "depth"))
     net = facedepth_jax.load(run)
-    np.testing.assert_array_equal(relief_mm, net(gray))
-    np.testing.assert_allclose(depth_mm, net(gray, distance_mm=800.0), rtol=1e-6)
-    front = np.isfinite(relief_mm)
+    front = np.isfinite(relief_mm)  # predict leaves out what lies apart from the largest piece
+    np.testing.assert_array_equal(relief_mm[front], net(gray)[front])
+    np.testing.assert_allclose(depth_mm[front], net(gray, distance_mm=800.0)[front], rtol=1e-6)
     np.testing.assert_array_equal(front, depth_mm != 0)
     np.testing.assert_allclose(depth_mm[front], relief_mm[front] + 800, rtol=1e-6)
     assert front.all() or method == "relief"

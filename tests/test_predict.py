@@ -13,6 +13,7 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import pytest
+import scipy.ndimage
 from small import gray_net, head_net, sample_photo
 
 from facedepth_jax import estimator, predict
@@ -126,8 +127,9 @@ def head(monkeypatch):
 
 
 def relief_of(gray):
-    """The relief of `head_net` and its foreground."""
-    return (gray - 127.5) / 127.5 * 300, gray > 100
+    """The relief of `head_net` and its foreground, of which the largest piece is left."""
+    pieces, _ = scipy.ndimage.label(gray > 100)
+    return (gray - 127.5) / 127.5 * 300, pieces == np.bincount(pieces.ravel())[1:].argmax() + 1
 
 
 @pytest.mark.parametrize(

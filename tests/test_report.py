@@ -477,10 +477,10 @@ def test_face_verification(tmp_path):
     assert "Face verification" not in str(table(markdown, "pixels with true depth"))
     both, text = markdown.split("### Face verification\n")[1].split("### Table 2")
     accuracy = [line.strip("| ").split(" | ") for line in both.splitlines() if line.startswith("| ")][:7]
-    assert accuracy[0][0] == "accuracy, n = 18 pairs of 3 people and 18 pairs of 3 people"
-    assert accuracy[1] == ["cgan", *(f"{0.63 + 0.01 * i:.3f} ± 0.020" for i in range(4))]  # of both seeds
-    assert accuracy[2][3] == "0.550 ± 0.020 (-0.100 ± 0.000)"
-    assert [row[0] for row in accuracy[2:]] == ["ae", *BOUNDS]
+    assert accuracy[0][0] == "accuracy, n = 18 validation pairs of 3 people and 18 test pairs of 3 people"
+    assert accuracy[1] == ["ae", *(f"{0.53 + 0.01 * i:.3f} ± 0.020" for i in range(4))]
+    assert accuracy[2][3] == "0.650 ± 0.020 (+0.100 ± 0.000)"  # of both seeds
+    assert [row[0] for row in accuracy[2:]] == ["cgan", *BOUNDS]
     assert "| A1 | 0.8000 / 0.6500 ± 0.0707 (10) | 0.8100 / 0.6600 ± 0.0707 (11) |" in text
     assert "| A2 | 0.8300 / 0.5800 (13) | - | 0.8500 / 0.6000 (15) |" in text  # of the autoencoder
     (section,) = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -680,7 +680,7 @@ def test_folds_share_one_column(tmp_path):
         *("**0.7500 ± 0.0200** (+50%)", "0.6500 ± 0.0200 (+30%)", "0.5000 ± 0.0200"),
     ]
     assert "| cgan | 0 | 700/700 of 800 |" in markdown
-    assert "n = 36 pairs of 6 people and" in markdown and "| true depth | 0.780 ± 0.020 (" in markdown
+    assert "n = 36 validation pairs of 6 people and" in markdown and "| true depth | 0.780 ± 0.020 (" in markdown
 
     # With a second seed the deviation is one over seeds, not over folds.
     runs[2:] = [judged(make_fold(tmp_path / "2", k, "cgan", 2.0, 200, seed=1), 0.8, verifiers[k - 1]) for k in (1, 2)]
