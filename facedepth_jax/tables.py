@@ -18,6 +18,12 @@ LISTS = {  # of pairs, as `verification.verify_lists` calls them
     "test": "test",
     "test_true_holes": "test, with the true holes",
 }
+LISTS_NOTE = (
+    "± is the standard error over people (bootstrap) of the mean over seeds; in brackets the difference to the first "
+    "row, ± its standard error, as the same people are drawn for both. Choose by the validation pairs. With the true "
+    "holes: the pixels that the sensor did not see are put into every map. Bounds are true depth; its silhouette, the "
+    "foreground at one depth; its holes in a flat plate; and the mean training map, which shows nobody."
+)
 
 
 @functools.cache

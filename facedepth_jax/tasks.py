@@ -20,7 +20,7 @@ from facedepth_jax.estimator import estimate_depth
 from facedepth_jax.evaluation import MEAN_MAP
 from facedepth_jax.methods import METHODS
 from facedepth_jax.state import Best, Net, NetState, TrainState, variables
-from facedepth_jax.tables import figures_tables, lists_tables, verification_table
+from facedepth_jax.tables import LISTS_NOTE, figures_tables, lists_tables, verification_table
 
 SAMPLES = 8  # faces in a picture
 
@@ -198,7 +198,7 @@ class VerifierTask(_Task):
         files.write_json(workdir / "results.json", results)
         rows = {title: [found] for title, found in bounds.items()}
         table = verification_table(test["cells"], [], "accuracy on true depth (pairs)")
-        table = f"{lists_tables(rows)}\n{table}"
+        table = f"{LISTS_NOTE}\n\n{lists_tables(rows)}\n{table}"
         files.write_bytes(workdir / "results.md", table.encode())
         print(f"\n{table}\n{self._kept(best, 'highest', 'accuracy', validation['accuracy'])}")
         print(f"Figures: {workdir}/results.md, results.json")

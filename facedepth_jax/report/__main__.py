@@ -83,11 +83,7 @@ def face_verification(columns: dict[str, list[Run]], bounds: dict, origin: str) 
     autoencoder_first = sorted(columns, key=lambda title: columns[title][0].method != "ae")
     parts = [
         f"### {_given('Face verification', origin)}\n",
-        "± is the standard error over people (bootstrap) of the mean over seeds; in brackets the difference to the "
-        "first row (the autoencoder if it is there), ± its standard error, as the same people are drawn for both. "
-        "Choose by the validation pairs. With the true holes: the pixels that the sensor did not see are put into "
-        "every map. Bounds are true depth; its silhouette, the foreground at one depth; its holes in a flat plate; and "
-        "the mean training map, which shows nobody.\n",
+        f"{tables.LISTS_NOTE}\n",
         tables.lists_tables(
             {title: [run.verification for run in columns[title]] for title in autoencoder_first}
             | {title: [bounds[title]] for title in verification.BOUNDS}
