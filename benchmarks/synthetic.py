@@ -51,7 +51,7 @@ def main(size_px):
     def loop(function):
         return jax.jit(lambda *batch: jax.lax.map(lambda item: function(*item), batch))
 
-    render = jax.jit(lambda s, c: picture.render_batch(s, c, 0, 0.0, size, source.sensor, capacity))
+    render = jax.jit(lambda s, c: picture.render_batch(s, c, 0.0, size, source.sensor, capacity))
     pose, attributes = loop(scene.camera_vertices), loop(picture._attributes)
     cast = loop(lambda s, c, v: picture.cast(s, c, v, size, capacity))
     spread = loop(lambda r, t: interpolate(r, picture.topology().triangles, t))

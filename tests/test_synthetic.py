@@ -13,7 +13,16 @@ import trimesh
 
 from facedepth_jax import prepare
 from facedepth_jax.data.frames import SPLITS
-from facedepth_jax.data.synthetic import SENSORS, SyntheticSource, accessories, identity, picture, scene, window
+from facedepth_jax.data.synthetic import (
+    SENSORS,
+    TEST_SEED,
+    SyntheticSource,
+    accessories,
+    identity,
+    picture,
+    scene,
+    window,
+)
 from facedepth_jax.errors import FaceDepthError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -78,8 +87,31 @@ def test_the_documented_test_set_is_200_people_of_a_seed_of_their_own():
     flags, options = prepare._flags(shlex.split(line)[3:])
     source = SyntheticSource(seed=flags.seed, **{name: value for name, value in options.items() if name != "seed"})
     assert len({info.subject for info in source.index()}) == 200 and len(source.index()) == 200 * 5 * 4
+    assert flags.seed == TEST_SEED
     for path in ROOT.glob("configs/*.py"):
         assert str(flags.seed) not in path.read_text()
+
+
+def test_test_subjects_are_the_same_whoever_is_trained_on():
+    few = {"frames_per_sequence": 1, "image_size": SIZE_PX}
+    sources = [SyntheticSource(subjects=n, test_subjects=2, seed=seed, **few) for n, seed in ((10, 4), (20, 3))]
+    alone = list(SyntheticSource(subjects=2, seed=TEST_SEED, **few).load(0, 10))
+    for source in sources:
+        index = source.index()
+        assert {info.subject for info in index if info.split == "test"} == {"t0001", "t0002"}
+        for got, want in zip(source.load(len(index) - 10, len(index)), alone, strict=True):
+            assert got.info.split == "test" and got.info.frame[1:] == want.info.frame[1:]
+            np.testing.assert_array_equal(got.gray, want.gray)
+            np.testing.assert_array_equal(got.depth_mm, want.depth_mm)
+    # The people to train on stay as they were, and those it would have tested on are left out.
+    without = dataclasses.replace(sources[0], test_subjects=0)
+    stay = [row for row, info in enumerate(without.index()) if info.split != "test"]
+    assert sources[0].index()[:-10] == [without.index()[row] for row in stay]
+    got, want = next(sources[0].load(44, 45)), next(without.load(stay[44], stay[44] + 1))
+    assert got.info == want.info and stay[44] != 44
+    np.testing.assert_array_equal(got.gray, want.gray)
+    with pytest.raises(FaceDepthError, match="choose another"):
+        SyntheticSource(test_subjects=2, seed=TEST_SEED)
 
 
 def test_frames_are_whole(frames):

@@ -131,14 +131,14 @@ def seen_from(scene: Scene, turn, translation_mm) -> Scene:
 
 
 @functools.partial(jax.jit, static_argnames=("size_px", "sensor", "capacity", "image"))
-def _render(scene, camera, seed, size_px, sensor, capacity, image):
+def _render(scene, camera, size_px, sensor, capacity, image):
     """Image 0 (gray) or 1 (depth) alone: the compiler leaves out the work for the other. And whether it overflowed."""
     batch = jax.tree.map(lambda leaf: leaf[None], (scene, camera))
-    rendered = render_batch(*batch, seed, 0.0, size_px, sensor, capacity)
+    rendered = render_batch(*batch, 0.0, size_px, sensor, capacity)
     return rendered[image][0], rendered[2][0]
 
 
-def shoot(scene: Scene, rig: Rig, seed: int) -> Shot:
+def shoot(scene: Scene, rig: Rig) -> Shot:
     """Render a scene, given in the depth camera's frame, through both cameras of a rig."""
     scene = seen_from(scene, np.eye(3), np.zeros(3))  # without boxes
     images = []
@@ -149,7 +149,7 @@ def shoot(scene: Scene, rig: Rig, seed: int) -> Shot:
         camera = Camera(np.float32([optics.focal_px] * 2), np.float32(optics.center_px))
         capacity = int(2.3 * fragment_capacity(optics.focal_px, optics.size_px))  # that is for a head, not half a body
         while True:
-            picture, overflow = _render(view, camera, seed, optics.size_px, sensor, capacity, image)
+            picture, overflow = _render(view, camera, optics.size_px, sensor, capacity, image)
             if not overflow:
                 break
             capacity *= 2
@@ -162,7 +162,7 @@ def _shots(rig, seed, subject, sequence, frames, behind):
         scene = frame_scene(seed, subject, sequence, frame, frames)
         if not behind:
             scene = scene._replace(room=scene.room._replace(seen=np.float32(0)))
-        yield shoot(scene, rig, seed)
+        yield shoot(scene, rig)
 
 
 def _colour(gray, channels=3):

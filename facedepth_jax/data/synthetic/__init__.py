@@ -13,6 +13,7 @@ from facedepth_jax.data.synthetic.scene import SEQUENCES, Camera, Scene, frame_s
 from facedepth_jax.errors import FaceDepthError
 
 VERSION = 6  # of the faces: raise it with every change that alters a frame, or old arrays pass for new ones
+TEST_SEED = 20180905  # of `test_subjects`
 BATCH_FRAMES = 4  # rendered at once, at fixed positions of the index: more make buffers that malloc does not keep
 # Depth cameras: focal length, principal point, size in pixels; of a typical Kinect v2, and of Biwi's Kinect v1.
 SENSORS = {
@@ -42,6 +43,9 @@ class SyntheticSource(Source):
     subjects: int = option(
         200, "Number of people: 80 % train, 10 % validation and test, at least one each from three on."
     )
+    test_subjects: int = option(
+        0, f"Test on so many people of the seed {TEST_SEED} instead, the same whatever `subjects` and `seed` are."
+    )
     frames_per_sequence: int = option(10, "Of each person's five sequences.")
     image_size: int = option(192, "Height and width in pixels of the window around the head.")
     sensor: str = option("kinect_v2", f"One of {', '.join(SENSORS)}; none: exact depth, gray without the stripe.")
@@ -52,7 +56,7 @@ class SyntheticSource(Source):
     def __post_init__(self):
         if self.sensor not in SENSORS:
             raise FaceDepthError(f"synthetic faces: no sensor {self.sensor!r}; choose one of {', '.join(SENSORS)}.")
-        for what, least in (("subjects", 1), ("frames_per_sequence", 1), ("image_size", 32)):
+        for what, least in (("subjects", 1), ("test_subjects", 0), ("frames_per_sequence", 1), ("image_size", 32)):
             if getattr(self, what) < least:
                 raise FaceDepthError(f"synthetic faces: {what} is {getattr(self, what)}, it must be at least {least}.")
         if not 0 <= self.misregistration < self.image_size / 2 or (self.sensor == "none" and self.misregistration):
@@ -62,13 +66,27 @@ class SyntheticSource(Source):
             )
         if not 0 <= self.seed < 2**31:
             raise FaceDepthError(f"synthetic faces: the seed is {self.seed}, it must be between 0 and 2147483647.")
+        if self.test_subjects and self.seed == TEST_SEED:
+            raise FaceDepthError(f"synthetic faces: {TEST_SEED} is the seed of the test_subjects; choose another one.")
 
     @property
     def settings(self) -> dict:
-        return {"version": VERSION} | dataclasses.asdict(self)
+        settings = {"version": VERSION} | dataclasses.asdict(self)
+        if not self.test_subjects:  # arrays from before this option keep their settings
+            del settings["test_subjects"]
+        return settings
+
+    @functools.cached_property
+    def _people(self) -> list[tuple[int, int, str, str]]:
+        """List the people: seed, number, name, split."""
+        split = self.splits()
+        own = [(self.seed, number, f"s{number:04d}", split[number]) for number in range(1, self.subjects + 1)]
+        if self.test_subjects:
+            own = [person for person in own if person[3] != "test"]
+        return own + [(TEST_SEED, number, f"t{number:04d}", "test") for number in range(1, self.test_subjects + 1)]
 
     def splits(self) -> dict[int, str]:
-        """Return {subject: split}, shuffled by the seed."""
+        """Return {number of a person of its own seed: split}, shuffled by the seed."""
         order = np.random.default_rng([self.seed, 0]).permutation(self.subjects) + 1
         held = max(1, self.subjects // 10) if self.subjects >= 3 else 0
         names = ["test"] * held + ["validation"] * held + ["train"] * (self.subjects - 2 * held)
@@ -76,10 +94,9 @@ class SyntheticSource(Source):
 
     def index(self) -> list[FrameInfo]:
         """List subjects, then sequences 1..5, then frames."""
-        split = self.splits()
         return [
-            FrameInfo(f"s{subject:04d}_{sequence}_{frame:04d}", f"s{subject:04d}", sequence, split[subject])
-            for subject in range(1, self.subjects + 1)
+            FrameInfo(f"{name}_{sequence}_{frame:04d}", name, sequence, split)
+            for _, _, name, split in self._people
             for sequence in range(1, SEQUENCES + 1)
             for frame in range(self.frames_per_sequence)
         ]
@@ -87,8 +104,9 @@ class SyntheticSource(Source):
     def scene(self, position: int) -> Scene:
         """Draw the scene of entry `position` of the index."""
         sequence, frame = divmod(position, self.frames_per_sequence)
-        subject, sequence = divmod(sequence, SEQUENCES)
-        return frame_scene(self.seed, subject + 1, sequence + 1, frame, self.frames_per_sequence)
+        person, sequence = divmod(sequence, SEQUENCES)
+        seed, number, *_ = self._people[person]
+        return frame_scene(seed, number, sequence + 1, frame, self.frames_per_sequence)
 
     def load(self, start: int, stop: int) -> Iterator[Frame]:
         """Yield a Frame for each entry of `index()[start:stop]`.
@@ -110,7 +128,7 @@ class SyntheticSource(Source):
         for _ in range(3):  # a picture does not depend on the capacity, as long as it is enough
             with jax.numpy_rank_promotion("allow"):  # whatever the user's setting: the code broadcasts as NumPy does
                 rendered = render_batch(
-                    stack(*scenes), stack(*cameras), self.seed, self.misregistration, size, self.sensor, capacity
+                    stack(*scenes), stack(*cameras), self.misregistration, size, self.sensor, capacity
                 )
             gray, depth, overflow = jax.device_get(rendered)
             if not overflow.any():

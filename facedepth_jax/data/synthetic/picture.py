@@ -294,9 +294,7 @@ def cast(scene: Scene, camera: Camera, vertices, size_px: tuple[int, int], capac
 
 
 @functools.partial(jax.jit, static_argnames=("size_px", "sensor_name", "capacity"))
-def render_batch(
-    scenes: Scene, cameras: Camera, seed, shift_px, size_px: tuple[int, int], sensor_name: str, capacity: int
-):
+def render_batch(scenes: Scene, cameras: Camera, shift_px, size_px: tuple[int, int], sensor_name: str, capacity: int):
     """Render a batch of scenes, each through its own camera; `shift_px` is the largest misregistration.
 
     Returns gray uint8 (B, H, W), depth uint16 (B, H, W) in mm with 0 = none, and bool (B,): `capacity` was too small.
@@ -308,8 +306,9 @@ def render_batch(
         return jax.lax.map(lambda item: function(*item), batch)
 
     def key(scene, purpose):
+        seed, *numbers = scene.numbers
         out = jax.random.key(seed)
-        for number in (*scene.numbers, purpose):
+        for number in (*numbers, purpose):
             out = jax.random.fold_in(out, number)
         return out
 

@@ -92,7 +92,7 @@ class Scene(NamedTuple):
     backdrop: np.ndarray
     backdrop_xy: np.ndarray
     boxes: np.ndarray  # float32 (6, 6), before the wall: left, right, top, bottom (as the ray's x, y), z in mm, gray
-    numbers: np.ndarray  # int32 (3,), subject, sequence, frame: they name the frame's random key
+    numbers: np.ndarray  # int32 (4,), seed, subject, sequence, frame: they name the frame's random key
 
 
 @functools.cache
@@ -270,7 +270,7 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
         lights=lights, surroundings=light.turned(surroundings, turn_matrix(angles[[1, 0, 2]]).T),
         ambient=ambient, part_albedo=table(albedo, who.skin), part_infrared=table(infrared, 0.6),
         paint=paint, cloth=cloth, room=room, lens=lens, registration=registration,
-        backdrop=backdrop, backdrop_xy=beside, boxes=boxes, numbers=np.array([subject, sequence, frame]),
+        backdrop=backdrop, backdrop_xy=beside, boxes=boxes, numbers=np.array([seed, subject, sequence, frame]),
     )  # fmt: skip
     scene = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), scene)
     return scene._replace(numbers=scene.numbers.astype(np.int32))
