@@ -1,4 +1,4 @@
-"""Save and restore checkpoints that are verified before use; save and load a net's weights for others.
+"""Save and restore checkpoints that are verified before use.
 
 Orbax writes `checkpoints/00000100/` in the background, under a temporary name. It restores a flipped bit silently, so
 its `custom_metadata` holds the SHA-256 of the arrays, the step and the run's identity, sealed by a hash of their own. A
@@ -18,13 +18,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from facedepth_jax import devices, files, nested, runtime
 from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.weight_files import by_name, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ class Checkpoints:
         directory = self._directory(step)
         # Orbax gets the copy that was hashed, or devices that have drifted apart would make a damaged checkpoint.
         state = jax.tree.map(np.asarray, jax.device_get(devices.local(state)))
-        metadata = {"step": step, "identity": self._identity, "arrays": _digest(_by_name(state)), "notes": notes or {}}
+        metadata = {"step": step, "identity": self._identity, "arrays": _digest(by_name(state)), "notes": notes or {}}
         metadata = files.sealed(metadata)
         try:
             if jax.process_index() == 0:
@@ -157,8 +156,8 @@ class Checkpoints:
         if step < 0:
             return None
         arrays = _together(lambda: arrays if first else self._read(step, bytes(seal).decode())[1])
-        self._check_fit(step, arrays, _by_name(like))
-        return jax.tree_util.tree_map_with_path(lambda keys, leaf: _place(arrays[_name(keys)], leaf), like)
+        self._check_fit(step, arrays, by_name(like))
+        return jax.tree_util.tree_map_with_path(lambda keys, leaf: _place(arrays[name_of(keys)], leaf), like)
 
     def _choose(self) -> tuple[int, str, dict[str, np.ndarray]]:
         """Return step, hash and arrays of the newest checkpoint that verifies; step -1 if none was ever finished."""
@@ -200,7 +199,7 @@ class Checkpoints:
         alone.multiprocessing.active_processes = {ocp.multihost.process_index()}
         try:
             with alone:
-                arrays = _by_name(ocp.load(directory)) if whole else {}
+                arrays = by_name(ocp.load(directory)) if whole else {}
                 metadata = ocp.metadata(directory).custom_metadata or {}
             good = files.is_sealed(metadata) and isinstance(metadata["identity"], dict)
             good = good and metadata["step"] == step and (not whole or metadata["arrays"] == _digest(arrays))
@@ -234,14 +233,6 @@ class Checkpoints:
                     f"The checkpoint {self._directory(step)} does not fit the nets of this run: {name} has the shape "
                     f"{then.get(name)} there and {now.get(name)} here (None: not there): take another --workdir."
                 )
-
-
-def _name(keys) -> str:
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
-
-
-def _by_name(tree) -> dict:
-    return {_name(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:
@@ -279,27 +270,3 @@ def _remove(path: pathlib.Path):
 
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".strip().splitlines()[0][:500]
-
-
-def save_weights(path: pathlib.Path, variables):
-    """Write one net's `params` and `batch_stats` as safetensors: names joined by '/', float32, in flax's shapes."""
-    arrays = {name: np.asarray(value) for name, value in _by_name(variables).items()}
-    files.write_bytes(path, safetensors.numpy.save(arrays))
-
-
-def load_weights(path: pathlib.Path, like):
-    """Read the same back, in the structure of `like`. Raise FaceDepthError if the file is not those weights."""
-    try:
-        flat = safetensors.numpy.load(path.read_bytes())
-    except FileNotFoundError as error:
-        raise FaceDepthError(f"There is no {path}: has the run been evaluated yet?") from error
-    except (OSError, safetensors.SafetensorError, KeyError) as error:  # KeyError: a type that NumPy does not have
-        raise FaceDepthError(f"{path} is no file of weights ({error}).") from error
-
-    def pick(keys, value):
-        name = _name(keys)
-        if name not in flat or (flat[name].shape, flat[name].dtype) != (value.shape, value.dtype):
-            raise FaceDepthError(f"{path} does not fit the net: {name} is missing, or of another shape or type.")
-        return flat[name]
-
-    return jax.tree_util.tree_map_with_path(pick, like)

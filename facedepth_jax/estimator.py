@@ -11,12 +11,12 @@ import numpy as np
 from facedepth_jax import config as configs
 from facedepth_jax import faces as detector
 from facedepth_jax import meshes, photos
-from facedepth_jax.checkpoint import load_weights
 from facedepth_jax.data import crop
 from facedepth_jax.depth_code import RELIEF_MM, DepthCode, encode_gray
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.methods import METHODS, build
 from facedepth_jax.state import NetState, forward, init_net, variables
+from facedepth_jax.weight_files import load_weights
 
 RELIEF_AT_MM = 1000.0  # a distance to decode relief at: any will do
 FOCAL_35MM = 28.0  # millimetres on 35 mm film: a phone's main camera, taken where nobody says which camera it was

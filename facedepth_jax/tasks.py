@@ -12,7 +12,6 @@ import numpy as np
 
 from facedepth_jax import config as configs
 from facedepth_jax import devices, evaluation, files, pictures, verification
-from facedepth_jax.checkpoint import save_weights
 from facedepth_jax.data import pipeline
 from facedepth_jax.data.arrays import Arrays
 from facedepth_jax.depth_code import without_background
@@ -21,6 +20,7 @@ from facedepth_jax.evaluation import MEAN_MAP
 from facedepth_jax.methods import METHODS
 from facedepth_jax.state import Best, Net, NetState, TrainState, variables
 from facedepth_jax.tables import LISTS_NOTE, figures_tables, lists_tables, verification_table
+from facedepth_jax.weight_files import save_weights
 
 SAMPLES = 8  # faces in a picture
 

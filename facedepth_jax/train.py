@@ -19,7 +19,7 @@ import numpy as np
 
 from facedepth_jax import config as configs
 from facedepth_jax import devices, files, runtime
-from facedepth_jax.checkpoint import Checkpoints, load_weights
+from facedepth_jax.checkpoint import Checkpoints
 from facedepth_jax.data import arrays as arrays_on_disk
 from facedepth_jax.data.frames import SPLITS
 from facedepth_jax.data.prepare import prepare
@@ -29,6 +29,7 @@ from facedepth_jax.logs import Logs, Pace, Silence, first_not_finite
 from facedepth_jax.methods import METHODS, build, make_step
 from facedepth_jax.state import init_state, keep_better, no_best, variables
 from facedepth_jax.tasks import make_task
+from facedepth_jax.weight_files import load_weights
 
 GPUS = "/dev/nvidia[0-9]*"
 ASK_EVERY = 10  # steps after which several processes ask each other for a signal, which takes the devices' time

@@ -10,7 +10,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A library has one home: the files (or folders, with a slash) that may import it.
 HOMES = {
     "orbax": ["checkpoint.py"],
-    "safetensors": ["checkpoint.py"],
+    "safetensors": ["weight_files.py"],
     "grain": ["data/pipeline.py"],
     "cv2": ["data/", "export.py", "faces.py", "photos.py", "pictures.py", "estimator.py", "predict.py"],
     "flax": ["models/", "state.py", "estimator.py"],
@@ -60,6 +60,7 @@ FLOORS = [
         "logs.py",
         "pictures.py",
     ],
+    ["weight_files.py"],
     ["devices.py", "files.py", "nested.py", "data/crop.py", "data/frames.py", "data/images.py", "depth_code.py"],
     ["runtime.py"],
     ["errors.py", "data/__init__.py"],

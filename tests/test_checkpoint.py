@@ -20,9 +20,10 @@ import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 from writers import KINDS, damaged, flip, link
 
-from facedepth_jax.checkpoint import GONE, Checkpoints, load_weights, save_weights
+from facedepth_jax.checkpoint import GONE, Checkpoints
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.state import NetState, TrainState
+from facedepth_jax.weight_files import load_weights, save_weights
 
 # Orbax leaves the reads of a damaged checkpoint to an event loop that it has closed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

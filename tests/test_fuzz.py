@@ -38,7 +38,7 @@ from writers import (
 )
 
 from facedepth_jax import files, photos
-from facedepth_jax.checkpoint import Checkpoints, load_weights
+from facedepth_jax.checkpoint import Checkpoints
 from facedepth_jax.data import arrays, chunks, images, pairs
 from facedepth_jax.data.frames import SPLITS, Frame, Reject
 from facedepth_jax.data.readers import biwi, biwi_files
@@ -46,6 +46,7 @@ from facedepth_jax.data.readers.biwi import BiwiSource
 from facedepth_jax.data.readers.folder import REQUIRED, FolderSource
 from facedepth_jax.data.readers.pandora import PandoraSource
 from facedepth_jax.errors import FaceDepthError
+from facedepth_jax.weight_files import load_weights
 
 # By default a hundred; `make test-slow` sets a thousand.
 thousand = settings(

@@ -17,7 +17,6 @@ import pytest
 
 from facedepth_jax import config as configs
 from facedepth_jax import estimator, metrics, pictures, tables
-from facedepth_jax.checkpoint import save_weights
 from facedepth_jax.data import arrays
 from facedepth_jax.metrics import METRICS
 from facedepth_jax.models import siamese
@@ -25,6 +24,7 @@ from facedepth_jax.report import __main__ as report
 from facedepth_jax.report import figures as report_figures
 from facedepth_jax.report import runs as report_runs
 from facedepth_jax.verification import BOUNDS, load_verifier, true_depth, verify_lists
+from facedepth_jax.weight_files import save_weights
 
 BETTER = {metric.key: metric.better for metric in METRICS}
 OLD_RUN = pathlib.Path(__file__).parent / "old_run"

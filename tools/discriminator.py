@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from facedepth_jax import config as configs
-from facedepth_jax.checkpoint import load_weights
 from facedepth_jax.data import arrays
 from facedepth_jax.data.frames import SPLITS
 from facedepth_jax.depth_code import encode_gray, true_foreground
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.methods import build
 from facedepth_jax.state import forward_train, init_state, variables
+from facedepth_jax.weight_files import load_weights
 
 KINDS = "true", "generated", "generated face, true holes", "true face, generated holes", "flat face, true holes"
 
