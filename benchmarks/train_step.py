@@ -12,8 +12,9 @@ leaves.
 First it is proved that all sides do the same: from the same weights and batch their inference, losses (in float64 of
 two steps, so through the optimisers), gradients (clipped where the method clips), the generator's running means and its
 averaged weights (where the method averages) must agree, relative to their norms, to TOLERANCE: in float64 at a small
-width, every array of the gradients; then before each row in the dtype measured, each net's gradients as a whole, for an
-activation that is 0 but for rounding has another gradient on either side. If they do not, it stops with a sentence.
+width, every array of them; then before each row in the dtype measured, each net's gradients and its averaged weights as
+a whole, for an activation that is 0 but for rounding has another gradient on either side, and Adam's first step is as
+long for the smallest gradient as for the largest. If they do not, it stops with a sentence.
 
 Then they are timed in turns: medians of --turns turns of at least --seconds each. A side that has used BUDGET_S of a
 row's time sits out the rest, which is said below the table. Inference, and plain flax at all, are measured beside the
@@ -332,10 +333,11 @@ def agreement(proofs, width, dtype):
         if theirs_on != device:
             raise SystemExit(f"{name} computes on {theirs_on}, this project on {device}: let both see it.")
         for kind, arrays in ours.items():
-            others, tolerance = theirs[kind], tolerances[kind == "gradients"]
+            by_gradients = kind in ("gradients", "averaged weights")
+            others, tolerance = theirs[kind], tolerances[by_gradients]
             if {what: array.shape for what, array in arrays.items()} != {what: a.shape for what, a in others.items()}:
                 raise SystemExit(f"{name} has other {kind} than this project: nothing was measured.")
-            if kind == "gradients" and dtype != "float64":
+            if by_gradients and dtype != "float64":
                 arrays, others = whole_nets(arrays), whole_nets(others)
             apart = {what: difference(others[what], array) for what, array in arrays.items()}
             what = max(apart, key=apart.get)
@@ -348,11 +350,11 @@ def agreement(proofs, width, dtype):
     return worst
 
 
-def whole_nets(gradients):
-    """{net: all its gradients in one vector}"""
+def whole_nets(arrays):
+    """{net: all its arrays in one vector}"""
     return {
-        net: np.concatenate([value.ravel() for path, value in sorted(gradients.items()) if path.startswith(net)])
-        for net in sorted({path.split("/")[0] for path in gradients})
+        net: np.concatenate([value.ravel() for path, value in sorted(arrays.items()) if path.startswith(net)])
+        for net in sorted({path.split("/")[0] for path in arrays})
     }
 
 
