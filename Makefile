@@ -25,7 +25,9 @@ test-slow: .venv/ready
 # for a GPU is benchmarks/gpu.py.
 bench: .venv/ready
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/train_step.py --method=relief
 	taskset -c 0 $(BIN)/python benchmarks/costs.py
+	taskset -c 0 $(BIN)/python benchmarks/costs.py --method=relief
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/growth.py

@@ -1,13 +1,13 @@
-"""What a training step's time goes into, on one core: this project's beside PyTorch's (`torch_step.py`).
+"""What a training step's time goes into, on one core: this project's beside PyTorch's.
 
     pip install -e '.[bench]'
-    taskset -c 0 python benchmarks/costs.py [--widths=16,32,128] [--batch=16] [--steps=3]
+    taskset -c 0 python benchmarks/costs.py [--method=cgan] [--widths=16,32,128] [--batch=16] [--steps=3]
 
 Milliseconds a step, by profilers: XLA's instructions, sorted by what they compute and by the place in the step that JAX
 names; PyTorch's operators by their names. An instruction that computes several things counts as its last. This
-project's sums of shifted maps are part of its convolutions, but here they stand with the rest. On one core because
-instructions that run beside others cannot be told apart in a profile. This project's step also computes its gradients'
-norms and the discriminator's accuracies; PyTorch's does not.
+project's sums of shifted maps are part of its convolutions, but here they stand with the rest; clipping stands with
+Adam. On one core because instructions that run beside others cannot be told apart in a profile. This project's step of
+the cGAN also computes its gradients' norms and the discriminator's accuracies; PyTorch's does not.
 
 The last two rows are without a profiler: a step by the clock, and what the kernel works for the process of it, mostly
 pages of memory that are given anew and zeroed. Without PyTorch its column is left out. Linux only.
@@ -24,14 +24,16 @@ import time
 from pathlib import Path
 
 import jax
-from train_step import LAM, OURS, TORCH, Jax, make_batch, make_weights, measured_in_a_fresh_process, numbers
+from train_step import OURS, SIZES, TORCH, TWINS, Jax, make_batch, make_weights, measured_in_a_fresh_process, numbers
+
+from facedepth_jax.methods import METHODS
 
 # (kind, of an instruction's name, of its place in the step, of a PyTorch operator), the first that fits.
 KINDS = (
     ("convolutions and matrix products", "conv(?!ert)|dot", "dot_general$|conv_general_dilated$", "conv|mm$"),
     ("batch norm", "$^", "/norm", "batch_norm"),
     ("activations", "$^", "relu|select_n$|tanh", "relu|threshold|tanh"),
-    ("Adam", "$^", "(^|/)optimizer/", "adam|optimizer"),
+    ("Adam", "$^", "(^|/)optimizer/", "adam|optimizer|foreach_(norm|mul)|clip_grad"),
     ("copies, sums of shifted maps, the rest", "", "", ""),
 )
 CLOCK, KERNEL = "a step by the clock", "of it in the kernel"
@@ -73,9 +75,9 @@ def instructions(profile, compiled):
     return found
 
 
-def ours(width, batch_size, steps):
+def ours(method, width, batch_size, steps):
     """{kind, CLOCK, KERNEL: ms a step}"""
-    side = Jax(make_weights(width), make_batch(batch_size), width, "float32", LAM, plain=False)
+    side = Jax(method, make_weights(method, width), make_batch(batch_size), width, "float32")
     side.wait(side.train())
     found = collections.Counter(without_profiler(side, steps))
     for (name, place), ns in profiled(side, steps).items():
@@ -83,12 +85,12 @@ def ours(width, batch_size, steps):
     return found
 
 
-def pytorchs(width, batch_size, steps):
+def pytorchs(method, width, batch_size, steps):
     """{kind, CLOCK, KERNEL: ms a step}"""
     import torch
-    import torch_step
 
-    side = torch_step.Torch(make_weights(width), make_batch(batch_size), width, "float32", LAM)
+    twin, weights = importlib.import_module(TWINS[method]), make_weights(method, width)
+    side = twin.Torch(weights, make_batch(batch_size), width, "float32", METHODS[method].loss)
     side.train()
     found = collections.Counter(without_profiler(side, steps))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -102,7 +104,8 @@ def pytorchs(width, batch_size, steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--widths", type=numbers, default=[16, 32, 128], help="as 16,32,128; even")
+    parser.add_argument("--method", choices=TWINS, default="cgan")
+    parser.add_argument("--widths", type=numbers, help="as 16,32,128; even")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3, help="of each profile")
     args = parser.parse_args()
@@ -112,10 +115,11 @@ def main():
     if importlib.util.find_spec("torch"):
         sides[TORCH] = pytorchs
     columns = {}
-    for width in args.widths:
+    for width in args.widths or SIZES[args.method][0]:
         for name, side in sides.items():  # each on its own: memory that another has left in pieces costs time
-            columns[f"width {width}: {name}"] = measured_in_a_fresh_process(side, width, args.batch, args.steps)
-    print(f"Milliseconds a training step, batch {args.batch}, float32, one core.\n")
+            sizes = width, args.batch, args.steps
+            columns[f"width {width}: {name}"] = measured_in_a_fresh_process(side, args.method, *sizes)
+    print(f"Milliseconds a training step, {args.method}, batch {args.batch}, float32, one core.\n")
     print(f"| | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}")
     for row in (*(kind for kind, *_ in KINDS), CLOCK, KERNEL):
         print(f"| {row} | {' | '.join(f'{found[row]:.4g}' for found in columns.values())} |")

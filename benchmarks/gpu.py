@@ -1,7 +1,7 @@
 """The training step on a GPU against PyTorch on the same card, and what its time goes into.
 
     pip install -e '.[cuda,bench]'
-    python benchmarks/gpu.py [--dtypes=bfloat16,float32] [--batches=64,128,256,512,1024] [--width=128]
+    python benchmarks/gpu.py [--method=cgan] [--dtypes=bfloat16,float32] [--batches=64,128,256,512,1024]
 
 As `train_step.py`, without plain flax, whose convolutions are this project's own on a GPU: first the proof that both
 sides do the same, then in turns; the same table. PyTorch is compiled, channels last, bfloat16 under autocast. The
@@ -24,7 +24,7 @@ import time
 import costs
 import jax
 import train_step
-from train_step import LAM, OURS, PLAIN, TRAINING, Jax, make_batch, make_weights, numbers
+from train_step import OURS, PLAIN, TRAINING, TWINS, Jax, make_batch, make_weights, numbers
 
 COSTS = 3
 NO_GRAPHS = "--xla_gpu_enable_command_buffer="  # kernels in a graph are one event in a profile
@@ -34,9 +34,9 @@ def device_kind():
     return jax.devices()[0].device_kind
 
 
-def profiled(width, batch_size, dtype, steps):
+def profiled(method, width, batch_size, dtype, steps):
     """Lines that say how the loop runs, and {place in the step: nanoseconds of its instructions}."""
-    side = Jax(make_weights(width), make_batch(batch_size), width, dtype, LAM, plain=False)
+    side = Jax(method, make_weights(method, width), make_batch(batch_size), width, dtype)
     side.wait(side.train())
     before = side.state
     start = time.perf_counter()
@@ -60,6 +60,7 @@ def profiled(width, batch_size, dtype, steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", choices=TWINS, default="cgan")
     parser.add_argument(
         "--dtypes", type=lambda text: text.split(","), default=["bfloat16", "float32"], help="as bfloat16,float32"
     )
@@ -73,12 +74,12 @@ def main():
         parser.error(f"--dtypes: {', '.join(sorted(unknown))} is none of {', '.join(train_step.TOLERANCE)}")
     names = [name for name in train_step.sides() if name != PLAIN]
     device = train_step.measured_in_a_fresh_process(device_kind)
-    said, missing, measured = train_step.proved_in_float64(names) if len(names) > 1 else [], [], {}
-    print(f"{device}, {args.turns} turns of {args.seconds} s\n\n{train_step.heads(names)}", flush=True)
+    said, missing, measured = train_step.proved_in_float64(args.method, names) if len(names) > 1 else [], [], {}
+    print(f"{args.method}, {device}, {args.turns} turns of {args.seconds} s\n\n{train_step.heads(names)}", flush=True)
     for dtype in args.dtypes:
         for batch_size in args.batches:
             try:
-                with train_step.contest(names, args.width, batch_size, dtype) as (pipes, worst):
+                with train_step.contest(args.method, names, args.width, batch_size, dtype) as (pipes, worst):
                     lines, peak, sat_out = train_step.rows(
                         names, pipes, {TRAINING: batch_size}, args.width, {}, args, f"{dtype}, "
                     )
@@ -94,7 +95,8 @@ def main():
 
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {NO_GRAPHS}".strip()  # of the next process
     batch_size, dtype = next(iter(measured))
-    lines, found = train_step.measured_in_a_fresh_process(profiled, args.width, batch_size, dtype, args.steps)
+    sizes = args.width, batch_size, dtype, args.steps
+    lines, found = train_step.measured_in_a_fresh_process(profiled, args.method, *sizes)
     total = sum(found.values())
     print("", *lines, f"\n| largest costs of {OURS}, {dtype}, batch {batch_size} | share |", sep="\n")
     print("|---|---|", *(f"| `{place}` | {ns / total:.1%} |" for place, ns in found.most_common(COSTS)), sep="\n")

@@ -12,7 +12,6 @@ batch and the most that the step needs beside them. Images/s are the median of -
 """
 
 import argparse
-import functools
 import math
 import os
 import statistics
@@ -20,13 +19,11 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import matplotlib
-from train_step import LAM, machine, make_batch, make_nets, measured_in_a_fresh_process, numbers
+from train_step import configured, machine, make_batch, measured_in_a_fresh_process, numbers
 
-from facedepth_jax import devices
-from facedepth_jax.depth_code import DepthCode
-from facedepth_jax.methods import METHODS
+from facedepth_jax import config as configs
+from facedepth_jax import devices, methods
 from facedepth_jax.state import init_state
 
 matplotlib.use("Agg")
@@ -42,11 +39,11 @@ def measured(point, cores, turns, seconds):
     os.environ["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {forced}" if "XLA_FLAGS" in os.environ else forced
     jax.config.update("jax_platforms", "cpu")
     mesh = devices.make_mesh()
-    nets, size = make_nets(point["width"], jnp.dtype("float32")), point["image, px"]
+    config, size = configured("cgan", point["width"]), point["image, px"]
+    nets = methods.build(config, subjects=1)
     batch = devices.put_batch(mesh, make_batch(point["batch"], size))
     state = jax.device_put(init_state(nets, 0, size), devices.replicated(mesh))
-    loss = METHODS["cgan"].loss | {"lam": LAM}
-    step = functools.partial(METHODS["cgan"].step, nets=nets, code=DepthCode(), seed=0, **loss)
+    step = methods.make_step(config, nets, configs.depth_code(config))
     step = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
     memory = step.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -26,7 +26,7 @@ import grain
 import jax
 import numpy as np
 from absl import flags
-from train_step import LAM, Jax, machine, make_batch, make_weights, numbers
+from train_step import Jax, machine, make_batch, make_weights, numbers
 
 from facedepth_jax import config as configs
 from facedepth_jax import devices, methods
@@ -120,7 +120,7 @@ def main():
     flags.FLAGS.mark_as_parsed()  # grain's processes ask for it
     mesh = devices.make_mesh()
     put = functools.partial(devices.put_batch, mesh)
-    side = Jax(make_weights(args.width), make_batch(args.batch), args.width, "float32", LAM, plain=False)
+    side = Jax("cgan", make_weights("cgan", args.width), make_batch(args.batch), args.width, "float32")
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

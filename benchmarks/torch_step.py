@@ -1,4 +1,5 @@
 """The paper's training step in PyTorch, written from the paper and on its own: what `train_step.py` measures against.
+That of the project's own method: `torch_relief.py`.
 
 As a PyTorch user would have it fast: oneDNN's convolutions on channels-last tensors, activations in place, fused Adam;
 on a GPU cuDNN, `torch.compile`, and autocast for bfloat16. What is on a GPU has not been run yet.
@@ -85,58 +86,70 @@ class Discriminator(nn.Module):
         return self.out(self.encoder(x).permute(0, 2, 3, 1).flatten(1))[:, 0]  # flax's order, and channels-last's
 
 
-def _flax_name(name):
+def flax_name(name):
     """encoder.norm1.weight -> encoder/norm1/norm/scale"""
     *parents, kind = name.split(".")
-    if parents[-1].startswith("norm"):
+    if "norm" in parents[-1]:
         parents.append("norm")
         kind = {"weight": "scale", "running_mean": "mean", "running_var": "var"}.get(kind, kind)
     return "/".join([*parents, {"weight": "kernel"}.get(kind, kind)])
 
 
-def _places(name, shape, grid):
-    """Of each entry of PyTorch's array its place in flax's flat one of this shape; `grid` is D's last map's side."""
-    places = np.arange(math.prod(shape)).reshape(shape)
-    if len(shape) == 4:  # (k, k, I, O)
-        # A transposed convolution's kernel is turned once in flax and once by the mirror.
-        return places.transpose(2, 3, 0, 1) if "/up" in name else places[::-1, ::-1].transpose(3, 2, 0, 1)
-    if len(shape) == 2:  # rows and columns of D's last map, (S/16 * S/16 * C, 1)
-        return places.reshape(grid, grid, -1)[::-1, ::-1].reshape(1, -1)
-    return places
-
-
 class Torch:
     """A generator, a discriminator and their optimisers.
 
-    weights: flat dict of all parameters and running statistics. batch: gray uint8, depth_mm uint16 (B, S, S).
-    `dtype`: float32, float64, or bfloat16, that is autocast over float32 weights.
+    weights: flat dict of all parameters and running statistics. batch: gray uint8, depth_mm uint16 (B, S, S),
+    distance_mm float32 (B,). `dtype`: float32, float64, or bfloat16, that is autocast over float32 weights. `loss`: the
+    numbers in it.
     """
 
-    def __init__(self, weights, batch, width, dtype, lam):
-        self.lam, self.size = lam, batch["gray"].shape[1]
+    def __init__(self, weights, batch, width, dtype, loss):
+        self.loss, self.size = loss, batch["gray"].shape[1]
         self.dtype = torch.float64 if dtype == "float64" else torch.float32
         self.autocast = contextlib.nullcontext
         if dtype == "bfloat16":
             self.autocast = lambda: torch.autocast(DEVICE, torch.bfloat16)
-        self.nets = {"generator": Generator(width), "discriminator": Discriminator(width, self.size)}
+        self.nets = self.make_nets(width)
         self.shapes = {name: value.shape for name, value in weights.items()}
         for name, net in self.nets.items():
             net.to(DEVICE, self.dtype, memory_format=torch.channels_last)
             with torch.no_grad():
                 for ours, tensor in [*net.named_parameters(), *net.named_buffers()]:
                     if not ours.endswith("num_batches_tracked"):
-                        path = f"{name}/{_flax_name(ours)}"
-                        places = _places(path, self.shapes[path], self.size // 16)
+                        path = f"{name}/{flax_name(ours)}"
+                        places = self.places(path, self.shapes[path])
                         tensor.copy_(torch.from_numpy(weights[path].ravel()[places]))
-        self.optimizers = {
-            name: torch.optim.Adam(net.parameters(), 2e-4, betas=(0.5, 0.999), eps=1e-8, fused=True)
-            for name, net in self.nets.items()
-        }
-        self.batch = self.put(batch["gray"]), self.put(batch["depth_mm"].astype(np.int32))
-        self.g, self.d = self.nets.values()
-        if DEVICE == "cuda":
-            self.g, self.d = torch.compile(self.g), torch.compile(self.d)
+        self.optimizers = {name: self.make_optimizer(net.parameters()) for name, net in self.nets.items()}
+        self.batch = [self.put(x) for x in (batch["gray"], batch["depth_mm"].astype(np.int32), batch["distance_mm"])]
+        called = {name: torch.compile(net) if DEVICE == "cuda" else net for name, net in self.nets.items()}
+        self.g, self.d = called["generator"], called.get("discriminator")
         self.products = {}
+
+    def make_nets(self, width):
+        return {"generator": Generator(width), "discriminator": Discriminator(width, self.size)}
+
+    def make_optimizer(self, parameters):
+        return torch.optim.Adam(parameters, 2e-4, betas=(0.5, 0.999), eps=1e-8, fused=True)
+
+    def places(self, name, shape):
+        """Of each entry of PyTorch's array its place in flax's flat one of this shape."""
+        places = np.arange(math.prod(shape)).reshape(shape)
+        if len(shape) == 4:  # (k, k, I, O)
+            # A transposed convolution's kernel is turned once in flax and once by the mirror.
+            return places.transpose(2, 3, 0, 1) if "/up" in name else places[::-1, ::-1].transpose(3, 2, 0, 1)
+        if len(shape) == 2:  # rows and columns of D's last map, (S/16 * S/16 * C, 1)
+            grid = self.size // 16
+            return places.reshape(grid, grid, -1)[::-1, ::-1].reshape(1, -1)
+        return places
+
+    def as_flax(self, name, tensors):
+        """{PyTorch's name: tensor} of a net -> {flax's name: array in its shape}"""
+        found = {}
+        for ours, tensor in tensors.items():
+            path, value = f"{name}/{flax_name(ours)}", tensor.detach().cpu().numpy()
+            found[path] = np.empty(self.shapes[path], value.dtype)
+            found[path].reshape(-1)[self.places(path, self.shapes[path])] = value
+        return found
 
     def put(self, images):
         return torch.from_numpy(images).to(DEVICE)
@@ -154,7 +167,8 @@ class Torch:
 
     def train(self):
         """One step: D on real and generated maps, then G through the D just updated. Gradients stay in the nets."""
-        gray, depth = self.gray_image(self.batch[0]), self.depth_image(self.batch[1])
+        gray, depth_mm, _ = self.batch
+        gray, depth = self.gray_image(gray), self.depth_image(depth_mm)
         for net in (self.g, self.d):
             net.train()
         with self.autocast():
@@ -169,9 +183,10 @@ class Torch:
         with self.autocast():
             logits = self.d(generated).to(self.dtype)  # moves D's running statistics, which nobody reads
         mse, adversarial = F.mse_loss(generated, depth), entropy(logits, one)
-        self.update("generator", self.lam * mse + adversarial)
+        loss_g = self.loss["lam"] * mse + adversarial
+        self.update("generator", loss_g)
         self.nets["discriminator"].requires_grad_(True)
-        return {"loss_d": loss_d, "loss_mse": mse, "loss_adv": adversarial}
+        return {"loss_g": loss_g, "loss_d": loss_d, "loss_mse": mse, "loss_adv": adversarial}
 
     def update(self, name, loss):
         self.optimizers[name].zero_grad(set_to_none=True)
@@ -182,26 +197,26 @@ class Torch:
         """Those of the last step, by flax's names and in its shapes."""
         found = {}
         for name, net in self.nets.items():
-            for ours, tensor in net.named_parameters():
-                path = f"{name}/{_flax_name(ours)}"
-                value = np.empty(self.shapes[path], tensor.grad.cpu().numpy().dtype)
-                value.reshape(-1)[_places(path, value.shape, self.size // 16)] = tensor.grad.cpu().numpy()
-                found[path] = value
+            found |= self.as_flax(name, {ours: tensor.grad for ours, tensor in net.named_parameters()})
         return found
 
     def running_means(self):
         """The generator's, after the last step, by flax's names."""
         return {
-            _flax_name(ours): self.numpy(tensor)
+            flax_name(ours): self.numpy(tensor)
             for ours, tensor in self.nets["generator"].named_buffers()
             if ours.endswith("running_mean")
         }
 
+    def averaged_weights(self):
+        """By flax's names and in its shapes; {} if the method does not average."""
+        return {}
+
     def predict(self, gray):
-        """uint8 (B, S, S), put -> depth image (B, S, S), with the running statistics."""
+        """uint8 (B, S, S), put -> what the generator makes (B, S, S, C), with the running statistics."""
         self.g.eval()
         with torch.inference_mode(), self.autocast():
-            return self.g(self.gray_image(gray)).flip(IMAGES)[:, 0].to(self.dtype)
+            return self.g(self.gray_image(gray)).flip(IMAGES).permute(0, 2, 3, 1).to(self.dtype)
 
     def product(self, size):
         """A matrix product of this size."""

@@ -1,17 +1,20 @@
-"""The training step and the generator's forward pass against PyTorch (`torch_step.py`) and against flax's own layers.
+"""The training step and the generator's forward pass against PyTorch (`torch_step.py`, `torch_relief.py`) and against
+flax's own layers.
 
     pip install -e '.[bench]'
-    [taskset -c 0,1] python benchmarks/train_step.py [--widths=16,32,128] [--batches=8,16,32] [--turns=5]
+    [taskset -c 0,1] python benchmarks/train_step.py [--method=cgan] [--widths=16,32] [--batches=8,16,32] [--turns=5]
 
-The cGAN at 96 x 96 px. "Plain flax" is the same nets with flax's nn.Conv and nn.ConvTranspose and without the XLA flag
-that the programs set; that freed memory is kept, as the programs have it, holds for all sides. Each side lives in a
-process of its own, on all cores that `taskset` leaves.
+The paper's cGAN, or the project's own `--method=relief`, at 96 x 96 px, without augmentation. "Plain flax" is the same
+nets with flax's nn.Conv and nn.ConvTranspose and without the XLA flag that the programs set; that freed memory is kept,
+as the programs have it, holds for all sides. Each side lives in a process of its own, on all cores that `taskset`
+leaves.
 
 First it is proved that all sides do the same: from the same weights and batch their inference, losses (in float64 of
-two steps, so through the optimisers), gradients and the generator's running means must agree, relative to their norms,
-to TOLERANCE: in float64 at a small width, every array of the gradients; then before each row in the dtype measured,
-each net's gradients as a whole, for an activation that is 0 but for rounding has another gradient on either side. If
-they do not, it stops with a sentence.
+two steps, so through the optimisers), gradients (clipped where the method clips), the generator's running means and its
+averaged weights (where the method averages) must agree, relative to their norms, to TOLERANCE: in float64 at a small
+width, every array of them; then before each row in the dtype measured, each net's gradients and its averaged weights as
+a whole, for an activation that is 0 but for rounding has another gradient on either side, and Adam's first step is as
+long for the smallest gradient as for the largest. If they do not, it stops with a sentence.
 
 Then they are timed in turns: medians of --turns turns of at least --seconds each. A side that has used BUDGET_S of a
 row's time sits out the rest, which is said below the table. Inference, and plain flax at all, are measured beside the
@@ -45,17 +48,21 @@ import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import optax  # noqa: E402
 from flax.traverse_util import flatten_dict, unflatten_dict  # noqa: E402
 
-from facedepth_jax import depth_code  # noqa: E402
-from facedepth_jax.depth_code import DepthCode, encode_gray  # noqa: E402
+from facedepth_jax import config as configs  # noqa: E402
+from facedepth_jax import depth_code, methods  # noqa: E402
+from facedepth_jax.depth_code import encode_gray  # noqa: E402
 from facedepth_jax.methods import METHODS  # noqa: E402
-from facedepth_jax.models import cgan  # noqa: E402
-from facedepth_jax.state import Net, NetState, TrainState, adam, forward, init_state  # noqa: E402
+from facedepth_jax.models import cgan, relief  # noqa: E402
+from facedepth_jax.state import NetState, TrainState, forward, init_state, variables  # noqa: E402
 
 OURS, TORCH, PLAIN = "this", "PyTorch", "plain flax"
-SIZE_PX, LAM, B1 = 96, 3000.0, 0.5
-INFERENCE = (1, 32)
+SIZE_PX = 96
+# Of a method: where its PyTorch is; widths, batches in training, batches in inference unless others are given.
+TWINS = {"cgan": "torch_step", "relief": "torch_relief"}
+SIZES = {"cgan": ([16, 32, 128], [8, 16, 32], [1, 32]), "relief": ([16], [16, 32], [1, 16, 32])}
 TRAINING, FACTS = ("training",), ("facts",)  # what a side is asked for, besides ("inference" or "product", size)
 BUDGET_S = 40.0
 # Of values and of gradients. Of a GPU's float32, which may be computed in TF32, no more is asked than of bfloat16.
@@ -65,20 +72,23 @@ TOLERANCE = {"float64": (1e-10, 1e-10), "float32": (1e-3, 2e-2), "bfloat16": (5e
 class Jax:
     """This project's step; attributes and methods as those of `torch_step.Torch`."""
 
-    def __init__(self, weights, batch, width, dtype, lam, plain):
+    def __init__(self, method, weights, batch, width, dtype, plain=False):
         if dtype == "float64":
             jax.config.update("jax_enable_x64", True)
-            for module in (cgan, depth_code):  # where float32 is written out, as outputs and images have to be
+            for module in (cgan, relief, depth_code):  # where float32 is written out, as outputs and images have to be
                 module.jnp = types.SimpleNamespace(**vars(jnp) | {"float32": jnp.float64})
         if plain:
-            cgan.Conv = functools.partial(nn.Conv, kernel_size=(5, 5), use_bias=False)
+            cgan.Conv = relief.Conv = plain_conv
             cgan.ConvTranspose = functools.partial(nn.ConvTranspose, kernel_size=(5, 5), strides=(2, 2), use_bias=False)
         self.dtype = jnp.dtype(dtype)
-        self.nets = make_nets(width, self.dtype)
-        self.state = TrainState(jnp.zeros((), jnp.int32), {name: self.net_state(name, weights) for name in self.nets})
+        config = configured(method, width, dtype)
+        self.b1 = config.train.b1
+        self.nets = methods.build(config, subjects=1)
+        states = {name: self.net_state(name, weights) for name in self.nets}
+        average = jax.tree.map(jnp.copy, variables(states["generator"])) if config.train.average_decay else {}
+        self.state = TrainState(jnp.zeros((), jnp.int32), states, average)
         self.batch = jax.device_put(batch)
-        loss = METHODS["cgan"].loss | {"lam": lam}
-        step = functools.partial(METHODS["cgan"].step, nets=self.nets, code=DepthCode(), seed=0, **loss)
+        step = methods.make_step(config, self.nets, configs.depth_code(config))
         start = time.perf_counter()
         lowered = jax.jit(step, donate_argnums=0).lower(self.state, self.batch)
         self.step = lowered.compile()
@@ -100,22 +110,27 @@ class Jax:
 
     def train(self):
         self.state, metrics = self.step(self.state, self.batch)
-        return {name: metrics[name] for name in ("loss_d", "loss_mse", "loss_adv")}
+        return {name: value for name, value in metrics.items() if name.startswith("loss_")}
 
     def gradients(self):
-        """Those of the first step: Adam's first moment after it is 1 - b1 of them."""
-        moments = {name: net.opt_state[0].mu for name, net in self.state.nets.items()}
-        return {path: np.array(value) / (1 - B1) for path, value in flatten_dict(moments, sep="/").items()}
+        """Those of the first step, clipped: Adam's first moment after it is 1 - b1 of them."""
+        moments = {name: optax.tree.get(net.opt_state, "mu") for name, net in self.state.nets.items()}
+        return {path: np.array(value) / (1 - self.b1) for path, value in flatten_dict(moments, sep="/").items()}
 
     def running_means(self):
         """The generator's."""
         stats = flatten_dict(self.state.nets["generator"].batch_stats, sep="/")
         return {path: np.array(value) for path, value in stats.items() if path.endswith("/mean")}
 
+    def averaged_weights(self):
+        """The generator's; {} if the method does not average."""
+        average = [flatten_dict({"generator": part}, sep="/") for part in self.state.average.values()]
+        return {path: np.array(x) for part in average for path, x in part.items() if not path.endswith("/var")}
+
     def predict(self, gray):
         if len(gray) not in self.predictors:
             module = self.nets["generator"].module
-            call = jax.jit(lambda net, gray: forward(module, net, encode_gray(gray))[..., 0])
+            call = jax.jit(lambda net, gray: forward(module, net, encode_gray(gray)))
             lowered = call.lower(self.state.nets["generator"], gray)
             self.flops["inference", len(gray)] = lowered.cost_analysis()["flops"]
             self.predictors[len(gray)] = lowered.compile()
@@ -140,14 +155,22 @@ class Jax:
         return None if self.device() == "cpu" else jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**20
 
 
-def make_nets(width, dtype):
-    modules = METHODS["cgan"].modules(width, dtype, 1)
-    return {name: Net(module, adam(2e-4, B1, 0.999)) for name, module in modules.items()}
+def plain_conv(features, kernel_size=5, strides=1, use_bias=False, **given):
+    return nn.Conv(features, (kernel_size, kernel_size), strides, use_bias=use_bias, **given)
 
 
-def make_weights(width):
+def configured(method, width, dtype="float32"):
+    """The method's config, without augmentation."""
+    config = configs.base(method)
+    config.width, config.dtype, config.train.augment = width, dtype, False
+    config.train.steps = 6000  # as configs/relief.py has it: of the schedule
+    return config
+
+
+def make_weights(method, width):
     """All parameters and running statistics by name, float64: random ones, so that nothing is hidden by a 0 or a 1."""
-    shapes = jax.eval_shape(lambda: init_state(make_nets(width, jnp.float32), 0, SIZE_PX))
+    nets = methods.build(configured(method, width), subjects=1)
+    shapes = jax.eval_shape(lambda: init_state(nets, 0, SIZE_PX))
     rng, weights = np.random.default_rng(0), {}
     for name, net in shapes.nets.items():
         for path, leaf in sorted((flatten_dict(net.params, sep="/") | flatten_dict(net.batch_stats, sep="/")).items()):
@@ -166,7 +189,8 @@ def make_batch(batch_size, size_px=SIZE_PX):
     shape = batch_size, size_px, size_px
     depth_mm = rng.integers(400, 2700, shape) * (rng.random(shape) > 0.1)
     batch = {"gray": rng.integers(0, 256, shape, np.uint8), "depth_mm": depth_mm.astype(np.uint16)}
-    return batch | {"distance_mm": np.full(batch_size, 900, np.float32), "subject": np.zeros(batch_size, np.int32)}
+    distance_mm = rng.uniform(800, 1000, batch_size).astype(np.float32)
+    return batch | {"distance_mm": distance_mm, "subject": np.zeros(batch_size, np.int32)}
 
 
 # ---- a side's own process ----
@@ -178,18 +202,18 @@ def memory_mib(name):
         return next(int(line.split()[1]) for line in file if line.startswith(name)) / 1024
 
 
-def serve(pipe, name, xla_flags, width, batch_size, dtype, steps):
+def serve(pipe, name, xla_flags, method, width, batch_size, dtype, steps):
     """Builds a side, sends the proof of what it computes, then does and times what it is asked for."""
     os.environ["XLA_FLAGS"] = xla_flags  # read when JAX first computes
     if name == TORCH:
-        import torch_step
+        twin = importlib.import_module(TWINS[method])
     before_mib = memory_mib("VmRSS")
-    args = make_weights(width), make_batch(batch_size), width, dtype, LAM
-    side = torch_step.Torch(*args) if name == TORCH else Jax(*args, plain=name == PLAIN)
+    args = make_weights(method, width), make_batch(batch_size), width, dtype
+    side = twin.Torch(*args, METHODS[method].loss) if name == TORCH else Jax(method, *args, plain=name == PLAIN)
     del args
     gray = side.put(make_batch(batch_size)["gray"])
     start = time.perf_counter()
-    proof = {"inference": {"depth image": side.numpy(side.predict(gray))}, "losses": {}}
+    proof = {"inference": {"output": side.numpy(side.predict(gray))}, "losses": {}}
     losses = side.train()
     side.wait(losses)
     first_s = time.perf_counter() - start
@@ -197,6 +221,8 @@ def serve(pipe, name, xla_flags, width, batch_size, dtype, steps):
     for step in range(1, steps + 1):
         proof["losses"] |= {f"{loss} of step {step}": side.numpy(value) for loss, value in losses.items()}
         losses = side.train() if step < steps else losses
+    if average := side.averaged_weights():
+        proof["averaged weights"] = average
     pipe.send((side.device(), proof))
     del proof
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
@@ -242,7 +268,7 @@ def timed(side, call, counts, work, seconds):
 
 
 @contextlib.contextmanager
-def contest(names, width, batch_size, dtype, steps=1):
+def contest(method, names, width, batch_size, dtype, steps=1):
     """Starts the sides one after another and proves that they do the same; pipes by name, and how near they are."""
     spawn = multiprocessing.get_context("spawn")  # neither XLA nor OpenMP survives a fork
     pipes, processes, proofs = {}, [], {}
@@ -251,7 +277,7 @@ def contest(names, width, batch_size, dtype, steps=1):
             pipes[name], theirs = spawn.Pipe()
             flags = USER_XLA_FLAGS if name == PLAIN else os.environ.get("XLA_FLAGS", "")
             process = spawn.Process(
-                target=serve, args=(theirs, name, flags, width, batch_size, dtype, steps), daemon=True
+                target=serve, args=(theirs, name, flags, method, width, batch_size, dtype, steps), daemon=True
             )
             process.start()
             theirs.close()
@@ -307,10 +333,11 @@ def agreement(proofs, width, dtype):
         if theirs_on != device:
             raise SystemExit(f"{name} computes on {theirs_on}, this project on {device}: let both see it.")
         for kind, arrays in ours.items():
-            others, tolerance = theirs[kind], tolerances[kind == "gradients"]
+            by_gradients = kind in ("gradients", "averaged weights")
+            others, tolerance = theirs[kind], tolerances[by_gradients]
             if {what: array.shape for what, array in arrays.items()} != {what: a.shape for what, a in others.items()}:
                 raise SystemExit(f"{name} has other {kind} than this project: nothing was measured.")
-            if kind == "gradients" and dtype != "float64":
+            if by_gradients and dtype != "float64":
                 arrays, others = whole_nets(arrays), whole_nets(others)
             apart = {what: difference(others[what], array) for what, array in arrays.items()}
             what = max(apart, key=apart.get)
@@ -323,11 +350,11 @@ def agreement(proofs, width, dtype):
     return worst
 
 
-def whole_nets(gradients):
-    """{net: all its gradients in one vector}"""
+def whole_nets(arrays):
+    """{net: all its arrays in one vector}"""
     return {
-        net: np.concatenate([value.ravel() for path, value in sorted(gradients.items()) if path.startswith(net)])
-        for net in ("generator", "discriminator")
+        net: np.concatenate([value.ravel() for path, value in sorted(arrays.items()) if path.startswith(net)])
+        for net in sorted({path.split("/")[0] for path in arrays})
     }
 
 
@@ -437,31 +464,34 @@ def agreements(worst, what):
         yield f"{what} {name} agrees to: {kinds}."
 
 
-def proved_in_float64(names):
-    with contest(names, 4, 3, "float64", steps=2) as (_, worst):
+def proved_in_float64(method, names):
+    with contest(method, names, 4, 3, "float64", steps=2) as (_, worst):
         return list(agreements(worst, "Float64, width 4, batch 3, two steps:"))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--widths", type=numbers, default=[16, 32, 128], help="as 16,32,128; even")
-    parser.add_argument("--batches", type=numbers, default=[8, 16, 32], help="as 8,16,32")
+    parser.add_argument("--method", choices=TWINS, default="cgan")
+    parser.add_argument("--widths", type=numbers, help="as 16,32,128; even")
+    parser.add_argument("--batches", type=numbers, help="as 8,16,32")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="the least that a turn takes")
     args = parser.parse_args()
+    widths, batches, inference = SIZES[args.method]
+    widths, batches = args.widths or widths, args.batches or batches
     names = sides()
-    said, peaks = proved_in_float64(names), []
-    print(f"float32, {machine()}, {args.turns} turns of {args.seconds} s\n")
+    said, peaks = proved_in_float64(args.method, names), []
+    print(f"{args.method}, float32, {machine()}, {args.turns} turns of {args.seconds} s\n")
     print(heads(names), flush=True)
-    for width in args.widths:
+    for width in widths:
         flops_an_image = {}
-        for batch_size in args.batches:
+        for batch_size in batches:
             works, taking_part = {TRAINING: batch_size}, names
-            if batch_size == args.batches[0]:
-                works |= {("inference", images): images for images in INFERENCE}
+            if batch_size == batches[0]:
+                works |= {("inference", images): images for images in inference}
             else:
                 taking_part = names[:-1]  # plain flax takes minutes
-            with contest(taking_part, width, batch_size, "float32") as (pipes, worst):
+            with contest(args.method, taking_part, width, batch_size, "float32") as (pipes, worst):
                 said += agreements(worst, f"Float32, width {width}, batch {batch_size}:")
                 lines, peak, sat_out = rows(names, pipes, works, width, flops_an_image, args)
             said += sat_out

@@ -23,7 +23,7 @@ HOMES = {
     "matplotlib": ["report/", "page.py"],
     "gradio": ["page.py"],
     "onnx": ["onnx_graph.py"],
-    "torch": [],  # benchmarks/torch_step.py alone
+    "torch": [],  # benchmarks/ alone
 }
 
 # Every file stands on a floor and imports from floors below, or from its own folder.

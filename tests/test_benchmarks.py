@@ -145,8 +145,12 @@ def test_evaluate(program, monkeypatch, capsys):
 
 
 def test_costs():
+    check_costs("cgan")
+
+
+def check_costs(method):
     core = str(min(os.sched_getaffinity(0)))
-    command = [sys.executable, "benchmarks/costs.py", "--widths=4", "--batch=2", "--steps=1"]
+    command = [sys.executable, "benchmarks/costs.py", f"--method={method}", "--widths=4", "--batch=2", "--steps=1"]
     out = subprocess.run(
         ["taskset", "-c", core, *command], cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True
     ).stdout

@@ -5,19 +5,25 @@ import subprocess
 import sys
 
 import pytest
-from test_benchmarks import HAS_TORCH, ROOT, cells, run
+from test_benchmarks import HAS_TORCH, ROOT, cells, check_costs, run
+
+
+@pytest.fixture(scope="module", params=["cgan", "relief"])
+def method(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def out():
+def out(method):
     """Of train_step.py."""
-    return run("train_step", "--widths=4", "--batches=2", "--turns=2", "--seconds=0")
+    return run("train_step", f"--method={method}", "--widths=4", "--batches=2", "--turns=2", "--seconds=0")
 
 
-def test_one_table_of_all_sides(out):
+def test_one_table_of_all_sides(out, method):
     sides = ["this", *(["PyTorch"] if HAS_TORCH else []), "plain flax"]
     lines = cells(out)
-    works = [("training", "4", "2"), ("inference", "4", "1"), ("inference", "4", "32")]
+    images = {"cgan": ["1", "32"], "relief": ["1", "16", "32"]}[method]
+    works = [("training", "4", "2"), *(("inference", "4", batch) for batch in images)]
     assert [(line[""], line["width"], line["batch"]) for line in lines] == works
     for line in lines:
         for name in sides:
@@ -32,11 +38,16 @@ def test_one_table_of_all_sides(out):
     "side",
     ["plain flax", pytest.param("PyTorch", marks=pytest.mark.skipif(not HAS_TORCH, reason="the extra bench"))],
 )
-def test_the_same_step_in_float64(out, side):
+def test_the_same_step_in_float64(out, method, side):
     (line,) = [line for line in out.splitlines() if line.startswith("Float64") and f" {side} agrees" in line]
     found = {kind: float(value) for kind, value in re.findall(r"(\w[\w ]*) (\d+e[+-]\d+)", line.split(": ", 2)[2])}
-    assert set(found) == {"inference", "losses", "gradients", "running means"}
+    averaged = {"averaged weights"} if method == "relief" else set()
+    assert set(found) == {"inference", "losses", "gradients", "running means"} | averaged
     assert max(found.values()) < 1e-10
+
+
+def test_costs_of_relief():
+    check_costs("relief")
 
 
 def test_pipeline():
@@ -99,9 +110,10 @@ def test_prepare(tmp_path):
     assert [line[""] for line in cells(decoding)][0] == "read and decoded"
 
 
-def test_gpu():
+def test_gpu(method):
     """On whatever is here."""
-    out = run("gpu", "--width=2", "--batches=2", "--dtypes=float32", "--turns=1", "--seconds=0", "--steps=2")
+    sizes = ("--width=2", "--batches=2", "--dtypes=float32", "--turns=1", "--seconds=0", "--steps=2")
+    out = run("gpu", f"--method={method}", *sizes)
     speed, costs = out.split("The state is donated, and the step moves nothing between host and device")
     (line,) = cells(speed)
     assert line[""] == "float32, training" and float(line["images/s: this"]) > 0
