@@ -92,6 +92,13 @@ def test_the_documented_test_set_is_200_people_of_a_seed_of_their_own():
         assert str(flags.seed) not in path.read_text()
 
 
+def test_a_frame_is_named_exactly():
+    """float32 does not hold every seed."""
+    for seed in (7, TEST_SEED, 2**31 - 1):
+        numbers = scene.frame_scene(seed, 2, 1, 0, 1).numbers
+        assert numbers.tolist() == [seed, 2, 1, 0] and numbers.dtype == np.int32
+
+
 def test_test_subjects_are_the_same_whoever_is_trained_on():
     few = {"frames_per_sequence": 1, "image_size": SIZE_PX}
     sources = [SyntheticSource(subjects=n, test_subjects=2, seed=seed, **few) for n, seed in ((10, 4), (20, 3))]

@@ -270,10 +270,10 @@ def frame_scene(seed: int, subject: int, sequence: int, frame: int, frames_per_s
         lights=lights, surroundings=light.turned(surroundings, turn_matrix(angles[[1, 0, 2]]).T),
         ambient=ambient, part_albedo=table(albedo, who.skin), part_infrared=table(infrared, 0.6),
         paint=paint, cloth=cloth, room=room, lens=lens, registration=registration,
-        backdrop=backdrop, backdrop_xy=beside, boxes=boxes, numbers=np.array([seed, subject, sequence, frame]),
+        backdrop=backdrop, backdrop_xy=beside, boxes=boxes, numbers=None,
     )  # fmt: skip
     scene = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), scene)
-    return scene._replace(numbers=scene.numbers.astype(np.int32))
+    return scene._replace(numbers=np.array([seed, subject, sequence, frame], np.int32))
 
 
 def rotation_matrix(angles_deg):
