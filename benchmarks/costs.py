@@ -32,8 +32,8 @@ from facedepth_jax.methods import METHODS
 KINDS = (
     ("convolutions and matrix products", "conv(?!ert)|dot", "dot_general$|conv_general_dilated$", "conv|mm$"),
     ("batch norm", "$^", "/norm", "batch_norm"),
-    ("activations", "$^", "relu|select_n$|tanh", "relu|threshold|tanh"),
-    ("Adam", "$^", "(^|/)optimizer/", "adam|optimizer|foreach_(norm|mul)|clip_grad"),
+    ("activations", "$^", "relu|(Generator|Discriminator).*select_n$|tanh", "relu|threshold|tanh"),
+    ("Adam", "$^", "(^|/)optimizer/", "adam|optimizer|vector_norm|mul_$"),
     ("copies, sums of shifted maps, the rest", "", "", ""),
 )
 CLOCK, KERNEL = "a step by the clock", "of it in the kernel"

@@ -1,7 +1,7 @@
 """The training step on a GPU against PyTorch on the same card, and what its time goes into.
 
     pip install -e '.[cuda,bench]'
-    python benchmarks/gpu.py [--method=cgan] [--dtypes=bfloat16,float32] [--batches=64,128,256,512,1024]
+    python benchmarks/gpu.py [--method=cgan] [--width=128] [--dtypes=bfloat16,float32] [--batches=64,256]
 
 As `train_step.py`, without plain flax, whose convolutions are this project's own on a GPU: first the proof that both
 sides do the same, then in turns; the same table. PyTorch is compiled, channels last, bfloat16 under autocast. The

@@ -127,4 +127,4 @@ class Torch(torch_step.Torch):
 
     def averaged_weights(self):
         found = self.as_flax("generator", self.average)
-        return {path: value for path, value in found.items() if not path.endswith("/var")}
+        return {path: value for path, value in found.items() if not path.endswith("/var")}  # see torch_step.Norm

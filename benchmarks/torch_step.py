@@ -100,7 +100,7 @@ class Torch:
 
     weights: flat dict of all parameters and running statistics. batch: gray uint8, depth_mm uint16 (B, S, S),
     distance_mm float32 (B,). `dtype`: float32, float64, or bfloat16, that is autocast over float32 weights. `loss`: the
-    numbers in it.
+    method's values by name.
     """
 
     def __init__(self, weights, batch, width, dtype, loss):

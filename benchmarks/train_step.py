@@ -60,7 +60,7 @@ from facedepth_jax.state import NetState, TrainState, forward, init_state, varia
 
 OURS, TORCH, PLAIN = "this", "PyTorch", "plain flax"
 SIZE_PX = 96
-# Of a method: where its PyTorch is; widths, batches in training, batches in inference unless others are given.
+# Of a method: where its PyTorch is; widths and batches in training unless others are given, batches in inference.
 TWINS = {"cgan": "torch_step", "relief": "torch_relief"}
 SIZES = {"cgan": ([16, 32, 128], [8, 16, 32], [1, 32]), "relief": ([16], [16, 32], [1, 16, 32])}
 TRAINING, FACTS = ("training",), ("facts",)  # what a side is asked for, besides ("inference" or "product", size)
@@ -160,7 +160,7 @@ def plain_conv(features, kernel_size=5, strides=1, use_bias=False, **given):
 
 
 def configured(method, width, dtype="float32"):
-    """The method's config, without augmentation."""
+    """The method's config, without augmentation, and without warm-up, whose first steps hardly move a weight."""
     config = configs.base(method)
     config.width, config.dtype, config.train.augment = width, dtype, False
     config.train.steps = 6000  # as configs/relief.py has it: of the schedule

@@ -27,6 +27,7 @@ def get_config(method="relief"):
     config.data.dataset = "synthetic"
     config.data.workers = 2
     config.data.options.subjects = 5000  # x 5 sequences x 5 frames
+    config.data.options.test_subjects = 0
     config.data.options.frames_per_sequence = 5
     config.data.options.image_size = 192
     config.data.options.sensor = "none"  # exact depth: a sensor's holes and noise are nothing to learn from

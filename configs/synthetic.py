@@ -21,6 +21,7 @@ def get_config(method="cgan"):
     config.data.dataset = "synthetic"
     config.data.workers = 2
     config.data.options.subjects = 120
+    config.data.options.test_subjects = 0
     config.data.options.frames_per_sequence = 4
     config.data.options.image_size = 192
     config.data.options.sensor = "kinect_v2"

@@ -14,6 +14,7 @@ def get_config(method="cgan"):
     config.data.dir = "data/synthetic_full"
     config.data.dataset = "synthetic"
     config.data.options.subjects = 400  # x 5 sequences x 50 frames
+    config.data.options.test_subjects = 0
     config.data.options.frames_per_sequence = 50
     config.data.options.image_size = 192
     config.data.options.sensor = "kinect_v2"

@@ -1,4 +1,4 @@
-"""Save and load a net's weights for others, as safetensors; name the leaves of a tree of arrays."""
+"""Save and load a net's weights for others, as safetensors, by the names of their tree's leaves."""
 
 import pathlib
 
@@ -17,7 +17,7 @@ def name_of(keys) -> str:
 
 
 def by_name(tree) -> dict:
-    """Return {name: leaf}."""
+    """Return {name: leaf} of a tree, names as `name_of` writes them."""
     return {name_of(keys): leaf for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 

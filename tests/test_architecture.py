@@ -31,7 +31,7 @@ FLOORS = [
     # Programs, and the API.
     ["main.py", "prepare.py", "evaluate.py", "predict.py", "export.py", "page.py", "report/", "__init__.py"],
     ["train.py"],
-    ["tasks.py"],
+    ["tasks.py", "checkpoint.py"],
     ["verification.py"],
     ["estimator.py", "evaluation.py"],
     ["config.py"],
@@ -56,7 +56,6 @@ FLOORS = [
         "state.py",
         "metrics.py",
         "models/",
-        "checkpoint.py",
         "logs.py",
         "pictures.py",
     ],

@@ -110,6 +110,7 @@ def test_test_subjects_are_the_same_whoever_is_trained_on():
             assert got.info.split == "test" and got.info.frame[1:] == want.info.frame[1:]
             np.testing.assert_array_equal(got.gray, want.gray)
             np.testing.assert_array_equal(got.depth_mm, want.depth_mm)
+    assert sources[0].settings["test_subjects"] == 2 and "test_subjects" not in SyntheticSource().settings
     # The people to train on stay as they were, and those it would have tested on are left out.
     without = dataclasses.replace(sources[0], test_subjects=0)
     stay = [row for row, info in enumerate(without.index()) if info.split != "test"]
@@ -337,6 +338,7 @@ def test_bad_settings():
         {"misregistration": -1.0},
         {"sensor": "none", "misregistration": 2.0},
         {"subjects": 0},
+        {"test_subjects": -1},
         {"seed": -1},
         {"image_size": 8},
     ):

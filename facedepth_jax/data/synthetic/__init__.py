@@ -44,13 +44,13 @@ class SyntheticSource(Source):
         200, "Number of people: 80 % train, 10 % validation and test, at least one each from three on."
     )
     test_subjects: int = option(
-        0, f"Test on so many people of the seed {TEST_SEED} instead, the same whatever `subjects` and `seed` are."
+        0, f"Test on so many people of the seed {TEST_SEED}, the same for all `subjects`; 0: on a tenth of its own."
     )
     frames_per_sequence: int = option(10, "Of each person's five sequences.")
     image_size: int = option(192, "Height and width in pixels of the window around the head.")
     sensor: str = option("kinect_v2", f"One of {', '.join(SENSORS)}; none: exact depth, gray without the stripe.")
     misregistration: float = option(0.0, "Largest shift of gray against depth, pixels, alike for all of a person.")
-    seed: int = option(0, "Of everything.")
+    seed: int = option(0, "Of everything but the `test_subjects`.")
     name = "synthetic"
 
     def __post_init__(self):
@@ -86,14 +86,14 @@ class SyntheticSource(Source):
         return own + [(TEST_SEED, number, f"t{number:04d}", "test") for number in range(1, self.test_subjects + 1)]
 
     def splits(self) -> dict[int, str]:
-        """Return {number of a person of its own seed: split}, shuffled by the seed."""
+        """Return {number of a person: split}, shuffled by the seed, before `test_subjects`."""
         order = np.random.default_rng([self.seed, 0]).permutation(self.subjects) + 1
         held = max(1, self.subjects // 10) if self.subjects >= 3 else 0
         names = ["test"] * held + ["validation"] * held + ["train"] * (self.subjects - 2 * held)
         return dict(zip(order.tolist(), names, strict=True))
 
     def index(self) -> list[FrameInfo]:
-        """List subjects, then sequences 1..5, then frames."""
+        """List subjects, `test_subjects` last, then sequences 1..5, then frames."""
         return [
             FrameInfo(f"{name}_{sequence}_{frame:04d}", name, sequence, split)
             for _, _, name, split in self._people
