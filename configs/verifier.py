@@ -6,8 +6,8 @@ Behind the colon stands the config of the generators' runs, for its data and lev
 the paper, a quarter of that for the demo's data, where 3000 steps take one busy CPU core 15 minutes.
 
 Expect with 480 people of the demo's kind, on 200 it has never seen (4000 pairs, depth from the head, one seed):
-accuracy 0.801, area under the curve 0.894; on silhouettes alone 0.764 (RESULTS.md). The paper's width
-has not been run yet.
+accuracy 0.801, area under the curve 0.894; on silhouettes alone 0.764 (RESULTS.md). The paper's width has not
+been run yet.
 """
 
 import pathlib
