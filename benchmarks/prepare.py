@@ -48,21 +48,20 @@ def memory_mib(pid):
     return np.array(list(total.values()))
 
 
-def preparation(dataset, raw, workers):
+def preparation(dataset, raw, out, *flags):
     """Frames there, frames made of them, seconds, peak memory in MiB (resident, proportional)."""
-    with tempfile.TemporaryDirectory() as place:
-        command = [sys.executable, "-m", "facedepth_jax.prepare", f"--dataset={dataset}", f"--raw={raw}",
-                   f"--out={place}/out", f"--workers={workers}"]  # fmt: skip
-        start = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-            peak = np.zeros(2)
-            while process.poll() is None:
-                peak = np.maximum(peak, memory_mib(process.pid))
-                time.sleep(0.05)
-            seconds = time.perf_counter() - start
-            if process.returncode:
-                raise SystemExit(process.stdout.read())
-        meta = json.loads(Path(place, "out", "meta.json").read_text())
+    command = [sys.executable, "-m", "facedepth_jax.prepare", f"--dataset={dataset}", f"--raw={raw}", f"--out={out}"]
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as log, subprocess.Popen([*command, *flags], stdout=log, stderr=log) as process:
+        peak = np.zeros(2)
+        while process.poll() is None:
+            peak = np.maximum(peak, memory_mib(process.pid))
+            time.sleep(0.05)
+        seconds = time.perf_counter() - start
+        if process.returncode:
+            log.seek(0)
+            raise SystemExit(log.read())
+    meta = json.loads(Path(out, "meta.json").read_text())
     made = sum(split["frames"] for split in meta["counts"].values())
     return made + meta["rejects"]["count"], made, seconds, peak
 
@@ -102,7 +101,9 @@ def main():
     for dataset in ("biwi", "pandora"):
         if raw := getattr(args, dataset):
             for workers in args.workers:
-                frames, made, seconds, (rss, pss) = preparation(dataset, raw, workers)
+                with tempfile.TemporaryDirectory() as place:
+                    found = preparation(dataset, raw, f"{place}/out", f"--workers={workers}")
+                frames, made, seconds, (rss, pss) = found
                 row = [dataset, frames, made, workers, f"{made / seconds:.0f}", f"{rss:.0f} MiB", f"{pss:.0f} MiB"]
                 print(f"| {' | '.join(map(str, row))} |", flush=True)
     if args.biwi:
