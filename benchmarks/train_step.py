@@ -42,7 +42,7 @@ import types
 from facedepth_jax import runtime
 
 USER_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
-runtime.tune()  # as the programs do
+runtime.tune()  # as main does; so too below
 
 import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
@@ -57,6 +57,8 @@ from facedepth_jax.depth_code import encode_gray  # noqa: E402
 from facedepth_jax.methods import METHODS  # noqa: E402
 from facedepth_jax.models import cgan, relief  # noqa: E402
 from facedepth_jax.state import NetState, TrainState, forward, init_state, variables  # noqa: E402
+
+runtime.compute_in_this_thread()
 
 OURS, TORCH, PLAIN = "this", "PyTorch", "plain flax"
 SIZE_PX = 96

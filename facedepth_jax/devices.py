@@ -64,8 +64,12 @@ def share(batch: np.ndarray) -> np.ndarray:
 
 
 def put_batch(mesh: Mesh, batch):
-    """Put this process's share of a batch, a pytree of NumPy arrays, together with the others' on the devices."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(divided(mesh), np.asarray(x)), batch)
+    """Put this process's share of a batch, a pytree of NumPy arrays, together with the others' on the devices.
+
+    It is there on return: a CPU computes in this thread, see runtime.py, only what has nothing to wait for.
+    """
+    placed = jax.tree.map(lambda x: jax.make_array_from_process_local_data(divided(mesh), np.asarray(x)), batch)
+    return jax.block_until_ready(placed)
 
 
 def place_examples(mesh: Mesh, arrays):

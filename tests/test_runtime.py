@@ -43,6 +43,37 @@ def test_freed_memory_is_kept():
     assert int(printed(FAULTS, MALLOC_TRIM_THRESHOLD_="131072")) >= 32  # the user's own
 
 
+STEPS = """
+import resource
+from facedepth_jax import runtime
+runtime.tune()
+import jax
+import numpy as np
+from facedepth_jax import config, devices, methods
+from facedepth_jax.state import init_state
+runtime.compute_in_this_thread()
+config = config.base("ae")
+config.width = 16
+nets, mesh = methods.build(config, 1), devices.make_mesh()
+state = devices.put_everywhere(mesh, init_state(nets, 0, 96))
+step = jax.jit(methods.make_step(config, nets, methods.steps.DepthCode()), donate_argnums=0)
+images, faults = np.full((16, 96, 96), 900, np.uint16), []
+batch = {"gray": images.astype(np.uint8), "depth_mm": images, "distance_mm": np.full(16, 900, np.float32)}
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    state, metrics = step(state, devices.put_batch(mesh, batch))
+    jax.block_until_ready(metrics)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
+def test_the_memory_of_a_training_step_is_kept():
+    """Some 80 MB, of which a thread of its own, as JAX's default, gets each page anew at every step."""
+    assert int(printed(STEPS)) < 1000
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="where the library of XLA's flags is looked for")
 @pytest.mark.parametrize("flags", ["--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_max_isa=AVX2"])
 def test_the_users_flags_stay(flags, monkeypatch):
