@@ -9,8 +9,8 @@ project's sums of shifted maps are part of its convolutions, but here they stand
 Adam. On one core because instructions that run beside others cannot be told apart in a profile. This project's step of
 the cGAN also computes its gradients' norms and the discriminator's accuracies; PyTorch's does not.
 
-The last two rows are without a profiler: a step by the clock, and what the kernel works for the process of it, mostly
-pages of memory that are given anew and zeroed. Without PyTorch its column is left out. Linux only.
+The last two rows are without a profiler: a step by the clock, and what the kernel works for the process of it, as
+giving it pages of memory. Without PyTorch its column is left out. Linux only.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How the cGAN's training step grows with width, batch, image size and devices, and the data with the frames.
+"""What the cGAN's training step costs by width, batch, image size and devices, and the data by the number of frames.
 
     python benchmarks/growth.py [--out=runs] [--frames=1000,10000,100000,1000000]
 
@@ -11,14 +11,14 @@ fall, which shows that the work is divided. Both are XLA's, of what it compiles 
 batch and the most that the step needs beside them. Images/s are the median of --turns turns of at least --seconds.
 
 The frames are those of a folder data set whose lines all name the same image, prepared at 32 px, so that a million fit:
-what an image itself costs only adds up, at 96 px nine times as many bytes. The whole program prepares them, in one
-process; then a fresh process opens the arrays, hashes included, and draws batches of 16 in the seed's order.
+what an image itself costs only adds up, at 96 px nine times as many bytes. The program prepares them, from its start
+to its end, in one process; then a fresh process opens the arrays, hashes included, and draws batches of 16 in the
+seed's order.
 """
 
 import argparse
 import math
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -29,7 +29,7 @@ import jax
 import matplotlib
 import numpy as np
 from prepare import preparation
-from train_step import configured, machine, make_batch, measured_in_a_fresh_process, numbers
+from train_step import configured, machine, make_batch, measured_in_a_fresh_process, memory_mib, numbers
 
 from facedepth_jax import config as configs
 from facedepth_jax import devices, methods
@@ -94,17 +94,19 @@ def opened(path):
         next(batches)
         times.append(time.perf_counter() - start)
     further = statistics.median(np.diff(times[1:]))
-    return times[0], times[1] - times[0], 1000 * further, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return times[0], times[1] - times[0], 1000 * further, memory_mib("VmHWM")
 
 
 def by_frames(numbers_of_frames):
     """Prints the table of the data; yields (frames, frames/s prepared, MiB of it)."""
-    print("\n| frames | prepared a second | MiB of it | opened, s | first batch, s | a further one, ms | MiB of it |")
+    print(
+        "\n| frames | prepared a second | MiB of it | opened, s | first batch, s | a further one, ms | MiB of reading |"
+    )
     print("|---|---|---|---|---|---|---|", flush=True)
     for frames in numbers_of_frames:
         with tempfile.TemporaryDirectory() as place:
             write_raw(place, frames)
-            flags = "--focal=365", "--size=32"
+            flags = "--focal=365", "--size=32", "--workers=0"
             _, made, seconds, (rss, _) = preparation("folder", place, f"{place}/out", *flags)
             figures = measured_in_a_fresh_process(opened, f"{place}/out")
         cells = [f"{frames:,}", f"{made / seconds:.0f}", f"{rss:.0f}", *(f"{value:.3g}" for value in figures)]
@@ -123,7 +125,7 @@ def points(grown, cores):
 def picture(found, path):
     """Images/s and memory over what grows. found: (what grows, its value, images/s, MiB)"""
     with plt.rc_context({"font.size": 8}):
-        names = list(dict.fromkeys(what for what, *_ in found))
+        names = (*NAMES, "frames")
         figure, axes = plt.subplots(2, len(names), figsize=(11, 4), sharex="col", layout="constrained")
         for column, name in zip(axes.T, names, strict=True):
             values, *rows = zip(*((value, *figures) for what, value, *figures in found if what == name), strict=True)

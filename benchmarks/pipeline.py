@@ -3,10 +3,9 @@
     python benchmarks/pipeline.py [--width=16] [--batch=16] [--relief_batch=32] [--frames=12000] [--turns=5]
 
 Alone: batches a second, read and thrown away. Training: the loop of train.py with the cGAN's step at 96 x 96 px. What
-it waits is the time in which it gets a batch and puts it on the device, over the whole; the device may still be busy
-with the step before, so this is the most that it can be. All in turns, medians. The second table is the same loop with
-the step of configs/relief.py with and without `train.augment`, fed by one thread; there the device waits when it has
-done the step before, as in metrics.jsonl.
+it waits is the time in which it gets a batch and puts it on the device, over the whole. All in turns, medians. The
+second table is the same loop with the step of configs/relief.py with and without `train.augment`, fed by one thread;
+there the device waits when it has done the step before, as in metrics.jsonl.
 
 The arrays are noise in a memory map that the page cache holds. One thread is what training uses. Threads and processes
 are grain's.

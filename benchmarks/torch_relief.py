@@ -91,18 +91,31 @@ class Torch(torch_step.Torch):
         known, behind = depth_mm > 0, (depth_mm - distance_mm[:, None, None]) / 100  # the head's distance
         target = torch.where(known, behind, 3.0).clamp(-3, 3)
         inside = (target.abs() < 2.5).to(self.dtype)
-        count = inside.sum((1, 2), keepdim=True).clamp(min=1)
+        weight = inside * torch.where(target.abs() < 1, torch.ones_like(target), self.loss["far_weight"])
+        total = weight.sum((1, 2), keepdim=True).clamp(min=0.1)
         error = (3 * output[:, 0] - target) * inside
-        centred = (error - error.sum((1, 2), keepdim=True) / count) * inside
-        relief = ((error.abs() + centred.abs()) / (2 * count)).sum((1, 2)).mean()
+        centred = error - (weight * error).sum((1, 2), keepdim=True) / total
+        relief = (weight * (error.abs() + centred.abs()) / (2 * total)).sum((1, 2)).mean()
         slopes = []
         for e, m in ((error, inside), (error.mT, inside.mT)):
             for step in (1, 2, 4):
                 both = m[:, step:] * m[:, :-step]
                 apart = (e[:, step:] - e[:, :-step]).abs().clamp(max=0.3) * both
                 slopes.append((apart.sum((1, 2)) / both.sum((1, 2)).clamp(min=1)).mean())
+        (ay, ax), (by, bx) = (self.slopes(depth * inside) for depth in (3 * output[:, 0], target))
+        cosine = (1 + ay * by + ax * bx) / ((1 + ay**2 + ax**2) * (1 + by**2 + bx**2)).sqrt()
+        here = inside[:, 2:, 1:-1] * inside[:, :-2, 1:-1] * inside[:, 1:-1, 2:] * inside[:, 1:-1, :-2]
+        here = here * inside[:, 1:-1, 1:-1] * (torch.maximum(by.abs(), bx.abs()) < 3)
+        normals = ((1 - cosine) * here).sum((1, 2)) / here.sum((1, 2)).clamp(min=1)
         foreground = F.binary_cross_entropy_with_logits(output[:, 1], (known & (behind < 3)).to(self.dtype))
-        return {"loss_relief": relief, "loss_gradient": sum(slopes) / 6, "loss_foreground": foreground}
+        losses = {"loss_relief": relief, "loss_gradient": sum(slopes) / 6, "loss_normals": normals.mean()}
+        return losses | {"loss_foreground": foreground}
+
+    @staticmethod
+    def slopes(depth):
+        """Down and to the right, over two pixels of 320 mm / S, in units of 100 mm."""
+        depth = depth * depth.shape[-1] / 6.4
+        return depth[:, 2:, 1:-1] - depth[:, :-2, 1:-1], depth[:, 1:-1, 2:] - depth[:, 1:-1, :-2]
 
     def train(self):
         gray, depth_mm, distance_mm = self.batch
@@ -111,6 +124,7 @@ class Torch(torch_step.Torch):
             output = self.g(self.gray_image(gray)).to(self.dtype)
         losses = self.losses(output, depth_mm.to(self.dtype).flip(1, 2), distance_mm.to(self.dtype))
         loss = losses["loss_relief"] + self.loss["gradient_weight"] * losses["loss_gradient"]
+        loss = loss + self.loss["normals_weight"] * losses["loss_normals"]
         loss = loss + self.loss["foreground_weight"] * losses["loss_foreground"]
 
         self.optimizer.zero_grad(set_to_none=True)

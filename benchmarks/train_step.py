@@ -6,8 +6,8 @@ flax's own layers.
 
 The paper's cGAN, or the project's own `--method=relief`, at 96 x 96 px, without augmentation. "Plain flax" is the same
 nets with flax's nn.Conv and nn.ConvTranspose and without the XLA flag that the programs set; that freed memory is kept,
-as the programs have it, holds for all sides. Each side lives in a process of its own, on all cores that `taskset`
-leaves.
+and JAX computes in the first thread, as main has it, holds for all sides. Each side lives in a process of its own, on
+all cores that `taskset` leaves.
 
 First it is proved that all sides do the same: from the same weights and batch their inference, losses (in float64 of
 two steps, so through the optimisers), gradients (clipped where the method clips), the generator's running means and its
@@ -42,7 +42,7 @@ import types
 from facedepth_jax import runtime
 
 USER_XLA_FLAGS = os.environ.get("XLA_FLAGS", "")
-runtime.tune()  # as main does; so too below
+runtime.tune()  # as main does
 
 import flax.linen as nn  # noqa: E402
 import jax  # noqa: E402
@@ -58,7 +58,7 @@ from facedepth_jax.methods import METHODS  # noqa: E402
 from facedepth_jax.models import cgan, relief  # noqa: E402
 from facedepth_jax.state import NetState, TrainState, forward, init_state, variables  # noqa: E402
 
-runtime.compute_in_this_thread()
+runtime.dispatch_synchronously()  # as main does
 
 OURS, TORCH, PLAIN = "this", "PyTorch", "plain flax"
 SIZE_PX = 96

@@ -279,6 +279,8 @@ def read_run(run: pathlib.Path) -> ml_collections.ConfigDict:
         config = base(values["method"])
         if "code" in values:
             values = _upgrade(values)
+        if values["method"] == "relief":  # a run from before these terms
+            values["loss"] = {"normals_weight": 0.0, "far_weight": 1.0} | values["loss"]
         config.update(values)
         check(config)
     except (AttributeError, KeyError, TypeError, ValueError, FaceDepthError) as error:

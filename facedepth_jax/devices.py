@@ -66,10 +66,11 @@ def share(batch: np.ndarray) -> np.ndarray:
 def put_batch(mesh: Mesh, batch):
     """Put this process's share of a batch, a pytree of NumPy arrays, together with the others' on the devices.
 
-    It is there on return: a CPU computes in this thread, see runtime.py, only what has nothing to wait for.
+    On a CPU it is there on return: what still waits for its arguments is not computed in this thread, see
+    `runtime.dispatch_synchronously`. A GPU would wait for all that it computes before.
     """
     placed = jax.tree.map(lambda x: jax.make_array_from_process_local_data(divided(mesh), np.asarray(x)), batch)
-    return jax.block_until_ready(placed)
+    return jax.block_until_ready(placed) if jax.default_backend() == "cpu" else placed
 
 
 def place_examples(mesh: Mesh, arrays):

@@ -56,17 +56,17 @@ def identity(scores, subject):
     return optax.softmax_cross_entropy_with_integer_labels(scores, subject)
 
 
-def shift_aware_l1(image, target, counted):
+def shift_aware_l1(image, target, weight):
     """Average the absolute error, half of it after the image's mean error is taken away: (B, S, S) thrice -> (B,).
 
     The shape of a face counts even where its distance is wrong. After Eigen et al. (2014), Eq. 4, whose log-scale is a
-    shift here. `counted` is bool; an image without a pixel that counts has no error.
+    shift here. Both means are weighted by `weight`, at least 0; an image of zeros there has no error.
     """
-    error = jnp.where(counted, image - target, 0.0)
-    count = jnp.maximum(counted.sum((1, 2)), 1)
-    shift = (error.sum((1, 2)) / count)[:, None, None]
-    centred = jnp.where(counted, error - shift, 0.0)
-    return 0.5 * (jnp.abs(error) + jnp.abs(centred)).sum((1, 2)) / count
+    error = image - target
+    total = weight.sum((1, 2))
+    total = jnp.where(total > 0, total, 1.0)
+    shift = ((weight * error).sum((1, 2)) / total)[:, None, None]
+    return 0.5 * (weight * (jnp.abs(error) + jnp.abs(error - shift))).sum((1, 2)) / total
 
 
 def gradient_matching(image, target, counted, limit, steps=(1, 2, 4)):
@@ -82,6 +82,24 @@ def gradient_matching(image, target, counted, limit, steps=(1, 2, 4)):
             change = jnp.minimum(jnp.abs(turned[:, step:] - turned[:, :-step]), limit)
             total += jnp.where(both, change, 0.0).sum((1, 2)) / jnp.maximum(both.sum((1, 2)), 1)
     return total / (2 * len(steps))
+
+
+def normals(image, target, counted, pitch, steepest):
+    """Average 1 - the cosine of the angle between the normals: (B, S, S) thrice, the side of a pixel -> (B,).
+
+    Hu et al. (WACV 2019), their third loss. Slopes are central differences. A pixel counts if it and its four
+    neighbours do (`counted`, bool) and the target has no slope beyond `steepest`, an edge.
+    """
+
+    def slopes(depth):
+        depth = jnp.where(counted, depth, 0.0) / (2 * pitch)
+        return depth[:, 2:, 1:-1] - depth[:, :-2, 1:-1], depth[:, 1:-1, 2:] - depth[:, 1:-1, :-2]
+
+    (ay, ax), (by, bx) = slopes(image), slopes(target)
+    cosine = (1 + ay * by + ax * bx) / jnp.sqrt((1 + ay**2 + ax**2) * (1 + by**2 + bx**2))
+    here = counted[:, 1:-1, 1:-1] & counted[:, 2:, 1:-1] & counted[:, :-2, 1:-1] & counted[:, 1:-1, 2:]
+    here &= counted[:, 1:-1, :-2] & (jnp.maximum(jnp.abs(by), jnp.abs(bx)) < steepest)
+    return jnp.where(here, 1 - cosine, 0.0).sum((1, 2)) / jnp.maximum(here.sum((1, 2)), 1)
 
 
 def foreground(logits, inside):

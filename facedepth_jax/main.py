@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         values = config.load(flags.config, overrides)
+        runtime.dispatch_synchronously()
         if flags.process:
             runtime.join(flags.process)
-        runtime.compute_in_this_thread()
         runtime.keep_compiled()
         name = config.find(flags.config)[0].stem
         train.run(values, flags.workdir or pathlib.Path(f"runs/{name}-{values.method}"), flags.allow_mismatch)

@@ -80,7 +80,7 @@ METHODS = {
     "relief": Method(
         lambda width, dtype, subjects: {"generator": relief.Generator(width, dtype)},
         steps.relief_step,
-        {"gradient_weight": 0.5, "foreground_weight": 0.2},
+        {"gradient_weight": 0.5, "normals_weight": 0.5, "foreground_weight": 0.2, "far_weight": 0.2},
         origins=("head",),
         train={
             **{"learning_rate": 3e-3, "b1": 0.9, "b2": 0.99, "weight_decay": 0.01, "schedule": "cosine"},

@@ -39,7 +39,7 @@ def _prefer_older_convolutions():
 def _keep_freed_memory():
     """Let glibc keep freed memory: otherwise every step takes its arrays from the kernel again, page by page.
 
-    In threads other than the first this holds for arrays up to 64 MiB, glibc's limit: see `compute_in_this_thread`.
+    In threads other than the first this holds for arrays up to 64 MiB, glibc's limit: see `dispatch_synchronously`.
     """
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -88,14 +88,15 @@ def any_process(flag: bool) -> bool:
     return bool(flag) if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-def compute_in_this_thread():
-    """Let JAX compute on a CPU in the thread that asks for it; more devices than one have their own threads still.
+def dispatch_synchronously():
+    """Let a CPU compute in the calling thread; where it stands for several devices, each has a thread of its own still.
 
-    The first thread keeps the memory of a training step, whatever its size: no page of it is asked for twice.
+    The first thread keeps the memory of a training step, whatever its size: no page of it is asked for twice. Programs
+    call it before anything asks for a device.
     """
     import jax
 
-    jax.config.update("jax_cpu_enable_async_dispatch", False)  # it has no variable of the environment
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # which no variable of the environment does
 
 
 def keep_compiled():

@@ -17,6 +17,9 @@ from facedepth_jax.models import siamese
 from facedepth_jax.state import Net, NetState, TrainState, apply_gradients, forward_train, gradient_norm
 
 INSIDE_MM = 250.0  # relief that counts in the loss of it
+NEAR_MM = 100.0  # relief of a face, as metrics.FACE_MM; what lies beyond has another weight
+CROP_MM = 320.0  # side of the crops; in others the slopes are so much flatter or steeper
+STEEPEST = 3.0  # slope of a surface whose normals count
 EDGE_MM = 30.0  # errors of a difference count up to this
 
 
@@ -217,27 +220,33 @@ def relief_step(
     code: DepthCode,
     seed: int,
     gradient_weight: float,
+    normals_weight: float,
     foreground_weight: float,
+    far_weight: float,
 ):
     """Apply the step of the project's own net: relief where it is nearer than INSIDE_MM, and the foreground everywhere.
 
-    Losses are in units of 100 mm.
+    Relief beyond NEAR_MM weighs `far_weight` in the L1. Losses are in units of 100 mm.
     """
     in_front = true_foreground(batch["depth_mm"], batch["distance_mm"])
     batch = encode(batch, code)
     g, unit = state.nets["generator"], RELIEF_MM / 100
     target = unit * batch["depth"][..., 0]
     inside = jnp.abs(target) < INSIDE_MM / 100  # where there is no depth, the target is the farthest
+    weight = inside * jnp.where(jnp.abs(target) < NEAR_MM / 100, 1.0, far_weight)
+    pitch = CROP_MM / target.shape[-1] / 100
 
     def loss_of(params):
         output, stats = forward_train(nets["generator"], params, g.batch_stats, batch["gray"])
         relief, logits = unit * output[..., 0], output[..., 1]
         terms = {
-            "loss_relief": jnp.mean(losses.shift_aware_l1(relief, target, inside)),
+            "loss_relief": jnp.mean(losses.shift_aware_l1(relief, target, weight)),
             "loss_gradient": jnp.mean(losses.gradient_matching(relief, target, inside, EDGE_MM / 100)),
+            "loss_normals": jnp.mean(losses.normals(relief, target, inside, pitch, STEEPEST)),
             "loss_foreground": jnp.mean(losses.foreground(logits, in_front)),
         }
         loss = terms["loss_relief"] + gradient_weight * terms["loss_gradient"]
+        loss += normals_weight * terms["loss_normals"]
         return loss + foreground_weight * terms["loss_foreground"], (stats, terms)
 
     (loss, (stats, terms)), grads = jax.value_and_grad(loss_of, has_aux=True)(g.params)

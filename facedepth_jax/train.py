@@ -160,8 +160,10 @@ class _Training:
                         self.state, metrics = self.step_fn(self.state, batch)
                     self.log()
                     self.pending = step + 1, metrics
-                if step == self.start:
-                    self.pace.restart(step)  # the compilation does not count
+                    if self._device_is_idle():  # a CPU has computed it by now
+                        self.log()
+                if step == self.start:  # the compilation does not count
+                    self.pace.restart(step + (self.pending is None))
             if runtime.any_process(stop.seen):  # it came in the last validation
                 return self.stop(steps)
         self.checkpoints.finish()

@@ -170,6 +170,13 @@ def test_the_config_of_a_run_from_before_the_present_keys():
     assert values.init_from == ""
 
 
+def test_a_run_of_relief_from_before_its_present_loss(tmp_path):
+    values = configs.load("relief").to_dict()
+    del values["loss"]["normals_weight"], values["loss"]["far_weight"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert configs.read_run(tmp_path).loss.to_dict() == values["loss"] | {"normals_weight": 0.0, "far_weight": 1.0}
+
+
 @pytest.mark.parametrize(
     "old, new",
     [('half_range": 127.5', 'half_range": 100.0'), ('dropout_at_test": true', 'dropout_at_test": false')],

@@ -46,6 +46,7 @@ batches = [
 for name, array in devices.put_batch(mesh, batches[0]).items():
     assert [shard.data.shape for shard in array.addressable_shards] == [(2, *array.shape[1:])] * 4
     np.testing.assert_array_equal(array, batches[0][name])
+assert devices.put_batch(mesh, np.zeros((8, 2**21), np.float32)).is_ready()
 
 arrays = batches[0] | {"subject": np.arange(8, dtype=np.int32)}
 bytes_held = sum(array.nbytes for array in arrays.values())

@@ -1,5 +1,7 @@
 """losses.py against the paper's equations, written with probabilities in plain numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,12 +106,14 @@ def maps():
 
 def test_shift_aware_l1_forgives_half_of_a_shift():
     image, target, counted = maps()
+    weight = counted * np.where(np.random.default_rng(3).random(counted.shape) < 0.5, 1.0, 0.2)
     want = []
-    for p, t, m in zip(image.astype(float), target, counted, strict=True):
-        error = (p - t)[m]
-        want.append((abs(error).mean() + abs(error - error.mean()).mean()) / 2 if m.any() else 0)
-    np.testing.assert_allclose(losses.shift_aware_l1(image, target, counted), want, rtol=1e-5)
-    shifted = losses.shift_aware_l1(target + 2.0, target, counted)
+    for p, t, w in zip(image.astype(float), target, weight, strict=True):
+        error, w = (p - t)[w > 0], w[w > 0]
+        mean = functools.partial(np.average, weights=w)
+        want.append((mean(abs(error)) + mean(abs(error - mean(error)))) / 2 if w.any() else 0)
+    np.testing.assert_allclose(losses.shift_aware_l1(image, target, weight), want, rtol=1e-5)
+    shifted = losses.shift_aware_l1(target + 2.0, target, weight)
     np.testing.assert_allclose(shifted, [1, 0, 1, 1, 1], rtol=1e-5)
 
 
@@ -129,6 +133,32 @@ def test_gradient_matching_pair_by_pair():
     got = losses.gradient_matching(image, target, counted, 0.25)
     np.testing.assert_allclose(got, want, rtol=1e-5)
     np.testing.assert_allclose(losses.gradient_matching(target + 3.0, target, counted, 0.25), 0, atol=1e-6)
+
+
+def test_normals_pixel_by_pixel():
+    image, target, counted = maps()
+    image, counted = np.where(counted, image, 0.5), np.random.default_rng(4).random(counted.shape) < 0.95
+    counted[1] = False
+    image[~counted] = 1e9  # must not matter
+    pitch, steepest, want = 0.1, 3.0, np.zeros(B)
+
+    def normal(depth, y, x):
+        down = (0, 2 * pitch, depth[y + 1, x] - depth[y - 1, x])
+        right = (2 * pitch, 0, depth[y, x + 1] - depth[y, x - 1])
+        n = np.cross(np.float64(down), np.float64(right))
+        return n / np.linalg.norm(n), max(abs(down[2]), abs(right[2])) / (2 * pitch)
+
+    for i in range(B):
+        errors = []
+        for y in range(1, S - 1):
+            for x in range(1, S - 1):
+                (a, _), (b, slope) = normal(image[i], y, x), normal(target[i], y, x)
+                if all(counted[i, y + u, x + v] for u, v in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))):
+                    errors += [1 - a @ b] if slope < steepest else []
+        assert 9 < len(errors) < 30 or i == 1
+        want[i] = np.mean(errors) if errors else 0
+    np.testing.assert_allclose(losses.normals(image, target, counted, pitch, steepest), want, rtol=1e-4)
+    np.testing.assert_allclose(losses.normals(target + 3.0, target, counted, pitch, steepest), 0, atol=1e-5)
 
 
 def test_foreground_is_the_mean_cross_entropy_over_all_pixels():

@@ -51,7 +51,7 @@ import jax
 import numpy as np
 from facedepth_jax import config, devices, methods
 from facedepth_jax.state import init_state
-runtime.compute_in_this_thread()
+runtime.dispatch_synchronously()
 config = config.base("ae")
 config.width = 16
 nets, mesh = methods.build(config, 1), devices.make_mesh()
@@ -64,14 +64,14 @@ for _ in range(5):
     state, metrics = step(state, devices.put_batch(mesh, batch))
     jax.block_until_ready(metrics)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults))
+print(max(faults[2:]))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_the_memory_of_a_training_step_is_kept():
     """Some 80 MB, of which a thread of its own, as JAX's default, gets each page anew at every step."""
-    assert int(printed(STEPS)) < 1000
+    assert int(printed(STEPS)) < 10_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="where the library of XLA's flags is looked for")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facedepth_jax import steps
+from facedepth_jax import losses, steps
 from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.methods import METHODS
 from facedepth_jax.state import Net, TrainState, adam, init_net
@@ -315,6 +315,48 @@ def test_baseline_steps_are_the_plain_ones(name, step, plain, weight):
                 close(state.nets[key].batch_stats, stats, f"step {t} {key} batch_stats")
             for key, value in expected.items():
                 np.testing.assert_allclose(metrics[key], value, rtol=1e-10, err_msg=f"step {t} {key}")
+
+
+class Weights(nn.Module):
+    """A net whose output, relief and mask, is its weights."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        return self.param("out", nn.initializers.normal(0.3, jnp.float64), (3, 8, 8, 2))
+
+
+def test_relief_step_takes_the_losses_of_millimetres():
+    """The L1 plainly; the other terms by losses.py, which test_losses.py holds, with masks made here."""
+    batch, net = stored(n=3), Net(Weights(), adam(LR, B1, B2))
+    behind = np.random.default_rng(5).normal(0, 150, (3, 8, 8)).round()
+    distance_mm = batch["distance_mm"].round()
+    depth_mm = np.where(batch["depth_mm"] == 0, 0, behind + distance_mm[:, None, None])
+    batch |= {"depth_mm": depth_mm.astype(np.uint16), "distance_mm": distance_mm}
+    target = np.where(depth_mm == 0, 300, behind.clip(-300, 300))
+    inside, near = abs(target) < 250, abs(target) < 100
+    assert near.any((1, 2)).all() and 10 < (inside & ~near).sum() < inside.sum() < inside.size - 10
+    weights = {"gradient_weight": 0.7, "normals_weight": 0.4, "foreground_weight": 0.3, "far_weight": 0.25}
+    with jax.enable_x64(True):
+        state = TrainState(jnp.int32(0), {"generator": init_net(net, jax.random.key(1), 8)})
+        out = np.array(state.nets["generator"].params["out"])
+        code = DepthCode(origin="head")
+        new, found = steps.relief_step(state, batch, nets={"generator": net}, code=code, seed=SEED, **weights)
+        relief, l1 = 300 * out[..., 0], 0
+        for error, here, w in zip(relief - target, inside, np.where(near, 1, 0.25), strict=True):
+            error, mean = error[here], functools.partial(np.average, weights=w[here])
+            l1 += (mean(abs(error)) + mean(abs(error - mean(error)))) / 2 / 100 / 3
+        expected = {
+            "loss_relief": l1,
+            "loss_gradient": losses.gradient_matching(relief, target, inside, 30.0).mean() / 100,
+            "loss_normals": losses.normals(relief, target, inside, 320 / 8, 3.0).mean(),
+            "loss_foreground": losses.foreground(out[..., 1], (depth_mm > 0) & (behind < 300)).mean(),
+        }
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)  # the target is float32
+    terms = ("loss_relief", 1), *((f"loss_{name.removesuffix('_weight')}", w) for name, w in weights.items())
+    total = sum(w * float(expected[name]) for name, w in terms if name != "loss_far")
+    np.testing.assert_allclose(found["loss_g"], total, rtol=1e-6)
+    assert new.step == 1 and not np.array_equal(new.nets["generator"].params["out"], out)
 
 
 @pytest.mark.parametrize("name", METHODS)
