@@ -5,8 +5,8 @@ python -m facedepth_jax.main --config=configs/relief.py[:cgan|:ae|:pix2pix|:cui]
 Trained on nothing but faces that the project makes itself, augmented. The paper's methods on the same data are what it
 is held against: no augmentation, Adam as in the paper, 64,000 images.
 
-Two busy CPU cores made 50,000 of the 125,000 frames in 17 minutes, and one trained on them, 192,000 images, in 94. That
-is the net that ships: facedepth_jax/weights/README.md has its figures.
+Two busy CPU cores made 50,000 of the 125,000 frames in 17 minutes and trained on them, 192,000 images, in 110. That is
+the net that ships: facedepth_jax/weights/README.md has its figures.
 """
 
 from facedepth_jax.config import base
