@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 from facedepth_jax import losses
 from facedepth_jax.depth_code import RELIEF_MM, DepthCode, encode_gray, true_foreground
+from facedepth_jax.metrics import FACE_MM
 from facedepth_jax.models import siamese
 from facedepth_jax.state import Net, NetState, TrainState, apply_gradients, forward_train, gradient_norm
 
 INSIDE_MM = 250.0  # relief that counts in the loss of it
-NEAR_MM = 100.0  # relief of a face, as metrics.FACE_MM; what lies beyond has another weight
 CROP_MM = 320.0  # side of the crops; in others the slopes are so much flatter or steeper
 STEEPEST = 3.0  # slope of a surface whose normals count
 EDGE_MM = 30.0  # errors of a difference count up to this
@@ -226,14 +226,14 @@ def relief_step(
 ):
     """Apply the step of the project's own net: relief where it is nearer than INSIDE_MM, and the foreground everywhere.
 
-    Relief beyond NEAR_MM weighs `far_weight` in the L1. Losses are in units of 100 mm.
+    Relief beyond FACE_MM weighs `far_weight` in the L1. Losses are in units of 100 mm.
     """
     in_front = true_foreground(batch["depth_mm"], batch["distance_mm"])
     batch = encode(batch, code)
     g, unit = state.nets["generator"], RELIEF_MM / 100
     target = unit * batch["depth"][..., 0]
     inside = jnp.abs(target) < INSIDE_MM / 100  # where there is no depth, the target is the farthest
-    weight = inside * jnp.where(jnp.abs(target) < NEAR_MM / 100, 1.0, far_weight)
+    weight = inside * jnp.where(jnp.abs(target) < FACE_MM / 100, 1.0, far_weight)
     pitch = CROP_MM / target.shape[-1] / 100
 
     def loss_of(params):

@@ -118,7 +118,7 @@ class _Training:
         self.logs = Silence() if jax.process_index() else Logs(self.workdir, self.start, config.train.steps)
         self.logs.say(self._title(data, mesh))
         self.pace = Pace(self.task.images * config.train.batch_size)
-        # Step and metrics of the step before: they are read one step late, so that the device never waits for the host.
+        # Step and metrics of the step before, where a device is still at it: so it never waits for the host.
         self.pending = None
         # Of the metrics since the last line of the log; checkpoints have them too, or a kill would change the means.
         self.sums = {} if self.checkpoints.mismatched else self.checkpoints.notes
