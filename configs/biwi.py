@@ -21,6 +21,4 @@ def get_config(method="cgan"):
     config.data.options.register = "depth_to_gray"  # or "gray_to_depth": which image moves
     config.data.options.focal = 370.0  # the paper's, Eq. 6; 0.0: the calibration's
     config.data.options.mask = False  # True: depth on the head alone, by the masks that come with the data
-    config.every.log = 50
-    config.every.save = 1000
     return config

@@ -31,5 +31,6 @@ def get_config(method="relief"):
     config.data.options.frames_per_sequence = 5
     config.data.options.image_size = 192
     config.data.options.sensor = "none"  # exact depth: a sensor's holes and noise are nothing to learn from
+    config.data.options.misregistration = 0.0  # largest shift of gray against depth, pixels
     config.data.options.seed = 0
     return config

@@ -18,6 +18,7 @@ def get_config(method="cgan"):
     config.data.options.frames_per_sequence = 50
     config.data.options.image_size = 192
     config.data.options.sensor = "kinect_v2"
+    config.data.options.misregistration = 0.0  # largest shift of gray against depth, pixels
     config.data.options.seed = 0
     config.every.log = 100
     config.every.save = 2500

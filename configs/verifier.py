@@ -10,9 +10,7 @@ accuracy 0.801, area under the curve 0.894; on silhouettes alone 0.764 (RESULTS.
 been run yet.
 """
 
-import pathlib
-
-from facedepth_jax.config import load
+from facedepth_jax.config import find, load
 from facedepth_jax.errors import FaceDepthError
 
 # Configs of narrow generators: a quarter of the paper's net judges them.
@@ -20,14 +18,15 @@ SMALL = ("synthetic", "folder", "relief")
 
 
 def get_config(name="synthetic"):
-    if name == "verifier":
+    path, _ = find(name)
+    if path.stem == "verifier":
         raise FaceDepthError("The verifier judges runs of another config: give its name behind the colon.")
-    config = load(f"{pathlib.Path(__file__).with_name(name)}.py:verifier")
-    config.width = 16 if name in SMALL else 64
+    config = load(f"{path}:verifier")
+    narrow = path.stem in SMALL
+    config.width = 16 if narrow else 64
     config.train.batch_size = 32  # pairs
-    config.train.steps = 3000 if name in SMALL else 20_000
+    config.train.steps = 3000 if narrow else 20_000
     config.train.learning_rate = 1e-3
     config.train.b1 = 0.9
-    config.every.log = 50
     config.every.save = 200
     return config

@@ -23,7 +23,7 @@ from facedepth_jax.nested import flatten
 PACKAGED = pathlib.Path(__file__).parent / "configs"  # in a wheel; in a checkout they lie next to the package
 CHECKOUT = pathlib.Path(__file__).parent.parent / "configs"
 SHIPPED = pathlib.Path(__file__).parent / "weights"  # the run that comes with the package
-_LEAST = {
+_MINIMUM = {
     **{"seed": 0, "width": 2, "data.size": 16, "every.log": 1, "every.save": 1, "watchdog_sec": 1},
     **{"train.batch_size": 1, "train.steps": 1, "train.warmup_steps": 0, "train.learning_rate": 0},
     **{"train.clip_norm": 0, "train.weight_decay": 0, "train.b1": 0, "train.b2": 0, "train.average_decay": 0},
@@ -31,8 +31,8 @@ _LEAST = {
     **{"depth_code.offset_mm": 0, "depth_code.step_mm": 0.001, "depth_code.none_level": 0},
     **{f"loss.{name}": 0 for method in METHODS.values() for name in method.loss},
 }
-_BELOW = {
-    **{"seed": 2**63, "watchdog_sec": 10**6, "data.size": 1025, "data.face_mm": 10_001, "data.seed": 2**63},
+_EXCLUSIVE_MAXIMUM = {
+    **{"seed": 2**32, "watchdog_sec": 10**6, "data.size": 1025, "data.face_mm": 10_001, "data.seed": 2**63},
     **{"train.steps": 2**31, "train.b1": 1, "train.b2": 1, "train.average_decay": 1, "depth_code.none_level": 256},
 }
 
@@ -155,7 +155,7 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
 
 
 def _take_given_arrays(config, given: set[str]):
-    """Take arrays that are there as they are, if the command line gives their directory and not from what to make them.
+    """Use existing arrays unchanged if the command line names only their directory.
 
     Raises FaceDepthError if their meta.json is damaged.
     """
@@ -190,11 +190,11 @@ def check(config):
             fault = f"has {name}, which is no value of a run" if name in values else f"lacks {name}"
             raise FaceDepthError(f"The config {fault}{''.join(f': do you mean {other}?' for other in near) or '.'}")
     for name, value in values.items():
-        least, below = _LEAST.get(name, -math.inf), _BELOW.get(name, math.inf)
+        least, below = _MINIMUM.get(name, -math.inf), _EXCLUSIVE_MAXIMUM.get(name, math.inf)
         if isinstance(value, int | float) and not math.isfinite(value):
             raise FaceDepthError(f"{name} is {value}: it must be finite.")
         if isinstance(value, int | float) and not least <= value < below:
-            limits = [f"at least {least}"] * (name in _LEAST) + [f"below {below}"] * (name in _BELOW)
+            limits = [f"at least {least}"] * (name in _MINIMUM) + [f"below {below}"] * (name in _EXCLUSIVE_MAXIMUM)
             raise FaceDepthError(f"{name} is {value}: it must be {' and '.join(limits)}.")
     if set(config.loss) != set(loss := _method(config.method).loss):
         raise FaceDepthError(
@@ -266,6 +266,21 @@ def find_run(run) -> pathlib.Path:
     return SHIPPED if str(run) == "shipped" else pathlib.Path(run)
 
 
+def identity(config, data: str | None) -> dict:
+    """Collect what must not change while a run goes on: all that decides its numbers, except how long it goes.
+
+    Args:
+      data: says which data it is, as the arrays' fingerprint.
+    """
+    values = config.to_dict()
+    for name in ("watchdog_sec", "init_from"):  # the weights of the latter are in the checkpoint
+        del values[name]
+    if config.train.schedule == "constant":  # the cosine's length decides its rates
+        del values["train"]["steps"]
+    # `every.save` decides which weights are kept.
+    return values | {"data": data, "every": {"save": config.every.save}}
+
+
 def read_run(run: pathlib.Path) -> ml_collections.ConfigDict:
     """Read the config of a run directory, also of a run from before the present keys.
 
@@ -289,7 +304,7 @@ def read_run(run: pathlib.Path) -> ml_collections.ConfigDict:
 
 
 def _upgrade(values: dict) -> dict:
-    """Give a config of version 0.1 today's keys; what it says stays the same."""
+    """Give a config from before version 0.1 today's keys; what it says stays the same."""
     values = dict(values)
     code, every, net = dict(values.pop("code")), dict(values["every"]), values.pop("net")
     if code.pop("half_range") != 127.5 or not net["dropout_at_test"]:

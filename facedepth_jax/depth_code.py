@@ -94,7 +94,7 @@ class DepthCode:
         """Convert estimates, 0 = none, to levels.
 
         An image of levels is taken as it is. From the head, depths that are no levels become what an 8-bit file would
-        hold, as true depth does: or the best estimate would not be without an error.
+        hold, as true depth does; otherwise a perfect estimate would have an error.
         """
         return self.levels(depth_mm) if self.origin == "camera" else self.quantize(depth_mm)
 

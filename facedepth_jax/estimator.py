@@ -184,6 +184,10 @@ class FaceDepth:
         _check_above_0(focal_px=focal_px, distance_mm=distance_mm)
         if not isinstance(where, crop.Window):
             where = self.box_of(image.shape[:2], box=where)
+        window = crop.window_of(where) if isinstance(where, crop.Box) else where
+        corner = window.x - (window.w - 1) / 2, window.y - (window.h - 1) / 2
+        box = tuple(int(round(value)) for value in (*corner, window.w, window.h))
+        self.box_of(image.shape[:2], box=box)  # a window too must show some of the image
         gray = self.crop(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), where)
         map_mm = self.batch(gray[None])[0]
         px_per_mm = np.sqrt(where.w * where.h) / self.face_mm  # at the head's distance
@@ -198,9 +202,6 @@ class FaceDepth:
                 distance_mm = float(focal_px / px_per_mm)
             relief_mm = _without_islands(map_mm)
             depth_mm = np.nan_to_num(relief_mm + np.float32(distance_mm))
-        window = crop.window_of(where) if isinstance(where, crop.Box) else where
-        corner = window.x - (window.w - 1) / 2, window.y - (window.h - 1) / 2
-        box = tuple(int(round(value)) for value in (*corner, window.w, window.h))
         return Face(image, box, window, relief_mm, depth_mm, distance_mm, how, focal_px or distance_mm * px_per_mm)
 
     def batch(self, gray, distance_mm=None) -> np.ndarray:
@@ -223,6 +224,10 @@ class FaceDepth:
             raise FaceDepthError(f"The crops are {gray.dtype} {gray.shape}; give uint8, (B, {self.size}, {self.size}).")
         relief_alone = self.code.origin == "head" and distance_mm is None
         distance_mm = np.asarray(np.full(len(gray), RELIEF_AT_MM) if distance_mm is None else distance_mm, np.float32)
+        if distance_mm.shape != (len(gray),):
+            raise FaceDepthError(
+                f"distance_mm is of shape {distance_mm.shape}; give a number for each of {len(gray)} crops."
+            )
         bad = distance_mm[~((distance_mm > 0) & (distance_mm < np.inf))]  # NaN too
         if self.code.origin == "head" and len(bad):
             raise FaceDepthError(f"distance_mm is {bad[0]:g}; give the head's, above 0, or none for relief alone.")
@@ -239,20 +244,24 @@ class FaceDepth:
 
         Args:
           shape: (H, W) of the image.
-          box: (x, y, w, h) in pixels, or a Box, as it is.
+          box: (x, y, w, h), rounded to pixels, or a Box.
           center: (x, y) of the head in pixels; with its distance and the camera's focal length the crop is that of
             Eq. 6. With neither `box` nor `center` it is the smallest square around the whole image.
 
         Raises:
-          FaceDepthError: the box is empty, outside the image or too large.
+          FaceDepthError: the numbers are not so many, not finite or not above 0, or the box is empty, outside the image
+            or too large.
         """
         height, width = shape
+        _check_above_0(focal_px=focal_px, distance_mm=distance_mm)
+        if box is not None and center is not None:
+            raise FaceDepthError("There is a box and a center; give one of them.")
         if box is not None:
-            box = box if isinstance(box, crop.Box) else crop.Box(*box)
+            box = box if isinstance(box, crop.Box) else crop.Box(*_numbers(4, box=box).round().astype(int).tolist())
         elif center is not None:
-            if not (distance_mm or 0) > 0 or not (focal_px or 0) > 0:  # NaN too
-                raise FaceDepthError("center wants distance_mm and focal_px above 0, to know how large the face is.")
-            box = crop.crop_box(center, distance_mm, (focal_px, focal_px), self.face_mm)
+            if not (distance_mm and focal_px):
+                raise FaceDepthError("center wants distance_mm and focal_px, to know how large the face is.")
+            box = crop.crop_box(_numbers(2, center=center), distance_mm, (focal_px, focal_px), self.face_mm)
         else:
             side = max(height, width)
             box = crop.Box(-((side - width) // 2), -((side - height) // 2), side, side)
@@ -261,7 +270,7 @@ class FaceDepth:
         elif box.x >= width or box.y >= height or box.x + box.w <= 0 or box.y + box.h <= 0:
             fault = f"lies outside the image of {width} x {height} pixels"
         elif box.w * box.h > photos.MAX_PIXELS:
-            fault = f"is too large (over {photos.MAX_PIXELS}); check the distance and focal length"
+            fault = f"is too large (over {photos.MAX_PIXELS}); give a smaller one, or check distance and focal length"
         else:
             return box
         raise FaceDepthError(f"The box of {box.w} x {box.h} pixels at x={box.x}, y={box.y} {fault}.")
@@ -284,6 +293,14 @@ def _check_above_0(**values):
     for name, value in values.items():
         if value is not None and not 0 < value < np.inf:  # NaN too
             raise FaceDepthError(f"{name} is {value:g}; give a number above 0, or none.")
+
+
+def _numbers(count, **values) -> np.ndarray:
+    ((name, given),) = values.items()
+    numbers = np.asarray(given, float)
+    if numbers.shape != (count,) or not np.isfinite(numbers).all():
+        raise FaceDepthError(f"{name} is {given}; give {count} finite numbers.")
+    return numbers
 
 
 def _rgb(image) -> np.ndarray:

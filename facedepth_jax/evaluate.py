@@ -34,14 +34,18 @@ def evaluate_run(run: Path, data: arrays.Arrays, split: str, maps: Path | None =
     values = config.read_run(run)
     config.check_crops(values, data)
     if values.method == "verifier" and maps is None:
+        if split not in arrays.PAIR_SPLITS:
+            raise FaceDepthError(
+                f"{run} is a verifier, and {split} has no pairs: give {' or '.join(arrays.PAIR_SPLITS)}."
+            )
         found = verification.verify(verification.load_verifier(run), verification.true_depth(data), data, split)
         return found, tables.verification_table(found["cells"], [], f"accuracy on true depth of {split} (pairs)")
     net, rows = estimator.load(run), data.rows(split)
     found = evaluation.evaluate(net.estimate, data, rows, net.code)
     if maps:
-        distance_mm = data.frames["distance_mm"].astype(np.float32)
         batches = np.array_split(rows, -(-len(rows) // evaluation.BATCH))
-        files.write_npy(maps, np.concatenate([net.estimate(data.gray[some], distance_mm[some])[0] for some in batches]))
+        found_mm = [net.estimate(data.gray[some], data.distance_mm[some])[0] for some in batches]
+        files.write_npy(maps, np.concatenate(found_mm))
     return found, tables.figures_tables({values.method: found})
 
 

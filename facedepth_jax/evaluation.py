@@ -71,14 +71,14 @@ def evaluate(estimate: Estimate, data: Arrays, rows: Sequence[int], code: DepthC
     if rows.size == 0:
         raise FaceDepthError("There is no frame to evaluate: the split is empty; check the data set's splits.")
     mesh = mesh or devices.make_mesh()
-    distance_mm = data.frames["distance_mm"].astype(np.float32)
     pitch_mm = data.meta["crop"]["face_mm"] / data.gray.shape[-1]
     batch_size = BATCH * mesh.size
     collected = []
     for start in range(0, rows.size, batch_size):
         batch_rows = rows[start : start + batch_size]
         mine = devices.share(np.pad(batch_rows, (0, batch_size - batch_rows.size), mode="edge"))
-        gray, distances, depth_mm = devices.put_batch(mesh, (data.gray[mine], distance_mm[mine], data.depth_mm[mine]))
+        batch = data.gray[mine], data.distance_mm[mine], data.depth_mm[mine]
+        gray, distances, depth_mm = devices.put_batch(mesh, batch)
         sums = _batch_sums(estimate(gray, distances), depth_mm, distances, pitch_mm, code)
         collected.append(devices.put_everywhere(mesh, sums))
         jax.block_until_ready(collected[-2:][0])  # one batch late, so that the device never waits for the host
@@ -99,11 +99,10 @@ def mean_map(data: Arrays, code: DepthCode) -> Estimate:
     least half of the rows have it.
     """
     rows = data.rows("train")
-    distance_mm = data.frames["distance_mm"].astype(np.float32)
     total, count = np.zeros((2, *data.depth_mm.shape[1:]))
     for start in range(0, rows.size, 256):
         some = rows[start : start + 256]
-        depth_mm, distances = data.depth_mm[some], distance_mm[some]
+        depth_mm, distances = data.depth_mm[some], data.distance_mm[some]
         image = np.asarray(code.encode(depth_mm, distances))[..., 0]
         counted = (
             np.asarray(true_foreground(depth_mm, distances)) if code.origin == "head" else np.ones_like(image, bool)

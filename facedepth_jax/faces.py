@@ -111,8 +111,8 @@ def _detect(image, to_source, turn) -> list[Detection]:
     for row in np.zeros((0, 15)) if rows is None else rows.astype(np.float64):
         x, y, w, h = row[:4]
         points = np.vstack([row[4:14].reshape(5, 2), [x + (w - 1) / 2, y + (h - 1) / 2]])
-        right, down = points[:2].mean(0), points[3:5].mean(0)
-        roll = np.degrees(np.arctan2(right[0] - down[0], down[1] - right[1]))
+        eyes, mouth = points[:2].mean(0), points[3:5].mean(0)
+        roll = np.degrees(np.arctan2(eyes[0] - mouth[0], mouth[1] - eyes[1]))
         points = points @ to_source[:, :2].T + to_source[:, 2]
         scale = np.sqrt(np.linalg.det(to_source[:, :2]))
         roll = float((roll + turn + 180) % 360 - 180)
@@ -124,7 +124,7 @@ def _upright(image, face) -> Detection:
     """Look again at a face until it is upright, if it is rolled or may stand on its head."""
     face = _straightened(image, face)
     if face.score < SURE_SCORE:
-        others = [_look(image, face, face.roll + turn) for turn in (90, -90, 180)]
+        others = [_redetect(image, face, face.roll + turn) for turn in (90, -90, 180)]
         best = max([face, *filter(None, others)], key=lambda other: other.score)
         face = face if best is face else _straightened(image, best)
     return face
@@ -134,14 +134,14 @@ def _straightened(image, face) -> Detection:
     """Turn a rolled face upright and look again, at most three times: its box is then that of an upright face too."""
     roll = face.roll
     for _ in range(3):
-        found = abs(roll) > UPRIGHT_DEGREES and _look(image, face, face.roll)
+        found = abs(roll) > UPRIGHT_DEGREES and _redetect(image, face, face.roll)
         if not found:
             break
         roll, face = found.roll - face.roll, found
     return face
 
 
-def _look(image, face, roll) -> Detection | None:
+def _redetect(image, face, roll) -> Detection | None:
     """Find a face again in a window around it that is turned by `roll`."""
     window = Window(*face.center, 3 * face.side_px, 3 * face.side_px, roll)
     found = _detect(window.crop(image, PATCH_PX), window.matrix(PATCH_PX), roll)

@@ -136,7 +136,7 @@ def read_json(path: str | os.PathLike):
 
 
 def sealed(content: dict) -> dict:
-    """Add to plain JSON values, as "sha256", a hash of them: for a file that holds hashes, but not its own."""
+    """Add to plain JSON values, as "sha256", a hash of them, so that a file can be checked by itself."""
     content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read
     return content | {"sha256": _json_sha256(content)}
 

@@ -14,7 +14,7 @@ import tqdm
 
 from facedepth_jax import files
 
-MOST_DATA = 0.5  # share of the time that may be waiting for data without a warning
+MAX_WAITING_SHARE = 0.5  # share of the time that may be waiting for data without a warning
 
 
 def first_not_finite(metrics: dict[str, float]) -> str | None:
@@ -136,7 +136,7 @@ class Pace:
         waiting = self._waiting_sec / seconds
         images = (step - self._step) * self._batch_size
         self.restart(step)
-        if waiting > MOST_DATA and not self._warned:
+        if waiting > MAX_WAITING_SHARE and not self._warned:
             self._warned = True
             print(
                 f"warning: up to step {step} {waiting:.0%} of the time was waiting for data: the disk of data.dir, "

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None):
     flag("--allow_mismatch", action="store_true", help="go on from checkpoints of another config or other data")
     flags, overrides = parser.parse_known_args(argv)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # but for the training's steps, see runtime.StopSignal
-    absl_logging.set_verbosity(absl_logging.WARNING)  # or Orbax tells the story of every save
+    absl_logging.set_verbosity(absl_logging.WARNING)  # Orbax logs every save otherwise
     for name in ("absl", "asyncio"):  # Orbax raises the errors that it logs
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""Make 3D models of depth maps: points as PLY, a surface with the photo on it as GLB. NumPy alone."""
+"""Make 3D models of depth maps: points as PLY, a surface with the photo on it as GLB."""
 
 import dataclasses
 import json
@@ -7,6 +7,7 @@ import struct
 import numpy as np
 
 from facedepth_jax.data.crop import EDGE_MM
+from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.pictures import encode_jpeg
 
 
@@ -38,7 +39,14 @@ class Mesh:
         return header.encode() + points.tobytes()
 
     def glb(self) -> bytes:
-        """Encode the surface as binary glTF 2.0: metres, y up, the camera looks along -z; the texture a JPEG in it."""
+        """Encode the surface as binary glTF 2.0: metres, y up, the camera looks along -z; the texture a JPEG in it.
+
+        Raises FaceDepthError if it has no triangle: glTF has no empty surface.
+        """
+        if not self.triangles.size:
+            raise FaceDepthError(
+                "There is no surface: the map has no foreground; look at the photo and the face's box."
+            )
         to_gltf = np.array([1, -1, -1], np.float32)
         places = self.vertices * to_gltf / 1000
         vectors = {"POSITION": places, "NORMAL": self._normals() * to_gltf, "TEXCOORD_0": self.uv}

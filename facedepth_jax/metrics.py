@@ -81,7 +81,7 @@ RELIEF_METRICS = (
 )
 _PARTS = {"all": METRICS, "valid": METRICS, "mm": MM_METRICS, "relief": RELIEF_METRICS}
 FACE_MM, FACE_RADIUS = 100.0, 0.30  # of the head's distance; of the image's side, about its middle
-FACE_LEAST = 200 / 96**2  # of an image's pixels: with fewer it shows no face
+MIN_FACE_SHARE = 200 / 96**2  # of an image's pixels: with fewer it shows no face
 _EMPTY = "No pixel with depth to measure on: the evaluated frames are empty; check the prepared depth."
 _NOTHING = {
     "all": _EMPTY,
@@ -144,8 +144,8 @@ def mm_sums(pred_mm, true_mm, mask) -> dict:
 def relief_sums(pred_mm, true_mm, distance_mm, pitch_mm) -> dict:
     """Measure the relief of each image over its face: true depth within FACE_MM of the head's, within FACE_RADIUS.
 
-    "relief_mae" is the mean absolute error after its median is taken away; for "relief_mae_scaled" the estimate has got
-    its best scale by least squares before; "normals_deg" is the mean angle between the normals of both maps, each
+    "relief_mae" is the mean absolute error after its median is taken away; "relief_mae_scaled" the same of the estimate
+    at its best scale by least squares; "normals_deg" is the mean angle between the normals of both maps, each
     smoothed by a mean of 3x3.
 
     Args:
@@ -175,7 +175,7 @@ def relief_sums(pred_mm, true_mm, distance_mm, pitch_mm) -> dict:
     square = slice(rows[0], rows[-1] + 1)
     angle, angles = _angles_deg(*(image[:, square, square] for image in (pred_mm, true_mm, face)), pitch_mm)
     return {
-        "count": jnp.where((count >= FACE_LEAST * size**2) & (angles > 0), count, 0).astype(jnp.float32),
+        "count": jnp.where((count >= MIN_FACE_SHARE * size**2) & (angles > 0), count, 0).astype(jnp.float32),
         "relief_mae": error(p - t),
         "relief_mae_scaled": error(scale[:, None] * p - t),
         "normals_deg": angle,
@@ -333,10 +333,10 @@ def join_people(evaluations: Sequence[Mapping]) -> dict:
     return people
 
 
-def jackknife(without: np.ndarray) -> float | None:
-    """Estimate a figure's standard error from its values without each person, (n,); None with fewer than two.
+def jackknife(without: np.ndarray) -> float:
+    """Estimate a figure's standard error from its values without each person, (n,), at least two.
 
     Efron and Tibshirani 1993, Eq. 11.5.
     """
     n = len(without)
-    return float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())) if n > 1 else None
+    return float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))

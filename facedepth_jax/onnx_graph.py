@@ -27,7 +27,7 @@ class _Value:
     """A tensor of the graph, and whether its axes are ONNX's (N, C, H, W)."""
 
     name: str
-    turned: bool = False
+    channels_first: bool = False
 
 
 @dataclasses.dataclass
@@ -59,17 +59,17 @@ class _Graph:
         self.constants[name] = np.asarray(array)
         return name
 
-    def node(self, op, *inputs, turned=False, **attributes) -> _Value:
+    def node(self, op, *inputs, channels_first=False, **attributes) -> _Value:
         name = f"{op}{len(self.nodes)}"
         self.nodes.append(_Node(op, list(inputs), name, attributes))
-        return _Value(name, turned)
+        return _Value(name, channels_first)
 
-    def turn(self, value, turned) -> str:
+    def to_layout(self, value, channels_first) -> str:
         """Return the name of a value with its axes in ONNX's order, or in JAX's."""
         if _is_known(value):
-            return self.constant(np.transpose(value, TO_ONNX) if turned and np.ndim(value) == 4 else value)
-        if value.turned != turned:
-            return self.node("Transpose", value.name, perm=TO_ONNX if turned else TO_JAX).name
+            return self.constant(np.transpose(value, TO_ONNX) if channels_first and np.ndim(value) == 4 else value)
+        if value.channels_first != channels_first:
+            return self.node("Transpose", value.name, perm=TO_ONNX if channels_first else TO_JAX).name
         return value.name
 
     def run(self, jaxpr, constants, inputs) -> list:
@@ -105,32 +105,39 @@ class _Graph:
         return [write(*inputs, eqn=eqn, **params)]
 
     def elementwise(self, name, inputs, params) -> _Value:
-        turned = any(x.turned for x in inputs if not _is_known(x))
+        channels_first = any(x.channels_first for x in inputs if not _is_known(x))
         if name == "select_n":  # false's value comes first
             inputs = [inputs[0], inputs[2], inputs[1]]
         attributes = {"to": helper.np_dtype_to_tensor_dtype(params["new_dtype"])} if "new_dtype" in params else {}
-        return self.node(ELEMENTWISE[name], *(self.turn(x, turned) for x in inputs), turned=turned, **attributes)
+        return self.node(
+            ELEMENTWISE[name],
+            *(self.to_layout(x, channels_first) for x in inputs),
+            channels_first=channels_first,
+            **attributes,
+        )
 
     def reshape(self, x, shape):
         if _is_known(x):
             return np.reshape(x, shape)
-        return self.node("Reshape", self.turn(x, False), self.constant(np.array(shape, np.int64)))
+        return self.node("Reshape", self.to_layout(x, False), self.constant(np.array(shape, np.int64)))
 
     def write_reshape(self, x, *, new_sizes, **_):
         return self.reshape(x, _fixed(new_sizes))
 
     def write_transpose(self, x, *, permutation, **_):
-        return self.node("Transpose", self.turn(x, False), perm=permutation)
+        return self.node("Transpose", self.to_layout(x, False), perm=permutation)
 
     def write_concatenate(self, *inputs, dimension, **_):
-        turned = inputs[0].turned
-        axis = TO_ONNX.index(dimension) if turned else dimension
-        return self.node("Concat", *(self.turn(x, turned) for x in inputs), turned=turned, axis=axis)
+        channels_first = inputs[0].channels_first
+        axis = TO_ONNX.index(dimension) if channels_first else dimension
+        return self.node(
+            "Concat", *(self.to_layout(x, channels_first) for x in inputs), channels_first=channels_first, axis=axis
+        )
 
     def write_gather(self, x, index, *, dimension_numbers, **_):
         """Write x[..., i], the only kind."""
         (axis,) = dimension_numbers.collapsed_slice_dims
-        return self.node("Gather", self.turn(x, False), self.constant(np.int64(index).reshape(())), axis=axis)
+        return self.node("Gather", self.to_layout(x, False), self.constant(np.int64(index).reshape(())), axis=axis)
 
     def write_dot_general(self, a, b, *, dimension_numbers, eqn, **_):
         """Write the product with a known matrix. Not as Einsum, which OpenCV 5.0 cannot run at a second batch size."""
@@ -138,14 +145,14 @@ class _Graph:
         x, axis, matrix, rows = (b, axis_b, a, axis_a) if _is_known(a) else (a, axis_a, b, axis_b)
         assert batch == ((), ()) and np.ndim(matrix) == 2
         last = len(eqn.outvars[0].aval.shape) - 1
-        x = self.node("Transpose", self.turn(x, False), perm=[i for i in range(last + 1) if i != axis] + [axis])
+        x = self.node("Transpose", self.to_layout(x, False), perm=[i for i in range(last + 1) if i != axis] + [axis])
         x = self.node("MatMul", x.name, self.constant(np.moveaxis(matrix, rows, 0)))
         return self.node("Transpose", x.name, perm=[last, *range(last)]) if _is_known(a) else x
 
     def write_reduce_window_max(self, x, *, window_dimensions, window_strides, padding, **_):
         assert not np.any(padding) and window_dimensions[0] == window_dimensions[3] == 1
         window, strides = window_dimensions[1:3], window_strides[1:3]
-        return self.node("MaxPool", self.turn(x, True), turned=True, kernel_shape=window, strides=strides)
+        return self.node("MaxPool", self.to_layout(x, True), channels_first=True, kernel_shape=window, strides=strides)
 
     def write_conv_general_dilated(self, x, w, *, window_strides, padding, lhs_dilation, eqn, **_):
         assert eqn.params["dimension_numbers"].lhs_spec == TO_ONNX and eqn.params["feature_group_count"] == 1
@@ -157,7 +164,7 @@ class _Graph:
             before, behind = np.array(w.shape[2:]) - 1 - before, np.array(w.shape[2:]) - 1 - behind
         pads = [int(p) for p in (*before, *behind)]
         attributes = {"kernel_shape": w.shape[2:], "strides": strides, "pads": pads}
-        return self.node(op, self.turn(x, True), self.constant(w), turned=True, **attributes)
+        return self.node(op, self.to_layout(x, True), self.constant(w), channels_first=True, **attributes)
 
     def fold(self):
         """Make sums and products with a constant a part of the convolution before, if nothing else reads that."""
@@ -200,7 +207,7 @@ def to_onnx(function, size: int, inputs: str, outputs: list[str], about: dict[st
     graph = _Graph()
     found = graph.run(closed.jaxpr, closed.consts, [_Value(inputs)])
     for name, value in zip(outputs, found, strict=True):
-        graph.nodes.append(_Node("Identity", [graph.turn(value, False)], name, {}))
+        graph.nodes.append(_Node("Identity", [graph.to_layout(value, False)], name, {}))
     graph.fold()
     used = {name for node in graph.nodes for name in node.inputs}
 

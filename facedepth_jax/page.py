@@ -27,7 +27,7 @@ MAX_FILE = "20mb"
 LOOK_SEC, KEEP_SEC = 60, 540  # how often files are looked at, and how old they may be then
 
 
-def look(net: estimator.FaceDepth, path: Path) -> tuple[np.ndarray, bytes, str]:
+def process(net: estimator.FaceDepth, path: Path) -> tuple[np.ndarray, bytes, str]:
     """Estimate the largest face of a photo's file: a preview, uint8 RGB; a GLB model; a sentence.
 
     Raises FaceDepthError if the file cannot be used, or shows no face.
@@ -52,7 +52,7 @@ def build(net: estimator.FaceDepth, folder: Path):
         if path is None:
             return None, None, ""
         try:
-            preview, glb, sentence = look(net, Path(path))
+            preview, glb, sentence = process(net, Path(path))
         except FaceDepthError as error:
             raise gradio.Error(str(error).replace(str(path), Path(path).name), print_exception=False) from None
         return preview, gradio.processing_utils.save_bytes_to_cache(glb, "face.glb", str(folder)), sentence

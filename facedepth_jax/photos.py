@@ -19,9 +19,7 @@ import PIL.ImageOps
 from facedepth_jax.errors import FaceDepthError
 
 MAX_PIXELS = 64 * 1024 * 1024  # of an image and of a frame of a video; looked at before they are decoded
-IMAGE_SUFFIXES = set(
-    ".png .apng .jpg .jpeg .jfif .bmp .webp .tif .tiff .pgm .ppm .pnm .gif .avif .jp2 .heic .heif".split()
-)
+IMAGE_SUFFIXES = set(".png .apng .jpg .jpeg .jfif .bmp .webp .tif .tiff .pgm .ppm .pnm .gif .avif .jp2".split())
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v"}
 # Not all that Pillow knows: for some it starts other programs.
 FORMATS = ["PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF", "PPM", "GIF", "AVIF", "JPEG2000"]

@@ -2,7 +2,7 @@
 
     python -m facedepth_jax.predict --out=DIR IMAGE|FOLDER|VIDEO [...] [--run=DIR]
         [--faces=largest|all | --box X,Y,W,H | --center X,Y | --whole] [--distance_mm D] [--focal_px F]
-        [--in-place] [--smooth=S]
+        [--in_place] [--smooth=S]
 
 Without `--run` the net is the one that ships. Faces are found, unless `--box` says where one is, `--whole` that the
 image is one (filled up with black to a square), or `--center`, with `--distance_mm` and `--focal_px`, where the head's
@@ -13,7 +13,7 @@ middle is (Eq. 6). For each face of an image NAME, at the net's resolution:
   NAME_mask.png     255 = foreground
   NAME_preview.png  the photo, the depth in colours (near is red, far is blue), the relief under a light
   NAME.ply NAME.glb points, and a surface with the photo on it
-and one line on stdout. With `--in-place` the maps have the photo's own size and lie on it. A frame of a video or an
+and one line on stdout. With `--in_place` the maps have the photo's own size and lie on it. A frame of a video or an
 animation is called NAME_000001 and so on, and has no 3D model; a name that comes twice gets a number, as does the
 second face of an image.
 
@@ -47,7 +47,9 @@ from facedepth_jax.estimator import Face
 
 def find_faces(net: estimator.FaceDepth, photo: photos.Photo, args: argparse.Namespace) -> list[Face]:
     """Estimate the faces of a photo that the flags ask for. Raises FaceDepthError as `FaceDepth.find` and `box_of`."""
-    known = {"focal_px": args.focal_px or photo.focal_px, "distance_mm": args.distance_mm}
+    # EXIF's focal length says how far away a face is, nothing else: a photo may have been cut since.
+    focal_px = args.focal_px or (None if args.distance_mm else photo.focal_px)
+    known = {"focal_px": focal_px, "distance_mm": args.distance_mm}
     if args.box or args.center or args.whole:
         center = known | {"center": args.center} if args.center else {}
         return [net.look(photo.rgb, net.box_of(photo.rgb.shape[:2], box=args.box, **center), **known)]
@@ -208,7 +210,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     place.add_argument("--whole", action="store_true", help="the image is the face")
     flag("--distance_mm", type=float, help="from the camera to the face")
     flag("--focal_px", type=float, help="focal length of the camera, in the image's pixels")
-    flag("--in-place", action="store_true", help="maps of the photo's own size")
+    flag("--in_place", action="store_true", help="maps of the photo's own size")
     flag("--smooth", type=float, default=0.0, help="share of the frame before in one of a video, 0 to 0.99")
     # A value that begins with a minus is a flag to argparse, unless it is a plain number.
     text = re.sub(r"(^|\0)(--box|--center)\0(?=-[\d.])", r"\1\2=", "\0".join(argv))

@@ -224,7 +224,7 @@ def relief_step(
     foreground_weight: float,
     far_weight: float,
 ):
-    """Apply the step of the project's own net: relief where it is nearer than INSIDE_MM, and the foreground everywhere.
+    """Apply the step of the project's own net: relief within INSIDE_MM of D, and the foreground everywhere.
 
     Relief beyond FACE_MM weighs `far_weight` in the L1. Losses are in units of 100 mm.
     """

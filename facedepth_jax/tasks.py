@@ -36,7 +36,6 @@ class _Task:
     def __init__(self, config, nets: dict[str, Net], data: Arrays, mesh):
         self._config, self._data, self._mesh = config, data, mesh
         self._code = configs.depth_code(config)
-        self._distance_mm = data.frames["distance_mm"].astype(np.float32)
         self._module = nets[METHODS[config.method].net].module
 
     def batches(self, train_rows, **options):
@@ -90,7 +89,7 @@ class DepthTask(_Task):
         data = self._data
         subject = np.full(len(data), -1, np.int32)  # the others are never drawn
         subject[train_rows] = np.unique(data.frames["subject"][train_rows], return_inverse=True)[1]
-        return {"gray": data.gray, "depth_mm": data.depth_mm, "distance_mm": self._distance_mm, "subject": subject}
+        return {"gray": data.gray, "depth_mm": data.depth_mm, "distance_mm": self._data.distance_mm, "subject": subject}
 
     _draw = staticmethod(pipeline.batches)
 
@@ -118,8 +117,6 @@ class DepthTask(_Task):
         validation = self._evaluate(generator, data.rows("validation"))  # settings are chosen by it
         mean_map = evaluation.evaluate(evaluation.mean_map(data, self._code), data, rows, self._code, self._mesh)
         results = self._header(best) | {
-            "lam": config.loss.get("lam"),
-            "n_frames": test["n_frames"],
             "test": test,
             "validation": validation,
             "baseline_mean_map": mean_map,
@@ -146,7 +143,7 @@ class DepthTask(_Task):
         """Estimate SAMPLES faces, spread evenly over the rows: names, gray, true and estimated depth in mm."""
         rows = rows[np.linspace(0, len(rows) - 1, min(SAMPLES, len(rows))).round().astype(int)]
         mine = devices.share(np.resize(rows, evaluation.BATCH * self._mesh.size))
-        batch = devices.put_batch(self._mesh, (self._data.gray[mine], self._distance_mm[mine]))
+        batch = devices.put_batch(self._mesh, (self._data.gray[mine], self._data.distance_mm[mine]))
         estimate_mm = without_background(*self._estimate(generator, *batch))
         return {
             "frame": self._data.frames["frame"][rows],
@@ -171,7 +168,7 @@ class VerifierTask(_Task):
         self.frames_of(1, data.rows("train"), batch_size=2, seed=0)  # so are people who make no pairs
 
     def _examples(self, train_rows):
-        return {"depth_mm": self._data.depth_mm, "distance_mm": self._distance_mm}
+        return {"depth_mm": self._data.depth_mm, "distance_mm": self._data.distance_mm}
 
     def _draw(self, arrays, train_rows, **options):
         return pipeline.pair_batches(arrays, train_rows, self._data.frames["subject"][train_rows], **options)

@@ -68,7 +68,7 @@ class _Training:
         # All that needs no data is looked at before they are made: that may take hours.
         shapes = jax.eval_shape(lambda: init_state(build(config, subjects=1), config.seed, config.data.size))
         folder = self.workdir / "checkpoints"
-        known = Checkpoints(folder, _identity(config))
+        known = Checkpoints(folder, configs.identity(config, None))
         # A run that goes on has its weights in a checkpoint, and needs the other run no more.
         begins = not known.steps()
         if begins:
@@ -98,7 +98,7 @@ class _Training:
         if config.train.average_decay:
             state = dataclasses.replace(state, average=variables(net))
         saved = devices.put_everywhere(mesh, {"state": state, "best": no_best(net)})
-        self.checkpoints = Checkpoints(folder, _identity(config, data), allow_mismatch)
+        self.checkpoints = Checkpoints(folder, configs.identity(config, data.fingerprint), allow_mismatch)
         saved = self.checkpoints.restore(saved) or saved
         self.state, self.best = saved["state"], saved["best"]
         if self.checkpoints.mismatched:  # the rank is of other values, or other data
@@ -112,13 +112,16 @@ class _Training:
         if jax.process_index() == 0:  # only now is the run known to be this one
             files.remove_partial(self.workdir)
             # For later readers. The checkpoint's identity, not this file, decides whether a run may resume.
-            files.write_json(self.workdir / "config.json", config.to_dict())
+            path, values = self.workdir / "config.json", config.to_dict()
+            if not begins and path.is_file():  # where the weights came from, whatever this command line says
+                values["init_from"] = files.read_json(path)["init_from"]
+            files.write_json(path, values)
         self.step_fn = jax.jit(make_step(config, nets, configs.depth_code(config)), donate_argnums=0)
         self.drawn = {"batch_size": config.train.batch_size, "seed": config.seed}
         self.logs = Silence() if jax.process_index() else Logs(self.workdir, self.start, config.train.steps)
         self.logs.say(self._title(data, mesh))
         self.pace = Pace(self.task.images * config.train.batch_size)
-        # Step and metrics of the step before, where a device is still at it: so it never waits for the host.
+        # Step and metrics of the step before, read one step late, so that a device never waits for the host.
         self.pending = None
         # Of the metrics since the last line of the log; checkpoints have them too, or a kill would change the means.
         self.sums = {} if self.checkpoints.mismatched else self.checkpoints.notes
@@ -274,17 +277,6 @@ def _start_from(run: str, state, evaluated: str):
             net = dataclasses.replace(net, **load_weights(path, variables(net)))
         nets[name] = net
     return dataclasses.replace(state, nets=nets)
-
-
-def _identity(config, data=None):
-    """Collect what must not change while a run goes on: all that decides its numbers, except how long it goes."""
-    identity = config.to_dict()
-    for name in ("watchdog_sec", "init_from"):  # the weights of the latter are in the checkpoint
-        del identity[name]
-    if config.train.schedule == "constant":  # the cosine's length decides its rates
-        del identity["train"]["steps"]
-    # `every.save` decides which weights are kept.
-    return identity | {"data": data.fingerprint if data else None, "every": {"save": config.every.save}}
 
 
 @jax.jit

@@ -31,7 +31,7 @@ TRUE_DEPTH = "true depth"
 BOUNDS = (TRUE_DEPTH, "silhouette", "holes alone", evaluation.MEAN_MAP)  # titles of `bounds` in tables
 BATCH = 64  # frames or pairs a call; the last one is padded, so that no figure depends on how many there are
 THRESHOLD = 0.5
-FEWEST_PEOPLE = 4  # of fewer there are too few different draws
+MIN_PEOPLE = 4  # of fewer there are too few different draws
 REPLICATES = 200  # enough for a standard error (Efron and Tibshirani 1993, section 6.4)
 
 # int64 rows (n,) -> depth (n, S, S), millimetres, 0 = none: the depth maps that are verified.
@@ -65,7 +65,7 @@ def true_depth(data: Arrays) -> DepthMaps:
 
 def generated_depth(estimate: Callable, data: Arrays) -> DepthMaps:
     """Estimate depth from the gray images: "generated" in Table 2; `estimate` is or is like `FaceDepth.batch`."""
-    return lambda rows: estimate(data.gray[rows], data.frames["distance_mm"][rows].astype(np.float32))
+    return lambda rows: estimate(data.gray[rows], data.distance_mm[rows])
 
 
 def with_true_holes(depth_maps: DepthMaps, data: Arrays) -> DepthMaps:
@@ -79,8 +79,7 @@ def bounds(data: Arrays, code: DepthCode) -> dict[str, DepthMaps]:
     The silhouette is one depth, D, for what is nearer than D + 300 mm, and none for the rest; the holes are those of
     true depth in a plate at D.
     """
-    distance_mm = data.frames["distance_mm"].astype(np.float32)
-    mean_map = evaluation.mean_map(data, code)
+    distance_mm, mean_map = data.distance_mm, evaluation.mean_map(data, code)
 
     def silhouette(rows):
         return true_foreground(data.depth_mm[rows], distance_mm[rows]) * distance_mm[rows, None, None]
@@ -120,15 +119,14 @@ def scores(
 ) -> np.ndarray:
     """Compute the logits of the pairs (rows_a[i], rows_b[i]), float64 (2, n): in this order and in the other one.
 
-    `distance_mm` is that of every row's head, (N,).
+    `distance_mm` is that of every row's head, float32 (N,).
     """
     # Every process does all of it, on one device: there are few pairs.
     weights = devices.local(variables(verifier.net_state))
     rows, places = np.unique(np.concatenate([rows_a, rows_b]), return_inverse=True)
 
     def features_of(rows):
-        distances = distance_mm[rows].astype(np.float32)
-        return _features(verifier.module, verifier.code, weights, depth_maps(rows), distances)
+        return _features(verifier.module, verifier.code, weights, depth_maps(rows), distance_mm[rows])
 
     features = _in_batches(features_of, rows)
     a, b = features[places[: len(rows_a)]], features[places[len(rows_a) :]]
@@ -147,7 +145,7 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
       Plain JSON values:
         "accuracy": share of the pairs that are judged rightly;
         "auc": area under the ROC curve, which needs no threshold; None where all pairs show one person, or none does;
-        "replicates": {"accuracy", "auc": both in each draw of people, see `_resample`}, None of under FEWEST_PEOPLE;
+        "replicates": {"accuracy", "auc": both in each draw of people, see `_resample`}, None of under MIN_PEOPLE;
         "standard_error": {"accuracy", "auc": deviation of the replicates};
         "n": pairs, "n_same": of one person, "n_frames": frames, "n_people": people;
         "loss": mean binary cross entropy, over the orders too;
@@ -158,7 +156,7 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
       FaceDepthError: no pairs, or one of a frame that the data do not have; an output that is not finite.
     """
     rows_a, rows_b, same = pair_rows(data, split)
-    logits = scores(verifier, depth_maps, data.frames["distance_mm"], rows_a, rows_b)
+    logits = scores(verifier, depth_maps, data.distance_mm, rows_a, rows_b)
     bad = ~np.isfinite(logits).all(axis=0)
     if bad.any():
         a, b = (data.frames["frame"][rows[bad][0]] for rows in (rows_a, rows_b))
@@ -178,7 +176,7 @@ def verify(verifier: Verifier, depth_maps: DepthMaps, data: Arrays, split: str) 
     n_people = np.union1d(people_a, people_b).size
     both = same.any() and not same.all()
     replicates = dict.fromkeys(("accuracy", "auc"))
-    if n_people >= FEWEST_PEOPLE:
+    if n_people >= MIN_PEOPLE:
         weights = _resample(people_a, people_b, same)
         replicates["accuracy"] = (weights @ right).round(5).tolist()
         replicates["auc"] = _auc(probability, same, weights).round(5).tolist() if both else None
@@ -206,13 +204,13 @@ def verify_lists(verifier: Verifier, depth_maps: DepthMaps, data: Arrays) -> dic
     """
     found = {}
     for split in PAIR_SPLITS:
-        made = _make(depth_maps, np.unique(pair_rows(data, split)[:2]))
+        made = _precompute(depth_maps, np.unique(pair_rows(data, split)[:2]))
         found[split] = verify(verifier, made, data, split)
         found[f"{split}_true_holes"] = verify(verifier, with_true_holes(made, data), data, split)
     return found
 
 
-def _make(depth_maps: DepthMaps, rows: np.ndarray) -> DepthMaps:
+def _precompute(depth_maps: DepthMaps, rows: np.ndarray) -> DepthMaps:
     """Make the maps of sorted rows now, once."""
     maps = _in_batches(depth_maps, rows)
     return lambda some: maps[np.searchsorted(rows, some)]
@@ -224,13 +222,13 @@ def standard_errors(replicates: dict[str, list[float] | None]) -> dict[str, floa
 
 
 def _resample(people_a, people_b, same) -> np.ndarray:
-    """Weigh the pairs as if other people had been met: float64 (REPLICATES, n), each row's sum is 1.
+    """Bootstrap over people: the weights of the pairs in each replicate, float64 (REPLICATES, n), each row's sum is 1.
 
-    In a replicate as many people as there are are drawn with replacement. Who comes k times stands for k people: a pair
-    of one person counts k times, one of two people by the product of theirs, and the copies of a person make no pair
-    with each other. Pairs of one person and of two keep their shares of the list, which its draw has fixed; a replicate
-    without any of one of them is drawn again. The seed is made of the names: the same people are drawn for all maps
-    that are verified on the same pairs, so that replicates can be subtracted.
+    A replicate draws as many people as there are, with replacement. A person drawn k times counts as k people: a pair
+    of one person has the weight k, one of two people the product of theirs; copies of a person make no pair with each
+    other. Pairs of one person and of two keep their shares of the list, which its draw has fixed; a replicate without
+    any of one of them is drawn again. The seed is made of the names: the same people are drawn for all maps that are
+    verified on the same pairs, so that replicates can be subtracted.
     """
     people, places = np.unique([people_a, people_b], return_inverse=True)
     a, b = places.reshape(2, -1)

@@ -7,10 +7,10 @@ With `--folds=0,1,2,3,4` all of it is done for each fold of a cross-validation (
 RUNS/fold-K, with arrays in DATA_DIR-fold-K; the report pools the folds. Without people enough for the verifier the
 rest goes on, and the report has no face verification.
 Prints the cost first. The same command again continues: finished runs are not touched, interrupted ones go on from
-their last checkpoint. `--plan` prints costs and commands, for a scheduler, and stops there. Further
-`--config.KEY=VALUE` go to all methods, `--config.loss.KEY=VALUE` to those that have it, `--verifier.KEY=VALUE` to the
-verifier; `--config.data...` and `--config.depth_code...` to both. A method that cannot count depth from where the
-verifier does is none of them.
+their last checkpoint; with other values it is refused. `--plan` prints costs and commands, for a scheduler, and stops
+there. Further `--config.KEY=VALUE` go to all methods, `--config.loss.KEY=VALUE` to those that have it,
+`--verifier.KEY=VALUE` to the verifier; `--config.data...` and `--config.depth_code...` to both. A method that cannot
+count depth from where the verifier does is none of them.
 """
 
 import argparse
@@ -33,8 +33,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from facedepth_jax import config as configs
+from facedepth_jax.data import arrays
 from facedepth_jax.errors import FaceDepthError, NoPairs
 from facedepth_jax.methods import METHODS, build, make_step
+from facedepth_jax.nested import differing_keys
 from facedepth_jax.state import init_state, variables
 
 GENERATORS = [name for name, method in METHODS.items() if method.net == "generator"]
@@ -97,14 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     flag = parser.add_argument
-    flag("--config", required=True, type=pathlib.Path, help="configs/NAME.py, or NAME alone")
+    flag("--config", required=True, help="configs/NAME.py, or NAME alone")
     flag("--runs", required=True, type=pathlib.Path, help="directory of the runs and of the report")
     flag("--seeds", default="1821", help="comma between them (1821)")
     flag("--methods", help=f"comma between them; all, that is some of {', '.join(GENERATORS)}")
     flag("--folds", default="", help="data.options.fold to go through, comma between them")
     flag("--plan", action="store_true", help="print costs and commands, run nothing")
     given, overrides = parser.parse_known_args(argv)
-    verifier = f"{given.config.with_name('verifier' + given.config.suffix)}:{given.config.stem}"
+    if ":" in given.config:
+        parser.error(f"--config={given.config}: name the config without a method, and the methods by --methods")
+    verifier = f"verifier:{given.config}"
     judge = configs.load(verifier, options_of("verifier", overrides))
     origin, data_dir = judge.depth_code.origin, judge.data.dir
     able = [name for name in GENERATORS if origin in METHODS[name].origins]
@@ -114,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for text in overrides:
         if not text.startswith(("--config.", "--verifier.")) or "=" not in text:
             parser.error(f"{text} is neither --config.KEY=VALUE nor --verifier.KEY=VALUE")
+        if text.startswith(("--config.seed=", "--config.method=", "--verifier.seed=", "--verifier.method=")):
+            parser.error(f"{text}: give --seeds and --methods instead")
         if text.startswith("--config.loss.") and not any(text in options_of(method, overrides) for method in methods):
             parser.error(f"{text}: none of {', '.join(methods)} has this loss value")
 
@@ -128,16 +134,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for place, of_fold in places.items():
         for method, seed in runs:
             name = verifier if method == "verifier" else f"{given.config}:{method}"
-            options = [*options_of(method, overrides), *of_fold]
-            if method not in costs:
-                try:
-                    config = configs.load(name, options)
+            options = [f"--config.seed={seed}", *options_of(method, overrides), *of_fold]
+            try:
+                config = configs.load(name, options)
+                if method not in costs:
                     costs[method] = config.train.steps, config.train.batch_size, training_flops(config)
-                except FaceDepthError as error:
-                    raise FaceDepthError(f"{method}: {error}") from error
+            except FaceDepthError as error:
+                raise FaceDepthError(f"{method}: {error}") from error
             workdir = place / f"{method}-{seed}"
             command = [sys.executable, "-m", "facedepth_jax.main", f"--config={name}", f"--workdir={workdir}"]
-            jobs[workdir] = [*command, f"--config.seed={seed}", *options], costs[method][0]
+            jobs[workdir] = [*command, *options], finished(workdir, config)
 
     total, peak = 0.0, peak_flops_per_sec()
     print("| method | runs | steps | examples a step | PFLOP a run |\n|---|---:|---:|---:|---:|")
@@ -153,15 +159,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     judges = [place / f"verifier-{seeds[0]}" for place in places]
     report = [sys.executable, "-m", "facedepth_jax.report", f"--out={given.runs / 'report'}", "--errors"]
     report += [f"--verifier={path}" for path in judges] + [str(path) for path in jobs if path not in judges]
-    jobs[given.runs / "report"] = report, None
+    jobs[given.runs / "report"] = report, False
     if given.plan:
         print("\n".join(shlex.join(command) for command, _ in jobs.values()))
         return 0
     return run_all(jobs)
 
 
-def run_all(jobs: dict[pathlib.Path, tuple[list[str], int | None]]) -> int:
-    """Run the commands whose directory has no results of so many steps; return the exit code.
+def run_all(jobs: dict[pathlib.Path, tuple[list[str], bool]]) -> int:
+    """Run the commands that are not done, by their directories; return the exit code.
 
     SIGTERM and Ctrl-C go to the command that runs: a training saves first. A verifier without pairs is left out, and
     with it all `--verifier` of the report.
@@ -177,9 +183,9 @@ def run_all(jobs: dict[pathlib.Path, tuple[list[str], int | None]]) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     started = time.monotonic()
-    for number, (workdir, (command, steps)) in enumerate(jobs.items(), 1):
+    for number, (workdir, (command, done)) in enumerate(jobs.items(), 1):
         place = f"[{number}/{len(jobs)}, {hours(time.monotonic() - started)}] {workdir}"
-        if steps and finished(workdir, steps):
+        if done:
             print(f"{place} is done already", flush=True)
             continue
         print(place, flush=True)
@@ -198,12 +204,19 @@ def run_all(jobs: dict[pathlib.Path, tuple[list[str], int | None]]) -> int:
     return 0
 
 
-def finished(workdir: pathlib.Path, steps: int) -> bool:
-    """Return whether a run has come to its end, so many steps."""
+def finished(workdir: pathlib.Path, config) -> bool:
+    """Return whether a run has come to its end. Raises FaceDepthError if it was one of other values, or other data."""
     try:
-        return json.loads((workdir / "results.json").read_text())["steps"] == steps
+        results = json.loads((workdir / "results.json").read_text())
+        steps, data = results["steps"], results["fingerprint"]
     except (OSError, ValueError, KeyError):
         return False
+    there = configs.identity(configs.read_run(workdir), data)
+    if (pathlib.Path(config.data.dir) / arrays.META).is_file():
+        data = arrays.open(config.data.dir).fingerprint
+    if differing := differing_keys(there, configs.identity(config, data)):
+        raise FaceDepthError(f"{workdir} is finished, with another {', '.join(differing)}: give another --runs.")
+    return steps == config.train.steps
 
 
 if __name__ == "__main__":

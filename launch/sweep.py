@@ -23,15 +23,8 @@ def commands(config: str, runs: str, axes: dict[str, list[str]]) -> list[str]:
         name = "-".join(f"{key.rsplit('.', 1)[-1]}_{value}" for key, value in chosen)
         overrides = [f"--config.{key}={value}" for key, value in chosen]
         configs.check(configs.load(config, overrides))
-        words = [
-            sys.executable,
-            "-m",
-            "facedepth_jax.main",
-            f"--config={config}",
-            f"--workdir={runs}/{name}",
-            *overrides,
-        ]
-        lines.append(shlex.join(words))
+        words = [sys.executable, "-m", "facedepth_jax.main", f"--config={config}", f"--workdir={runs}/{name}"]
+        lines.append(shlex.join(words + overrides))
     return lines
 
 

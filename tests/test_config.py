@@ -48,6 +48,7 @@ def test_values_are_given_on_the_command_line():
     assert configs.load("synthetic").train.steps == 800
     values = configs.load("synthetic", ["train.steps=2.5e3", "loss.lam=1e3", "train.augment=true"])
     assert (values.train.steps, values.loss.lam, values.train.augment) == (2500, 1000.0, True)
+    assert configs.load("synthetic", ["data.options.misregistration=2.0"]).data.options.misregistration == 2
     assert type(values.train.steps) is int and not configs.load("relief", ["train.augment=false"]).train.augment
 
 
@@ -135,6 +136,26 @@ def test_a_config_file_that_goes_its_own_way(tmp_path, line, said):
 def test_a_misspelt_command_line_is_refused(name, override, said):
     with pytest.raises(FaceDepthError, match=said):
         configs.load(name, [override])
+
+
+def test_a_narrow_nets_rate_is_the_papers_methods_alone():
+    for name in ("synthetic", "folder"):
+        rates = {method: configs.load(f"{name}:{method}").train.learning_rate for method in METHODS}
+        assert rates.pop("relief") == METHODS["relief"].train["learning_rate"] and set(rates.values()) == {1e-3}
+
+
+def test_a_seed_that_would_be_cut_off_is_refused():
+    """JAX's keys take 32 bits of it."""
+    configs.check(configs.load("synthetic", [f"seed={2**32 - 1}"]))
+    with pytest.raises(FaceDepthError, match=f"seed is {2**32}: it must be"):
+        configs.check(configs.load("synthetic", [f"seed={2**32}"]))
+
+
+def test_a_verifier_of_a_config_of_ones_own(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(CONFIG.format(line="config.data.dir = 'there'"))
+    values = configs.load(f"verifier:{path}")
+    assert (values.method, values.data.dir, values.width) == ("verifier", "there", 64)
 
 
 def test_the_config_of_a_run_is_read_back(tmp_path):

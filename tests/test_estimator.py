@@ -9,7 +9,7 @@ import pytest
 from small import gray_net, head_net, sample_photo
 
 import facedepth_jax
-from facedepth_jax.data.crop import Box
+from facedepth_jax.data.crop import Box, Window
 from facedepth_jax.errors import FaceDepthError
 
 SIZE = 24
@@ -111,12 +111,20 @@ def test_a_crop_is_resized_as_prepare_does(net):
         (np.zeros((9, 9), np.uint8), {"box": (0, 0, 0, 5)}, "is empty"),
         (np.zeros((9, 9), np.uint8), {"box": (9, 0, 5, 5)}, "lies outside the image of 9 x 9 pixels"),
         (np.zeros((9, 9), np.uint8), {"box": (-5, -5, 10**5, 10**5)}, "is too large"),
-        (np.zeros((9, 9), np.uint8), {"center": (4, 4)}, "center wants distance_mm and focal_px above 0"),
-        (np.zeros((9, 9), np.uint8), {"center": (4, 4), "distance_mm": -900, "focal_px": 300}, "focal_px above 0"),
+        (np.zeros((9, 9), np.uint8), {"center": (4, 4)}, "center wants distance_mm and focal_px, to know"),
+        (np.zeros((9, 9), np.uint8), {"center": (4, 4), "distance_mm": -900, "focal_px": 300}, "distance_mm is -900"),
+        (np.zeros((9, 9), np.uint8), {"box": (0, 0, 5)}, "box is (0, 0, 5); give 4 finite numbers"),
+        (np.zeros((9, 9), np.uint8), {"box": (np.nan, 0, 5, 5)}, "give 4 finite numbers"),
+        (np.zeros((9, 9), np.uint8), {"box": (0, 0, 5, 5), "center": (4, 4)}, "a box and a center; give one"),
+        (
+            np.zeros((9, 9), np.uint8),
+            {"center": (4, np.nan), "distance_mm": 900, "focal_px": 300},
+            "center is (4, nan); give 2 finite numbers",
+        ),
         (
             np.zeros((9, 9), np.uint8),
             {"center": (4, 4), "distance_mm": 1e-3, "focal_px": 300.0},
-            "is too large (over 67108864); check the distance and focal length",
+            "is too large (over 67108864); give a smaller one, or check distance and focal length",
         ),
     ],
 )
@@ -129,6 +137,12 @@ def test_what_cannot_be_used_is_one_sentence(net, image, where, sentence):
 def test_crops_that_the_net_was_not_trained_on(net, crops):
     with pytest.raises(FaceDepthError, match=re.escape(f"{crops.shape}; give uint8, (B, 24, 24).")):
         net.batch(crops)
+
+
+@pytest.mark.parametrize("distance_mm", [800.0, [800.0]])
+def test_a_distance_for_each_crop(net, distance_mm):
+    with pytest.raises(FaceDepthError, match="distance_mm is of shape .*; give a number for each of 2 crops"):
+        net.batch(np.stack([image(), image()]), distance_mm)
 
 
 def test_an_estimate_that_is_not_finite(net):
@@ -218,3 +232,6 @@ def test_a_place_as_a_tuple_is_a_box():
         for where in (place, Box(*place)):
             with pytest.raises(FaceDepthError, match=sentence):
                 net.look(gray, where)
+    with pytest.raises(FaceDepthError, match="lies outside the image of 60 x 50"):
+        net.look(gray, Window(200, 20, SIZE, SIZE, 30))
+    assert net.look(gray, (9.6, 20.2, SIZE, SIZE)).box == (10, 20, SIZE, SIZE)  # detectors give fractions

@@ -75,8 +75,8 @@ def test_all_people_and_their_maps(ae_run, people_dir, tmp_path):
 
 
 def test_what_does_not_fit_is_refused(ae_run, verifier_run, people_dir, tmp_path, capsys):
-    def refused(run, data):
-        assert evaluate.main([f"--run={run}", f"--data={data}"]) == 1
+    def refused(run, data, *flags):
+        assert evaluate.main([f"--run={run}", f"--data={data}", *flags]) == 1
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
@@ -89,6 +89,8 @@ def test_what_does_not_fit_is_refused(ae_run, verifier_run, people_dir, tmp_path
     empty = write_arrays(tmp_path / "empty", big, big + 900, "ab", ["train"] * 2)
     assert "no frame in the split 'test'" in refused(ae_run, empty.path)
     assert "make no verification pairs" in refused(verifier_run, empty.path)
+    said = refused(verifier_run, people_dir, "--split=train")
+    assert "is a verifier, and train has no pairs: give validation or test" in said
     assert "There is no run in" in refused(tmp_path, people_dir)
     assert "no prepared data set" in refused(ae_run, tmp_path)
     assert not list((tmp_path).rglob("evaluations"))

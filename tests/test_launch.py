@@ -112,7 +112,7 @@ def test_a_plan_says_what_it_costs_and_runs_nothing(tmp_path, plan):
     runs, data = tmp_path / "runs", f"--config.data.dir={tmp_path}/data"
     rows, (*commands, report) = plan(*TINY, data, f"--runs={runs}", "--seeds=3,4", "--methods=ae,cui")
     assert not runs.exists()
-    assert [words[1] for words in commands] == ["--config=configs/verifier.py:synthetic"] + [
+    assert [words[1] for words in commands] == ["--config=verifier:configs/synthetic.py"] + [
         f"--config=configs/synthetic.py:{method}" for method in ("ae", "ae", "cui", "cui")
     ]
     assert [words[3] for words in commands] == [f"--config.seed={seed}" for seed in (3, 3, 4, 3, 4)]
@@ -169,6 +169,8 @@ def test_a_study_that_is_stopped_goes_on_to_both_tables(tmp_path):
     (header,) = [line for line in markdown.splitlines() if line.startswith("| all pixels")]
     assert header.split("|")[2:-1] == [" ae, given D ", " mean training map, given D "]
     assert "| Face verification ↑ |" in markdown and markdown.count("| A1+A2 |") == 1
+    other = subprocess.run([*command, "--config.train.learning_rate=2e-4"], timeout=600, **pipes)
+    assert other.returncode == 1 and "ae-3 is finished, with another train.learning_rate" in other.stdout
     (name,) = [path.name for path in (tmp_path / "report").glob("faces-*.png")]
     assert iio.imread(tmp_path / "report" / name).shape[0] == 4 * 98 + 40  # the estimate with its error
 
@@ -180,6 +182,8 @@ def test_a_study_that_is_stopped_goes_on_to_both_tables(tmp_path):
         (["--config.depth_code.origin=nose"], "verifier: depth_code.origin is 'nose'"),
         (["--config.nonsense=1"], "nonsense"),
         (["--config.train.steps=many"], "many"),
+        (["--config.seed=7"], "--config.seed=7: give --seeds and --methods instead"),
+        (["--config=synthetic:ae"], "--config=synthetic:ae: name the config without a method"),
         (["--methods=gan"], "'gan' is no method of depth from the"),
         (
             ["--methods=ae,relief", "--config.depth_code.origin=camera"],
@@ -203,7 +207,7 @@ def test_a_study_that_cannot_be_is_one_sentence(tmp_path, monkeypatch, capsys, f
 
 def run_all(tmp_path, code, words):
     """Run jobs of this code, with other words each."""
-    jobs = {tmp_path / f"{i}": ([sys.executable, "-c", code, *more], 4) for i, more in enumerate(words)}
+    jobs = {tmp_path / f"{i}": ([sys.executable, "-c", code, *more], False) for i, more in enumerate(words)}
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         return study.run_all(jobs)

@@ -9,6 +9,7 @@ from small import head_net
 
 from facedepth_jax import meshes
 from facedepth_jax.data.crop import Window
+from facedepth_jax.errors import FaceDepthError
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,13 @@ def test_a_surface_with_its_texture(mesh):
     np.testing.assert_allclose(found.visual.uv * [1, -1] + [0, 1], mesh.uv, atol=1e-6)
     texture = np.asarray(found.visual.material.baseColorTexture).astype(int)
     assert np.abs(texture[4:28, 4:28] - [200, 0, 0]).max() < 8 and texture[:, 36:].max() < 8
+
+
+def test_no_surface_is_one_sentence():
+    blank = np.zeros((4, 4, 3), np.uint8)
+    mesh = meshes.from_points(np.zeros((4, 4, 3)), np.zeros((4, 4), bool), blank, blank)
+    with pytest.raises(FaceDepthError, match="no foreground"):
+        mesh.glb()
 
 
 def test_a_faces_mesh_is_where_the_camera_sees_it():

@@ -31,7 +31,7 @@ def test_a_photo_becomes_a_preview_a_model_and_a_sentence(tmp_path):
     iio.imwrite(tmp_path / "photo.png", sample_photo())
     distances = []
     for name, how in (("photo.jpg", ".* EXIF's.*"), ("photo.png", "a guess: .*")):
-        preview, glb, sentence = page.look(head_net(96), tmp_path / name)
+        preview, glb, sentence = page.process(head_net(96), tmp_path / name)
         assert preview.shape == (pictures.PREVIEW_PX, 3 * pictures.PREVIEW_PX, 3) and preview.dtype == np.uint8
         assert glb.startswith(b"glTF") and np.ptp(preview) > 200
         distances.append(int(re.fullmatch(rf"Relief -?\d+ to \d+ mm; distance (\d+) mm, {how}\.", sentence)[1]))
@@ -41,7 +41,7 @@ def test_a_photo_becomes_a_preview_a_model_and_a_sentence(tmp_path):
 def test_a_photo_without_a_face(tmp_path):
     iio.imwrite(tmp_path / "wall.png", np.full((200, 200, 3), 130, np.uint8))
     with pytest.raises(FaceDepthError, match="^wall.png: no face is found; give a photo that shows one"):
-        page.look(head_net(96), tmp_path / "wall.png")
+        page.process(head_net(96), tmp_path / "wall.png")
 
 
 def test_a_face_without_a_surface_makes_no_model(monkeypatch, tmp_path):
@@ -52,7 +52,7 @@ def test_a_face_without_a_surface_makes_no_model(monkeypatch, tmp_path):
     monkeypatch.setattr(type(net), "find", lambda self, image, **_: [net.look(image, (0, 0, 96, 96))])
     iio.imwrite(tmp_path / "dark.png", dark)
     with pytest.raises(FaceDepthError, match="no face is found"):
-        page.look(net, tmp_path / "dark.png")
+        page.process(net, tmp_path / "dark.png")
 
 
 def test_without_the_extra(monkeypatch, capsys):

@@ -182,7 +182,7 @@ def test_maps_in_place_lie_on_the_photo(head, tmp_path, out, capsys):
     gray[20:44, 30:54] = 120
     iio.imwrite(tmp_path / "face.png", gray)
     assert (
-        run("--run=r", f"--out={out}", "--in-place", "--box=24,14,48,48", "--distance_mm=900", tmp_path / "face.png")
+        run("--run=r", f"--out={out}", "--in_place", "--box=24,14,48,48", "--distance_mm=900", tmp_path / "face.png")
         == 0
     )
     assert "map pixel" not in capsys.readouterr().out
@@ -208,7 +208,7 @@ def test_a_photo_too_long_for_maps_in_place_does_not_hold_up_the_others(head, tm
     iio.imwrite(tmp_path / "long.png", np.full((4, 32768), 200, np.uint8))
     iio.imwrite(tmp_path / "face.png", picture())
     inputs = tmp_path / "long.png", tmp_path / "face.png"
-    assert run("--run=r", f"--out={out}", "--in-place", "--box=0,0,24,24", *inputs) == 1
+    assert run("--run=r", f"--out={out}", "--in_place", "--box=0,0,24,24", *inputs) == 1
     assert re.fullmatch(rf"error: {inputs[0]}: The image is 32768 x 4 pixels.*\n", capsys.readouterr().err)
     assert names(out) == files_of("face")
 
@@ -259,6 +259,9 @@ def test_exifs_focal_length_gives_the_distance(head, tmp_path, out, capsys, hopp
     assert int(re.search(r"D = (\d+) mm", capsys.readouterr().out)[1]) == pytest.approx(
         900 * 158 / np.sqrt(w * h), rel=0.01
     )
+    window = np.load(out / "phone_relief.npy")
+    assert run(f"--out={out}", "--distance_mm=900", tmp_path / "phone.jpg") == 0
+    np.testing.assert_array_equal(np.load(out / "phone_relief.npy"), window)  # the same: the photo may have been cut
 
 
 def test_a_folder(tmp_path, out, capsys):

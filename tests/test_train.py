@@ -49,7 +49,7 @@ def saved_steps(workdir):
 def save(config, workdir, step, identity=None):
     """Save a checkpoint of a fresh state that says it has done `step` steps."""
     state = init_state(methods.build(config, subjects=1), config.seed, SIZE)
-    identity = identity or train._identity(config, arrays.open(config.data.dir))
+    identity = identity or configs.identity(config, arrays.open(config.data.dir).fingerprint)
     checkpoints = Checkpoints(workdir / "checkpoints", identity)
     saved = {"state": dataclasses.replace(state, step=state.step + step), "best": no_best(state.nets["generator"])}
     checkpoints.save(step, saved)
@@ -129,7 +129,7 @@ def test_the_workdir_is_looked_at_before_the_data_are_made(fault, sentence, data
             (tmp_path / "file").write_text("")
             workdir = tmp_path / "file/run"
         elif fault == "another run's":
-            identity = train._identity(configs.with_absolute_paths(config), arrays.open(data_dir))
+            identity = configs.identity(configs.with_absolute_paths(config), arrays.open(data_dir).fingerprint)
             save(config, workdir, 2, identity | {"seed": 5})
         elif fault == "in use":
             stack.enter_context(files.locked(workdir))
@@ -209,14 +209,16 @@ def test_a_refused_run_leaves_the_config_of_the_one_that_is_there(data_dir, tmp_
 )
 def test_what_may_change_while_a_run_goes_on(data_dir, changes, goes_on):
     data = arrays.open(data_dir)
-    before, after = (train._identity(config_of(data_dir, **more), data) for more in ({}, changes))
+    before, after = (configs.identity(config_of(data_dir, **more), data.fingerprint) for more in ({}, changes))
     assert (before == after) == goes_on
 
 
 def test_the_length_of_a_cosine_may_not_change(data_dir):
     """It decides the rates of all steps."""
     data, cosine = arrays.open(data_dir), {"train.schedule": "cosine"}
-    before, after = (train._identity(config_of(data_dir, **cosine, **more), data) for more in ({}, {"train.steps": 9}))
+    before, after = (
+        configs.identity(config_of(data_dir, **cosine, **more), data.fingerprint) for more in ({}, {"train.steps": 9})
+    )
     assert before != after
 
 
@@ -460,9 +462,10 @@ def test_a_run_goes_on_without_the_run_it_started_from(cgan_run, people_dir, tmp
     config = people_config("cgan", people_dir, **{"init_from": str(other), "train.steps": 1})
     train.run(config, tmp_path / "run")
     shutil.rmtree(other)
-    config.train.steps = 2
+    config.train.steps, config.init_from = 2, ""
     train.run(config, tmp_path / "run")
     assert results(tmp_path / "run")["steps"] == 2
+    assert configs.read_run(tmp_path / "run").init_from == str(other)  # where its weights came from, still
 
 
 def test_starts_that_do_not_fit(cgan_run, verifier_run, people_dir, tmp_path):
@@ -700,7 +703,7 @@ def test_allow_mismatch_goes_on_with_other_values(people_dir, tmp_path, caplog):
     seed = config.seed
     fresh = init_state(methods.build(config, subjects=3), seed, 96)
     unbeaten = dataclasses.replace(no_best(fresh.nets["verifier"]), rank=jnp.full(2, -jnp.inf))
-    checkpoints = Checkpoints(tmp_path / "checkpoints", train._identity(config, arrays.open(people_dir)))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", configs.identity(config, arrays.open(people_dir).fingerprint))
     checkpoints.save(1, {"state": dataclasses.replace(fresh, step=fresh.step + 1), "best": unbeaten})
     checkpoints.finish()
     config.seed = 5

@@ -59,9 +59,8 @@ def measure(run: pathlib.Path, data: arrays.Arrays, split: str) -> tuple[dict[st
         generated = nets["generator"].module.apply(g, encode_gray(gray), train=False)
         return jnp.stack([judge(maps) for maps in swaps(generated, depth_mm, distance_mm, code)])
 
-    distance_mm = data.frames["distance_mm"].astype(np.float32)
     batches = rows[: len(rows) // size * size].reshape(-1, size)
-    found = [called_real(g, d, data.gray[b], data.depth_mm[b].astype(np.float32), distance_mm[b]) for b in batches]
+    found = [called_real(g, d, data.gray[b], data.depth_mm[b].astype(np.float32), data.distance_mm[b]) for b in batches]
     return dict(zip(KINDS, np.mean(found, 0).tolist(), strict=True)), batches.size
 
 

@@ -13,6 +13,7 @@ the same bytes.
 
 import csv
 import dataclasses
+import functools
 import glob
 import hashlib
 import json
@@ -80,6 +81,11 @@ class Arrays:
     depth_mm: np.ndarray
     frames: dict[str, np.ndarray]
     meta: dict
+
+    @functools.cached_property
+    def distance_mm(self) -> np.ndarray:
+        """The heads' distances, D of Eq. 6, float32 (N,), millimetres."""
+        return self.frames["distance_mm"].astype(np.float32)
 
     @property
     def fingerprint(self) -> str:

@@ -91,7 +91,7 @@ def _sample(source: Source, rows: Sequence[int], count: int) -> Iterator[Frame |
 
 
 def _sights(item: Frame | Reject) -> list[units.Sight]:
-    return [sight] if isinstance(item, Frame) and (sight := units.look(item)) else []
+    return [sight] if isinstance(item, Frame) and (sight := units.measure(item)) else []
 
 
 def _judge(source: Source, sights: list[units.Sight]) -> tuple[list[str], str]:

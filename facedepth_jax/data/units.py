@@ -49,7 +49,7 @@ class Sight:
     second: int
 
 
-def look(frame: Frame) -> Sight | None:
+def measure(frame: Frame) -> Sight | None:
     """Measure a frame; None where there is no depth at the head centre."""
     depth_mm, head_xy = frame.depth_mm, frame.head_xy
     if not crop.inside(depth_mm.shape, head_xy):

@@ -34,7 +34,6 @@ class Generator(nn.Module):
     """
 
     width: int = 64
-    dropout_at_test: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -66,9 +65,7 @@ class Generator(nn.Module):
         return _resize(jnp.tanh(x.astype(jnp.float32)), gray.shape[1])
 
     def _dropout(self, x, train, i):
-        dropout = nn.Dropout(
-            0.5, broadcast_dims=() if train else (0,), deterministic=not (train or self.dropout_at_test)
-        )
+        dropout = nn.Dropout(0.5, broadcast_dims=() if train else (0,), deterministic=False)
         return dropout(x, rng=self.make_rng("dropout") if train else jax.random.key(i))
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.models.layers import KERNEL_INIT, BatchNorm
+from facedepth_jax.models.layers import BatchNorm, Conv
 
 ROTATION_DEG = 5.0
 
@@ -88,8 +88,7 @@ class _Branch(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         for i, times in enumerate([1, 2, 4, 4, 4], 1):  # 96 -> 47 -> 23 -> 11 -> 5 -> 2
-            convolution = {"padding": "VALID", "use_bias": False, "kernel_init": KERNEL_INIT, "dtype": self.dtype}
-            x = nn.Conv(times * self.width, (3, 3), (2, 2), name=f"conv{i}", **convolution)(x)
+            x = Conv(times * self.width, 3, 2, "VALID", dtype=self.dtype, name=f"conv{i}")(x)
             x = BatchNorm(self.dtype, name=f"norm{i}")(x, train)
             x = nn.relu(x)
         return x.astype(jnp.float32).mean((1, 2))  # the pool sees the whole of a 2x2 map

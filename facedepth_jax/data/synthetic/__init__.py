@@ -92,35 +92,36 @@ class SyntheticSource(Source):
         names = ["test"] * held + ["validation"] * held + ["train"] * (self.subjects - 2 * held)
         return dict(zip(order.tolist(), names, strict=True))
 
-    def index(self) -> list[FrameInfo]:
-        """List subjects, `test_subjects` last, then sequences 1..5, then frames."""
-        return [
-            FrameInfo(f"{name}_{sequence}_{frame:04d}", name, sequence, split)
-            for _, _, name, split in self._people
-            for sequence in range(1, SEQUENCES + 1)
-            for frame in range(self.frames_per_sequence)
-        ]
+    def __len__(self) -> int:
+        return len(self._people) * SEQUENCES * self.frames_per_sequence
+
+    def _place(self, position):
+        """Return the person, sequence and frame of an entry: people, `test_subjects` last, sequences 1..5, frames."""
+        sequence, frame = divmod(position, self.frames_per_sequence)
+        person, sequence = divmod(sequence, SEQUENCES)
+        return self._people[person], sequence + 1, frame
+
+    def _info(self, position):
+        (_, _, name, split), sequence, frame = self._place(position)
+        return FrameInfo(f"{name}_{sequence}_{frame:04d}", name, sequence, split)
 
     def scene(self, position: int) -> Scene:
         """Draw the scene of entry `position` of the index."""
-        sequence, frame = divmod(position, self.frames_per_sequence)
-        person, sequence = divmod(sequence, SEQUENCES)
-        seed, number, *_ = self._people[person]
-        return frame_scene(seed, number, sequence + 1, frame, self.frames_per_sequence)
+        (seed, number, *_), sequence, frame = self._place(position)
+        return frame_scene(seed, number, sequence, frame, self.frames_per_sequence)
 
     def load(self, start: int, stop: int) -> Iterator[Frame]:
         """Yield a Frame for each entry of `index()[start:stop]`.
 
         Raises FaceDepthError if a picture does not fit the rasteriser's buffer.
         """
-        infos = self.index()
-        stop = min(stop, len(infos))
+        stop = min(stop, len(self))
         for first in range(start - start % BATCH_FRAMES, stop, BATCH_FRAMES):
-            yield from self._batch(infos, first, max(start, first), min(stop, first + BATCH_FRAMES))
+            yield from self._batch(first, max(start, first), min(stop, first + BATCH_FRAMES))
 
-    def _batch(self, infos, first, start, stop):
+    def _batch(self, first, start, stop):
         # The last batch is padded.
-        scenes = [self.scene(min(p, len(infos) - 1)) for p in range(first, first + BATCH_FRAMES)]
+        scenes = [self.scene(min(p, len(self) - 1)) for p in range(first, first + BATCH_FRAMES)]
         cameras = [window(s, self.sensor, self.image_size) for s in scenes]
         stack = functools.partial(jax.tree.map, lambda *leaves: np.stack(leaves))
         size = (self.image_size, self.image_size)
@@ -135,15 +136,13 @@ class SyntheticSource(Source):
                 break
             capacity *= 2
         for position in range(start, stop):
-            i = position - first
+            i, info = position - first, self._info(position)
             if overflow[i]:
                 raise FaceDepthError(
-                    f"synthetic faces: frame {infos[position].frame} does not fit the rasteriser's buffer; "
+                    f"synthetic faces: frame {info.frame} does not fit the rasteriser's buffer; "
                     "choose another seed or image_size."
                 )
             x, y = (scenes[i].head_mm[:2] / scenes[i].head_mm[2] * cameras[i].focal_px + cameras[i].center_px).tolist()
             yaw, pitch, roll = scenes[i].angles_deg.tolist()
             focal, head_mm = tuple(cameras[i].focal_px.tolist()), tuple(scenes[i].head_mm.tolist())
-            yield Frame(
-                infos[position], gray[i], depth[i], (x, y), focal, yaw=yaw, pitch=pitch, roll=roll, head_mm=head_mm
-            )
+            yield Frame(info, gray[i], depth[i], (x, y), focal, yaw=yaw, pitch=pitch, roll=roll, head_mm=head_mm)
