@@ -170,7 +170,7 @@ def test_the_grid_shows_truth_and_every_column(tmp_path):
 
 @pytest.fixture(name="drawn")
 def _drawn(monkeypatch):
-    """What the curves over lambda show, figure by figure: {metric: {label: points}}."""
+    """What the curves show, figure by figure: {metric: {label: points}}."""
     figures, save = [], report_figures.Figure.savefig
 
     def savefig(figure, *args, **kwargs):
@@ -178,7 +178,7 @@ def _drawn(monkeypatch):
         for axes in figure.axes:
             lines = {line.get_label(): line.get_xydata() for line in axes.lines}
             figures[-1][axes.get_title().split(" (")[0]] = lines
-            assert axes.get_xscale() == "log"
+            assert axes.get_xscale() == ("log" if axes.get_xlabel() == "λ" else "linear")
         save(figure, *args, **kwargs)
 
     monkeypatch.setattr(report_figures.Figure, "savefig", savefig)
@@ -310,6 +310,21 @@ def test_both_depth_codes_in_one_table(tmp_path):
     assert found["mean training map, given D"]["all"]["l1"] == pytest.approx([2.0])
     assert run(tmp_path / "alone", runs[4]) == 0
     assert table((tmp_path / "alone/report.md").read_text(), "all pixels")["L1 norm ↓"][0] == "4.000 ± 0.400 (+100%)"
+
+
+def test_the_curve_of_training_is_the_runs_log(tmp_path, drawn, capsys):
+    runs = [make_run(tmp_path / f"ae{seed}", "ae", seed=seed, samples=()) for seed in (0, 1)]
+    for seed, path in enumerate(runs):
+        lines = [{"step": 50, "train/loss_g": 1.0}]
+        lines += [{"step": 10 * i, "validation/l1": 9.0 - i - seed, "validation/relief_mae": 20.0} for i in (1, 2, 3)]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(tmp_path / "out", *runs, make_run(tmp_path / "cgan", samples=())) == 0
+    (figure,) = drawn
+    np.testing.assert_allclose(figure["L1 norm"]["ae"], [(10, 8), (20, 7), (30, 6)])
+    assert "](training-synthetic-ffffffff.png)" in (tmp_path / "out/report.md").read_text()
+    (runs[0] / "metrics.jsonl").write_text("half a li")
+    assert run(tmp_path / "again", *runs) == 1
+    assert "metrics.jsonl is damaged" in capsys.readouterr().err and not (tmp_path / "again").exists()
 
 
 def test_each_depth_code_has_its_curve_over_lambda(tmp_path, drawn):

@@ -1,11 +1,11 @@
-"""Report training runs as Tables 1 and 2, the curve over lambda, the grid of Figure 4: the program.
+"""Report training runs as Tables 1 and 2, curves over steps and lambda, the grid of Figure 4: the program.
 
     python -m facedepth_jax.report --out=DIR [--verifier=RUN ...] [--errors] RUN [RUN ...]
 
-Reads the runs' own config.json, results.json and samples/test.npz. Runs that differ in their seed alone share a column,
-as mean ± standard deviation; those that count depth from the head have columns of their own, "given D". Runs on
-different data never share a table; but those that differ in data.options.fold, the folds of a cross-validation, are
-pooled first: all their frames as if measured in one. Writes report.md, report.json and the pictures that report.md
+Reads the runs' own config.json, results.json, metrics.jsonl and samples/test.npz. Runs that differ in their seed alone
+share a column, as mean ± standard deviation; those that count depth from the head have columns of their own, "given D".
+Runs on different data never share a table; but those that differ in data.options.fold, the folds of a cross-validation,
+are pooled first: all their frames as if measured in one. Writes report.md, report.json and the pictures that report.md
 shows.
 
 With a verifier, one for each fold and origin of depth, the row of face verification is added, its figures on both lists
@@ -28,7 +28,7 @@ from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.evaluation import MEAN_MAP
 from facedepth_jax.methods import METHODS
 from facedepth_jax.nested import differing_keys
-from facedepth_jax.report.figures import CURVE_METRICS, lambda_curve, sample_grid, table
+from facedepth_jax.report.figures import CURVE_METRICS, lambda_curve, sample_grid, table, training_curve
 from facedepth_jax.report.runs import Run, read
 
 GIVEN_D = (
@@ -166,10 +166,16 @@ def make_section(runs: Sequence[Run], bounds: dict[str, dict], errors: bool) -> 
         parts.append(tables.paper_verification_table())
     images = {}
     for origin, members in by_origin.items():
+        where = name if origin == "camera" else f"{name}-{origin}"
+        if (curve := training_curve(members)) is not None:
+            images[f"training-{where}.png"] = curve
+            parts += [
+                f"### {_given('Training, on the validation split', origin)}\n",
+                f"![figures over the steps of training](training-{where}.png)\n",
+            ]
         if (curve := lambda_curve(members)) is None:
             continue
-        picture = f"lambda-{name}.png" if origin == "camera" else f"lambda-{name}-{origin}.png"
-        images[picture] = curve
+        images[picture := f"lambda-{where}.png"] = curve
         found, spread = table(members, "all", "validation")
         shown = *CURVE_METRICS, tables.FACE_VERIFICATION.key
         found = {title: {k: v for k, v in column.items() if k in shown} for title, column in found.items()}

@@ -1,17 +1,20 @@
-"""Values and pictures of the report: the columns of the tables, the curve over lambda, the grid of Figure 4."""
+"""Values and pictures of the report: the columns of the tables, curves over steps and lambda, the grid of Figure 4."""
 
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from facedepth_jax import pictures
 from facedepth_jax.errors import FaceDepthError
-from facedepth_jax.metrics import METRICS
+from facedepth_jax.metrics import METRICS, RELIEF_METRICS
 from facedepth_jax.report.runs import Run
 from facedepth_jax.tables import FACE_VERIFICATION
 
 CURVE_METRICS = {metric.key: metric for metric in METRICS if metric.key in ("l1", "rmse_lin", "delta_1.25^(1/4)")}
+STEP_METRICS = [metric for metric in (*METRICS, *RELIEF_METRICS) if metric.key in ("l1", "relief_mae", "mask_iou")]
 GRID_FACES = 8
 
 
@@ -84,6 +87,43 @@ def lambda_curve(columns: dict[str, list[Run]]) -> bytes | None:
         axes.set_xlabel("λ")
         axes.set_title(f"{metric.label} ({metric.better} is better)", fontsize=10)
     axes.legend()
+    return _png(figure)
+
+
+def training_curve(columns: dict[str, list[Run]]) -> bytes | None:
+    """Draw validation figures over the steps of training, pixels with true depth: a line is a run or fold.
+
+    Returns a PNG, None where no run was validated twice. Raises FaceDepthError if a metrics.jsonl is damaged.
+    """
+    found = {
+        title: [_validations(part.path) for run in runs for part in run.folds or (run,)]
+        for title, runs in columns.items()
+    }
+    if max(len(lines) for runs in found.values() for lines in runs) < 2:
+        return None
+    figure = Figure(figsize=(4 * len(STEP_METRICS), 3.4), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(STEP_METRICS)), STEP_METRICS, strict=True):
+        for number, (title, runs) in enumerate(found.items()):
+            for lines in runs:
+                points = [(line["step"], line.get(f"validation/{metric.key}", np.nan)) for line in lines]
+                axes.plot(*np.reshape(points, (-1, 2)).T, color=f"C{number}", label=title if lines is runs[0] else None)
+        axes.set_xlabel("step")
+        axes.set_title(f"{metric.label} ({metric.better} is better)", fontsize=10)
+    axes.legend()
+    return _png(figure)
+
+
+def _validations(run: Path) -> list[dict]:
+    """Read the lines of a run's metrics.jsonl that have figures of the validation split."""
+    file = run / "metrics.jsonl"
+    try:
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    except ValueError as error:
+        raise FaceDepthError(f"{file} is damaged ({error}): remove it, for a report without its curve.") from error
+    return [line for line in lines if any(key.startswith("validation/") for key in line)]
+
+
+def _png(figure):
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     return content.getvalue()
