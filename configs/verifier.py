@@ -18,9 +18,9 @@ SMALL = ("synthetic", "folder", "relief")
 
 
 def get_config(name="synthetic"):
-    path, _ = find(name)
-    if path.stem == "verifier":
-        raise FaceDepthError("The verifier judges runs of another config: give its name behind the colon.")
+    path, method = find(name)
+    if path.stem == "verifier" or method:
+        raise FaceDepthError("The verifier judges all methods of another config: give its name alone behind the colon.")
     config = load(f"{path}:verifier")
     narrow = path.stem in SMALL
     config.width = 16 if narrow else 64

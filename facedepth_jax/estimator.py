@@ -122,7 +122,7 @@ class FaceDepth:
     """
 
     module: nn.Module
-    net_state: NetState
+    net_state: NetState = dataclasses.field(repr=False)
     size: int
     face_mm: float
     code: DepthCode
@@ -304,6 +304,8 @@ def _numbers(count, **values) -> np.ndarray:
 
 
 def _rgb(image) -> np.ndarray:
+    if image is None:
+        raise FaceDepthError("The image is None: it could not be read; look at the file's name.")
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] != 3 or not image.size:
         raise FaceDepthError(f"The image is {image.dtype} {image.shape}; give uint8, (H, W) or RGB (H, W, 3).")

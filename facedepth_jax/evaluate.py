@@ -54,10 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m facedepth_jax.evaluate", description="Measure a finished run on any prepared arrays."
     )
-    parser.add_argument("--run", required=True, type=Path, help="directory of a finished run, or shipped")
-    parser.add_argument("--data", required=True, type=Path, help="prepared arrays")
+    parser.add_argument("--run", required=True, type=files.path, help="directory of a finished run, or shipped")
+    parser.add_argument("--data", required=True, type=files.path, help="prepared arrays")
     parser.add_argument("--split", default="test", choices=(*SPLITS, "all"), help="of the arrays (test)")
-    parser.add_argument("--maps", type=Path, metavar="FILE.npy", help="write the estimated maps too, float32, mm")
+    text = "write the depth maps too, float32 (N, S, S), mm, by the rows of frames.csv, the background not masked"
+    parser.add_argument("--maps", type=files.path, metavar="FILE.npy", help=text)
     args = parser.parse_args(argv)
     try:
         data = arrays.open(args.data.resolve())

@@ -14,7 +14,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from facedepth_jax import runtime
 
@@ -58,7 +57,7 @@ def to_onnx(net: estimator.FaceDepth) -> bytes:
         "face_mm": f"{net.face_mm:g}",
         "gray": f"A face, face_mm wide at the head's distance: uint8 (N, {net.size}, {net.size}).",
         "relief_mm": "Depth minus the head's distance: negative is nearer; means something in the foreground only.",
-        "foreground": "Where the face, hair and neck are.",
+        "foreground": "The head and what lies less than 300 mm behind the head's distance.",
         "depth_mm": f"Depth; about {net.code.from_levels(net.code.none_level):g} where there is none.",
     }
     with layers.traced_for("any"):
@@ -136,11 +135,15 @@ def compare(net: estimator.FaceDepth, run: Callable) -> tuple[float, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; see --help."""
     parser = argparse.ArgumentParser(
-        prog="python -m facedepth_jax.export", description="A trained net as one file for other programs."
+        prog="python -m facedepth_jax.export",
+        description="A trained net as one file for other programs.",
+        allow_abbrev=False,
     )
-    parser.add_argument("--run", default="shipped", help="directory of a training run, or shipped (the default)")
+    parser.add_argument(
+        "--run", type=files.path, default="shipped", help="directory of a training run, or shipped (the default)"
+    )
     parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="is replaced")
+    parser.add_argument("--out", required=True, type=files.path, metavar="FILE", help="is replaced")
     args = parser.parse_args(argv)
     try:
         net = estimator.load(args.run)

@@ -17,6 +17,13 @@ import numpy as np
 from facedepth_jax.errors import FaceDepthError
 
 
+def path(text: str) -> pathlib.Path:
+    """Parse a path of a command line, where no shell puts the home for ~ in --out=~/x. Raises ValueError if empty."""
+    if not text:
+        raise ValueError("a path is empty")
+    return pathlib.Path(os.path.expanduser(text))
+
+
 def sha256(path: str | os.PathLike) -> str:
     """Hash a file's bytes: SHA-256, hexadecimal. Raises OSError."""
     with open(path, "rb") as file:

@@ -17,9 +17,10 @@ from facedepth_jax import runtime
 
 runtime.tune()
 
+import jax
 from absl import logging as absl_logging
 
-from facedepth_jax import config, train
+from facedepth_jax import config, files, train
 from facedepth_jax.checkpoint import GONE
 from facedepth_jax.errors import FaceDepthError
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None):
     )
     flag = parser.add_argument
     flag("--config", required=True, help="a file of configs/ or its name, as pandora; `:METHOD` behind it")
-    flag("--workdir", type=pathlib.Path, help="the run's directory; the same one continues (runs/CONFIG-METHOD)")
+    flag("--workdir", type=files.path, help="the run's directory; the same one continues (runs/CONFIG-METHOD)")
     flag("--process", help="one of several: auto on a TPU slice, else INDEX/COUNT@HOST:PORT of process 0")
     flag("--allow_mismatch", action="store_true", help="go on from checkpoints of another config or other data")
     flags, overrides = parser.parse_known_args(argv)
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None):
         name = config.find(flags.config)[0].stem
         train.run(values, flags.workdir or pathlib.Path(f"runs/{name}-{values.method}"), flags.allow_mismatch)
     except Exception as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+            error = FaceDepthError("The device's memory does not suffice: give a smaller train.batch_size or width.")
         # JAX and Orbax raise GONE when another process has ended. On GPUs and TPUs JAX aborts: 134 is that code.
         gone = flags.process and isinstance(error, GONE)
         if isinstance(error, FaceDepthError | OSError) and not gone:  # an OSError says what and where: a full disk

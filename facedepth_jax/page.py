@@ -20,7 +20,7 @@ runtime.tune()
 
 import numpy as np
 
-from facedepth_jax import estimator, photos, pictures
+from facedepth_jax import estimator, files, photos, pictures
 from facedepth_jax.errors import FaceDepthError
 
 MAX_FILE = "20mb"
@@ -77,9 +77,13 @@ def build(net: estimator.FaceDepth, folder: Path):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; see --help."""
     parser = argparse.ArgumentParser(prog="python -m facedepth_jax.page", description="A photo's relief in a browser.")
-    parser.add_argument("--run", default="shipped", help="directory of a training run, or shipped (the default)")
+    parser.add_argument(
+        "--run", type=files.path, default="shipped", help="directory of a training run, or shipped (the default)"
+    )
     parser.add_argument("--port", type=int, default=7860)
     args = parser.parse_args(argv)
+    if not 0 < args.port < 2**16:
+        parser.error(f"--port={args.port} must be 1 to 65535")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # through the end of the next block, as Ctrl-C
     with tempfile.TemporaryDirectory(prefix="facedepth_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported, as is the next

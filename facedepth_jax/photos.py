@@ -48,7 +48,7 @@ def list_files(inputs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """List images and videos as given, each folder replaced by those in it (not deeper), by name.
 
     Returns:
-      the files, and those of the folders that are neither; hidden files are not looked at.
+      the files, and what else is in the folders; hidden files are not looked at.
 
     Raises:
       FaceDepthError: an input does not exist, a folder holds neither image nor video or cannot be read.
@@ -61,10 +61,10 @@ def list_files(inputs: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             paths.append(path)
             continue
         try:
-            inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+            found = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES and p.is_file()]
         except OSError as error:
             raise FaceDepthError(f"{path} cannot be read: {error.strerror}.") from error
-        found = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
         if not found:
             raise FaceDepthError(f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and no video.")
         paths += found

@@ -139,7 +139,7 @@ def read_faces(net: estimator.FaceDepth, paths: Sequence[Path], args, failures: 
                 count, with_face = count + 1, with_face + bool(faces)
                 yield path, photo, before
             if not with_face:
-                raise FaceDepthError(f"{path}: no face is found; say where it is by --box, or that it is --whole.")
+                raise FaceDepthError(f"{path}: no face is found; give a square around it by --box, or say --whole.")
         except FaceDepthError as error:
             _fail(path, error, failures)
         else:
@@ -191,27 +191,35 @@ def _numbers(count: int, kind: type):
     return parse
 
 
-def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # no shell does it in --out=~/x
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m facedepth_jax.predict", description="The depth of the faces in photos and videos."
+        prog="python -m facedepth_jax.predict",
+        description="The depth of the faces in photos and videos.",
+        allow_abbrev=False,
     )
     flag = parser.add_argument
-    flag("inputs", nargs="+", type=_path, metavar="IMAGE|FOLDER|VIDEO")
-    flag("--run", type=_path, default="shipped", help="directory of a training run, or shipped (the default)")
-    flag("--out", required=True, type=_path, help="directory to write to; files there are replaced")
+    flag("inputs", nargs="+", type=files.path, metavar="IMAGE|FOLDER|VIDEO")
+    flag("--run", type=files.path, default="shipped", help="directory of a training run, or shipped (the default)")
+    flag("--out", required=True, type=files.path, help="directory to write to; files there are replaced")
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--faces", choices=("largest", "all"), default="largest", help="which faces to find")
-    place.add_argument("--box", type=_numbers(4, int), metavar="X,Y,W,H", help="the face in pixels; fills the map")
-    place.add_argument("--center", type=_numbers(2, float), metavar="X,Y", help="head centre in pixels, for Eq. 6")
+    place.add_argument(
+        "--box",
+        type=_numbers(4, int),
+        metavar="X,Y,W,H",
+        help="the window that the net is to see, pixels: square, some two faces wide",
+    )
+    place.add_argument(
+        "--center",
+        type=_numbers(2, float),
+        metavar="X,Y",
+        help="the head's, pixels; needs --distance_mm and --focal_px",
+    )
     place.add_argument("--whole", action="store_true", help="the image is the face")
     flag("--distance_mm", type=float, help="from the camera to the face")
     flag("--focal_px", type=float, help="focal length of the camera, in the image's pixels")
     flag("--in_place", action="store_true", help="maps of the photo's own size")
-    flag("--smooth", type=float, default=0.0, help="share of the frame before in one of a video, 0 to 0.99")
+    flag("--smooth", type=float, default=0.0, help="of a video: weight of the frame before, 0 (off) to 0.99")
     # A value that begins with a minus is a flag to argparse, unless it is a plain number.
     text = re.sub(r"(^|\0)(--box|--center)\0(?=-[\d.])", r"\1\2=", "\0".join(argv))
     args = parser.parse_args(text.split("\0"))

@@ -49,14 +49,19 @@ def _flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
     )
     flag = parser.add_argument
     flag("--dataset", choices=READERS, help="may be left out with --check")
-    flag("--raw", help="directory of the raw data; the synthetic faces have none")
-    flag("--out", help="directory to be made")
+    flag("--raw", type=os.path.expanduser, help="directory of the raw data; the synthetic faces have none")
+    flag("--out", type=os.path.expanduser, help="directory to be made")
     flag("--check", action="store_true", help="check the raw directory and say what preparing would do; writes nothing")
     flag("--workers", type=int, default=os.cpu_count(), help="processes; 0: this one; default: one a core")
     flag("--shard", type=_shard, default=(0, 1), metavar="I/N", help="make every N-th chunk from the I-th (from 0) on")
     flag("--size", type=int, default=96, help="of the prepared images, pixels (96)")
     flag("--face_mm", type=float, default=320.0, help="R of Eq. 6, millimetres (320)")
-    flag("--seed", type=int, default=0, help="of the verification pairs and of what the data set draws itself (0)")
+    flag(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the verification pairs and of what the data set draws itself, people or splits (0)",
+    )
     for split in ("validation", "test"):
         flag(f"--pairs_{split}", default="", metavar="FILE", help="verification pairs to take instead of drawing them")
     dataset = (known := parser.parse_known_args(argv)[0]).dataset

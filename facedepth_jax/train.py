@@ -47,6 +47,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path, allow_mismatch
       FaceDepthError: the config, the data or `workdir` cannot be used, a value is not finite, or a save has failed.
     """
     configs.check(config)
+    if not config.data.dir:
+        raise FaceDepthError("data.dir is empty: give the directory of prepared arrays, or where to make them.")
     files.check_local(workdir)
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:

@@ -32,7 +32,7 @@ def load_weights(path: pathlib.Path, like):
     try:
         flat = safetensors.numpy.load(path.read_bytes())
     except FileNotFoundError as error:
-        raise FaceDepthError(f"There is no {path}: has the run been evaluated yet?") from error
+        raise FaceDepthError(f"There is no {path}: a training writes it at its end; go on with it.") from error
     except (OSError, safetensors.SafetensorError, KeyError) as error:  # KeyError: a type that NumPy does not have
         raise FaceDepthError(f"{path} is no file of weights ({error}).") from error
 

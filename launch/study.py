@@ -9,8 +9,8 @@ rest goes on, and the report has no face verification.
 Prints the cost first. The same command again continues: finished runs are not touched, interrupted ones go on from
 their last checkpoint; with other values it is refused. `--plan` prints costs and commands, for a scheduler, and stops
 there. Further `--config.KEY=VALUE` go to all methods, `--config.loss.KEY=VALUE` to those that have it,
-`--verifier.KEY=VALUE` to the verifier; `--config.data...` and `--config.depth_code...` to both. A method that cannot
-count depth from where the verifier does is none of them.
+`--verifier.KEY=VALUE` to the verifier; `--config.data...` and `--config.depth_code...` to both. Methods that do not
+have the verifier's `depth_code.origin` are left out.
 """
 
 import argparse
@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from facedepth_jax import config as configs
+from facedepth_jax import files
 from facedepth_jax.data import arrays
 from facedepth_jax.errors import FaceDepthError, NoPairs
 from facedepth_jax.methods import METHODS, build, make_step
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     flag = parser.add_argument
     flag("--config", required=True, help="configs/NAME.py, or NAME alone")
-    flag("--runs", required=True, type=pathlib.Path, help="directory of the runs and of the report")
+    flag("--runs", required=True, type=files.path, help="directory of the runs and of the report")
     flag("--seeds", default="1821", help="comma between them (1821)")
     flag("--methods", help=f"comma between them; all, that is some of {', '.join(GENERATORS)}")
     flag("--folds", default="", help="data.options.fold to go through, comma between them")

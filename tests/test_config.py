@@ -6,6 +6,7 @@ import pathlib
 import pytest
 
 from facedepth_jax import config as configs
+from facedepth_jax import files
 from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.methods import METHODS
@@ -130,12 +131,21 @@ def test_a_config_file_that_goes_its_own_way(tmp_path, line, said):
         ("synthetic:nothing", "--config.width=8", "cgan, ae"),
         ("base", "--config.width=8", "get_config"),
         ("verifier:verifier", "--config.width=8", "another config"),
+        ("verifier:synthetic:ae", "--config.width=8", "its name alone"),
         (str(pathlib.Path(__file__).parents[1] / "README.md"), "--config.width=8", "README.md cannot be used: Syntax"),
     ],
 )
 def test_a_misspelt_command_line_is_refused(name, override, said):
     with pytest.raises(FaceDepthError, match=said):
         configs.load(name, [override])
+
+
+def test_the_home_in_a_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert configs.load("folder", ["data.raw_dir=~/faces"]).data.raw_dir == f"{tmp_path}/faces"
+    assert files.path("~/run") == tmp_path / "run"
+    with pytest.raises(ValueError, match="empty"):  # an unset variable of a shell
+        files.path("")
 
 
 def test_a_narrow_nets_rate_is_the_papers_methods_alone():

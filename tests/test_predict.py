@@ -236,7 +236,9 @@ def test_faces_are_found(head, tmp_path, out, capsys, hopper):
     inputs = tmp_path / "none.png", tmp_path / "two.png"
     assert run(f"--out={out}", *inputs) == 1
     captured = capsys.readouterr()
-    assert captured.err == (f"error: {inputs[0]}: no face is found; say where it is by --box, or that it is --whole.\n")
+    assert captured.err == (
+        f"error: {inputs[0]}: no face is found; give a square around it by --box, or say --whole.\n"
+    )
     assert names(out) == files_of("two")
     assert run(f"--out={out}", "--faces=all", inputs[1]) == 0
     assert names(out) == files_of("two", "two_2")

@@ -96,6 +96,7 @@ def save(config, workdir, step, identity=None):
         ({"seed": 2**63}, "seed is 9"),
         ({"method": "gan"}, "no method 'gan': take one of cgan, ae, "),
         ({"init_from": "nowhere"}, "There is no run in .*nowhere"),
+        ({"data.dir": ""}, "data.dir is empty"),
     ],
 )
 def test_values_that_make_no_run(data_dir, tmp_path, changes, sentence):

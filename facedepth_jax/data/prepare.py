@@ -68,11 +68,11 @@ def prepare(
         no permission to write.
     """
     files.check_local(out)
-    out, (shard_index, shards) = Path(out), shard
+    out, (shard_index, shards) = Path(out).absolute(), shard
     if not 0 <= shard_index < shards:
         raise FaceDepthError(f"there is no shard {shard_index}/{shards}; of n, the first is 0/n and the last (n-1)/n")
     if workers < 0 or seed < 0:
-        raise FaceDepthError(f"want workers and seed >= 0, not {workers} and {seed}")
+        raise FaceDepthError(f"workers is {workers} and seed {seed}: both must be at least 0")
     if fault := summary.find_bad_crop(face_mm, size):
         raise FaceDepthError(fault)
     index, lists = source.index(), {split: file for split, file in (pair_lists or {}).items() if file}

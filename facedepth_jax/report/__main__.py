@@ -235,10 +235,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m facedepth_jax.report", description="Tables and pictures of finished training runs."
     )
     flag = parser.add_argument
-    flag("paths", nargs="+", type=Path, metavar="RUN", help="directory of a finished run")
-    flag("--out", required=True, type=Path, help="directory to write to; files there are replaced")
+    flag("paths", nargs="+", type=files.path, metavar="RUN", help="directory of a finished run")
+    flag("--out", required=True, type=files.path, help="directory to write to; files there are replaced")
     text = "a verifier's run on the same data, for Table 2; give one for each fold and depth_code.origin of the runs"
-    flag("--verifier", dest="verifiers", action="append", default=[], type=Path, metavar="RUN", help=text)
+    flag("--verifier", dest="verifiers", action="append", default=[], type=files.path, metavar="RUN", help=text)
     flag("--errors", action="store_true", help="maps of the error in the grid of faces")
     try:
         print(write_report(**vars(parser.parse_args(argv))))

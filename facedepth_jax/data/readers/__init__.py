@@ -44,7 +44,7 @@ def recognise(raw: str) -> str:
     """Return the data set that lies in a raw directory, by its layout. Raises FaceDepthError if it is none of them."""
     root = Path(raw)
     if not os.path.isdir(root):
-        raise FaceDepthError(f"the raw directory {raw} does not exist")
+        raise FaceDepthError(f"the raw directory {raw} does not exist or is a file")
     layouts = {dataset: patterns for dataset, (*_, patterns) in READERS.items() if patterns}
     try:
         for dataset, patterns in layouts.items():

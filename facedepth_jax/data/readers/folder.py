@@ -140,7 +140,7 @@ def _read_index(index: Path) -> tuple[bytes, list[str], list[tuple[int, dict]]]:
     """Return the content of index.csv, its header, and its lines with their numbers. Raises FaceDepthError."""
     try:
         if not index.parent.is_dir():
-            raise FaceDepthError(f"the raw directory {index.parent} does not exist")
+            raise FaceDepthError(f"the raw directory {index.parent} does not exist or is a file")
         content = index.read_bytes()
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
         delimiter = max(",;\t", key=text.partition("\n")[0].count)
@@ -218,7 +218,7 @@ def _draw_splits(subjects: set[str], validation: float, test: float, fold: int, 
     first, last = (round(k * test * len(names)) for k in (fold, fold + 1))
     if fold < 0 or (fold and (fold + 1) * test > 1 + 1e-6):
         raise FaceDepthError(
-            f"there is no fold {fold}; with a test_fraction of {test} they are numbered 0 to 1/{test} - 1"
+            f"there is no fold {fold}; with a test_fraction of {test} they are numbered 0 to {int(1 / test + 1e-6) - 1}"
         )
     counts = [max(last - first, int(test > 0)), max(round(validation * len(names)), int(validation > 0))]
     if sum(counts) >= len(names):
