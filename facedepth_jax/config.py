@@ -100,7 +100,7 @@ def find(name: str) -> tuple[pathlib.Path, str | None]:
 
     Raises FaceDepthError if there is none.
     """
-    name, _, argument = name.partition(":")
+    name, _, argument = os.path.expanduser(name).partition(":")
     candidates = [pathlib.Path(name)]
     if "/" not in name and not name.endswith(".py"):
         candidates += [PACKAGED / f"{name}.py", CHECKOUT / f"{name}.py"]
@@ -149,8 +149,8 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
         rest = parser(argv)[1:]
     except flags.Error as error:
         raise FaceDepthError(f"A value of the config {path} cannot be used: {error}.") from None
-    for key in PATHS:  # no shell puts the home there for ~
-        if (value := flatten(config.to_dict()).get(key, "")).startswith("~"):
+    for key in ("init_from", *PATHS):  # no shell puts the home there for ~
+        if str(value := flatten(config.to_dict()).get(key)).startswith("~"):
             config.update_from_flattened_dict({key: os.path.expanduser(value)})
     _take_given_arrays(config, {key for key in given if key.startswith("data.")})
     if rest:

@@ -185,9 +185,10 @@ class FaceDepth:
         if not isinstance(where, crop.Window):
             where = self.box_of(image.shape[:2], box=where)
         window = crop.window_of(where) if isinstance(where, crop.Box) else where
+        if not window.shows(image.shape[:2]):
+            raise FaceDepthError(f"{window} lies outside the image of {image.shape[1]} x {image.shape[0]} pixels.")
         corner = window.x - (window.w - 1) / 2, window.y - (window.h - 1) / 2
         box = tuple(int(round(value)) for value in (*corner, window.w, window.h))
-        self.box_of(image.shape[:2], box=box)  # a window too must show some of the image
         gray = self.crop(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), where)
         map_mm = self.batch(gray[None])[0]
         px_per_mm = np.sqrt(where.w * where.h) / self.face_mm  # at the head's distance
@@ -249,8 +250,8 @@ class FaceDepth:
             Eq. 6. With neither `box` nor `center` it is the smallest square around the whole image.
 
         Raises:
-          FaceDepthError: the numbers are not so many, not finite or not above 0, or the box is empty, outside the image
-            or too large.
+          FaceDepthError: too few or too many numbers, one that is not finite or not above 0, or the box is empty,
+            outside the image or too large.
         """
         height, width = shape
         _check_above_0(focal_px=focal_px, distance_mm=distance_mm)
@@ -297,15 +298,18 @@ def _check_above_0(**values):
 
 def _numbers(count, **values) -> np.ndarray:
     ((name, given),) = values.items()
-    numbers = np.asarray(given, float)
-    if numbers.shape != (count,) or not np.isfinite(numbers).all():
+    try:
+        numbers = np.asarray(given, float)
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if numbers.shape != (count,) or not (np.abs(numbers) < 1e9).all():  # NaN too
         raise FaceDepthError(f"{name} is {given}; give {count} finite numbers.")
     return numbers
 
 
 def _rgb(image) -> np.ndarray:
     if image is None:
-        raise FaceDepthError("The image is None: it could not be read; look at the file's name.")
+        raise FaceDepthError("The image is None: it could not be read, check the file's name.")
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] != 3 or not image.size:
         raise FaceDepthError(f"The image is {image.dtype} {image.shape}; give uint8, (H, W) or RGB (H, W, 3).")

@@ -243,8 +243,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         paths, others = photos.list_files(args.inputs)
         if any(args.out.resolve() == path.parent.resolve() for path in paths):
             raise FaceDepthError(f"--out={args.out} holds the inputs; give another directory.")
+        others = [path for path in others if path.resolve() != args.out.resolve()]
         if others:
-            tqdm.tqdm.write(f"left out, neither image nor video: {', '.join(path.name for path in others)}", sys.stderr)
+            names = ", ".join(f"{path.name}/" if path.is_dir() else path.name for path in others)
+            tqdm.tqdm.write(f"left out, no image or video of a kind that can be read: {names}", sys.stderr)
         net = estimator.load(args.run)
         if net.code.origin == "camera" and args.distance_mm and not args.focal_px:
             raise FaceDepthError(

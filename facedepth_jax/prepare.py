@@ -63,7 +63,13 @@ def _flags(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict]:
         help="of the verification pairs and of what the data set draws itself, people or splits (0)",
     )
     for split in ("validation", "test"):
-        flag(f"--pairs_{split}", default="", metavar="FILE", help="verification pairs to take instead of drawing them")
+        flag(
+            f"--pairs_{split}",
+            type=os.path.expanduser,
+            default="",
+            metavar="FILE",
+            help="verification pairs to take instead of drawing them",
+        )
     dataset = (known := parser.parse_known_args(argv)[0]).dataset
     if known.check and known.raw and not dataset:
         dataset = recognise(known.raw)

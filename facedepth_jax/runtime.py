@@ -13,7 +13,7 @@ from facedepth_jax.errors import FaceDepthError
 
 
 def tune():
-    """Tune this process for speed, never over the user's own setting, and let its prints never fail.
+    """Tune this process for speed, never over the user's own setting, and make printing never fail.
 
     Programs call it before JAX and OpenCV start.
     """
@@ -89,7 +89,7 @@ def any_process(flag: bool) -> bool:
 
 
 def dispatch_synchronously():
-    """Let a CPU compute in the calling thread; several virtual devices of one keep a thread each.
+    """Let a CPU compute in the calling thread; where it stands for several devices, each keeps its own thread.
 
     The first thread keeps the memory of a training step, whatever its size: no page of it is asked for twice. Programs
     call it before anything asks for a device.

@@ -115,8 +115,9 @@ class _Training:
             files.remove_partial(self.workdir)
             # For later readers. The checkpoint's identity, not this file, decides whether a run may resume.
             path, values = self.workdir / "config.json", config.to_dict()
-            if not begins and path.is_file():  # where the weights came from, whatever this command line says
-                values["init_from"] = files.read_json(path)["init_from"]
+            with contextlib.suppress(FaceDepthError, KeyError, TypeError):
+                if not begins:  # where the weights came from, whatever this command line says
+                    values["init_from"] = files.read_json(path)["init_from"]
             files.write_json(path, values)
         self.step_fn = jax.jit(make_step(config, nets, configs.depth_code(config)), donate_argnums=0)
         self.drawn = {"batch_size": config.train.batch_size, "seed": config.seed}

@@ -72,7 +72,7 @@ spec:
               - action: Ignore
                 onPodConditions: [{type: DisruptionTarget, status: 'True'}]
               - action: FailJob
-                onExitCodes: {containerName: main, operator: In, values: [1, 3]}
+                onExitCodes: {containerName: main, operator: In, values: [1, 2, 3]}
           template:
             spec:
               restartPolicy: Never

@@ -138,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options = [f"--config.seed={seed}", *options_of(method, overrides), *of_fold]
             try:
                 config = configs.load(name, options)
+                configs.check(config)
                 if method not in costs:
                     costs[method] = config.train.steps, config.train.batch_size, training_flops(config)
             except FaceDepthError as error:
@@ -210,14 +211,26 @@ def finished(workdir: pathlib.Path, config) -> bool:
     try:
         results = json.loads((workdir / "results.json").read_text())
         steps, data = results["steps"], results["fingerprint"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    there = configs.identity(configs.read_run(workdir), data)
-    if (pathlib.Path(config.data.dir) / arrays.META).is_file():
-        data = arrays.open(config.data.dir).fingerprint
-    if differing := differing_keys(there, configs.identity(config, data)):
-        raise FaceDepthError(f"{workdir} is finished, with another {', '.join(differing)}: give another --runs.")
+    then, now = configs.read_run(workdir), configs.with_absolute_paths(config)
+    there, here = _values(then, data), _values(now, data)
+    if (pathlib.Path(now.data.dir) / arrays.META).is_file():
+        here["data"] = arrays.fingerprint(arrays.read_meta(pathlib.Path(now.data.dir)))
+    if then.data.dataset and now.data.dataset:  # else one of the two has taken arrays that were there
+        there["data.options"], here["data.options"] = then.data.options.to_dict(), now.data.options.to_dict()
+    if differing := differing_keys(there, here):
+        raise FaceDepthError(
+            f"{workdir} is finished, with other values of {', '.join(differing)}: give another --runs."
+        )
     return steps == config.train.steps
+
+
+def _values(config, data):
+    """Collect what decides a run's numbers."""
+    names = "size", "face_mm", "seed", "pairs_validation", "pairs_test"
+    more = {f"data.{name}": config.data[name] for name in names}
+    return configs.identity(config, data) | more | {"init_from": config.init_from}
 
 
 if __name__ == "__main__":

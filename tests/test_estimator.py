@@ -114,6 +114,8 @@ def test_a_crop_is_resized_as_prepare_does(net):
         (np.zeros((9, 9), np.uint8), {"center": (4, 4)}, "center wants distance_mm and focal_px, to know"),
         (np.zeros((9, 9), np.uint8), {"center": (4, 4), "distance_mm": -900, "focal_px": 300}, "distance_mm is -900"),
         (np.zeros((9, 9), np.uint8), {"box": (0, 0, 5)}, "box is (0, 0, 5); give 4 finite numbers"),
+        (np.zeros((9, 9), np.uint8), {"box": "abcd"}, "box is abcd; give 4 finite numbers"),
+        (np.zeros((9, 9), np.uint8), {"box": (0, 0, 1e300, 5)}, "give 4 finite numbers"),
         (np.zeros((9, 9), np.uint8), {"box": (np.nan, 0, 5, 5)}, "give 4 finite numbers"),
         (np.zeros((9, 9), np.uint8), {"box": (0, 0, 5, 5), "center": (4, 4)}, "a box and a center; give one"),
         (
@@ -232,6 +234,9 @@ def test_a_place_as_a_tuple_is_a_box():
         for where in (place, Box(*place)):
             with pytest.raises(FaceDepthError, match=sentence):
                 net.look(gray, where)
-    with pytest.raises(FaceDepthError, match="lies outside the image of 60 x 50"):
-        net.look(gray, Window(200, 20, SIZE, SIZE, 30))
+    for window in (Window(200, 20, SIZE, SIZE, 30), Window(np.nan, 20, SIZE, SIZE), Window(30, 20, 0, SIZE)):
+        with pytest.raises(FaceDepthError, match="lies outside the image of 60 x 50"):
+            net.look(gray, window)
+    net.look(gray, Window(-15, 25, SIZE, SIZE, 45))  # a corner
+    assert net.look(gray, Window(30, 25, 9000, 9000)).box[2:] == (9000, 9000)  # a face in a picture of 48 megapixels
     assert net.look(gray, (9.6, 20.2, SIZE, SIZE)).box == (10, 20, SIZE, SIZE)  # detectors give fractions

@@ -170,7 +170,7 @@ def test_a_study_that_is_stopped_goes_on_to_both_tables(tmp_path):
     assert header.split("|")[2:-1] == [" ae, given D ", " mean training map, given D "]
     assert "| Face verification ↑ |" in markdown and markdown.count("| A1+A2 |") == 1
     other = subprocess.run([*command, "--config.train.learning_rate=2e-4"], timeout=600, **pipes)
-    assert other.returncode == 1 and "ae-3 is finished, with another train.learning_rate" in other.stdout
+    assert other.returncode == 1 and "ae-3 is finished, with other values of train.learning_rate: give" in other.stdout
     (name,) = [path.name for path in (tmp_path / "report").glob("faces-*.png")]
     assert iio.imread(tmp_path / "report" / name).shape[0] == 4 * 98 + 40  # the estimate with its error
 

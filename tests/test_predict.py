@@ -273,9 +273,10 @@ def test_a_folder(tmp_path, out, capsys):
         iio.imwrite(folder / f"f{i}.png", picture(seed=i) // 8)  # flat enough for triangles
     iio.imwrite(folder / "moves.gif", [picture(seed=i) for i in range(2)], loop=0)
     (folder / "notes.txt").write_text("no image")
+    (folder / "deeper").mkdir()
     (folder / "._f0.png").write_bytes(b"a Mac's note on a file")
     assert run("--run=r", f"--out={out}", "--whole", folder) == 0
-    assert capsys.readouterr().err == "left out, neither image nor video: notes.txt\n"
+    assert capsys.readouterr().err == "left out, no image or video of a kind that can be read: deeper/, notes.txt\n"
     moves = files_of("moves_000001", "moves_000002", models=False)
     assert names(out) == sorted(files_of("f0", "f1", "f2") + moves)
     for i in range(3):

@@ -322,9 +322,11 @@ def test_the_curve_of_training_is_the_runs_log(tmp_path, drawn, capsys):
     (figure,) = drawn
     np.testing.assert_allclose(figure["L1 norm"]["ae"], [(10, 8), (20, 7), (30, 6)])
     assert "](training-synthetic-ffffffff.png)" in (tmp_path / "out/report.md").read_text()
-    (runs[0] / "metrics.jsonl").write_text("half a li")
-    assert run(tmp_path / "again", *runs) == 1
-    assert "metrics.jsonl is damaged" in capsys.readouterr().err and not (tmp_path / "again").exists()
+    assert figure.keys() == {"L1 norm", "Relief error, mm"}  # what no line has is left out
+    for damage in ("half a li", "5", '{"validation/l1": 1}'):
+        (runs[0] / "metrics.jsonl").write_text(damage)
+        assert run(tmp_path / "again", *runs) == 1
+        assert "metrics.jsonl is damaged" in capsys.readouterr().err and not (tmp_path / "again").exists()
 
 
 def test_each_depth_code_has_its_curve_over_lambda(tmp_path, drawn):

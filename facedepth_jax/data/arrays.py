@@ -64,6 +64,12 @@ FILES = ("gray.npy", "depth_mm.npy", "frames.csv", *(f"pairs_{split}.tsv" for sp
 _AGAIN = "remove the directory and prepare or copy it again"
 
 
+def fingerprint(meta: dict) -> str:
+    """Hash the files' SHA-256 of a meta.json: two data sets with one fingerprint have the same bytes."""
+    hashes = "".join(f"{name} {meta['files'][name]['sha256']}\n" for name in FILES)
+    return hashlib.sha256(hashes.encode()).hexdigest()
+
+
 @dataclasses.dataclass(frozen=True)
 class Arrays:
     """A prepared data set, opened.
@@ -90,8 +96,7 @@ class Arrays:
     @property
     def fingerprint(self) -> str:
         """Hash of the files' SHA-256: two data sets with one fingerprint have the same bytes."""
-        hashes = "".join(f"{name} {self.meta['files'][name]['sha256']}\n" for name in FILES)
-        return hashlib.sha256(hashes.encode()).hexdigest()
+        return fingerprint(self.meta)
 
     def rows(self, split: str) -> np.ndarray:
         """Return the int64 indices of the frames of a split, ascending, or of "all" frames.

@@ -45,6 +45,12 @@ class Window:
         scale = turn * [self.w / size_px, self.h / size_px]
         return np.column_stack([scale, [self.x, self.y] - scale.sum(axis=1) * (size_px - 1) / 2])
 
+    def shows(self, shape: tuple[int, int]) -> bool:
+        """Check that some of it may lie in an image of shape (H, W), by the rectangle around its corners."""
+        corners = self.matrix(1) @ [[-0.5, 0.5, -0.5, 0.5], [-0.5, -0.5, 0.5, 0.5], [1, 1, 1, 1]]
+        overlap = np.minimum(corners.max(1), (shape[1] - 0.5, shape[0] - 0.5)) > np.maximum(corners.min(1), -0.5)
+        return bool(np.isfinite(corners).all() and min(self.w, self.h) > 0 and overlap.all())
+
     def crop(self, image: np.ndarray, size_px: int) -> np.ndarray:
         """Cut the window out of an image uint8 (H, W[, 3]) and resize it to size_px; outside the image it is black."""
         reach = math.hypot(self.w, self.h) / 2 + 1  # OpenCV turns images below 32768 pixels a side

@@ -113,7 +113,7 @@ class Source:
 
     A subclass is a dataclass whose fields are its options, see `option`; before them `raw`, if it reads a directory. It
     defines `__len__`, the number of frames, `_info(row) -> FrameInfo` and `_read(row) -> Frame`, which raises Unusable;
-    or, where many frames are made at once, `index` and `load` themselves.
+    or, where many frames are made at once, `load` itself instead of the latter.
 
     Attributes:
       name: its name in readers.READERS.

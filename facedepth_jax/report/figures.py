@@ -99,28 +99,34 @@ def training_curve(columns: dict[str, list[Run]]) -> bytes | None:
         title: [_validations(part.path) for run in runs for part in run.folds or (run,)]
         for title, runs in columns.items()
     }
-    if max(len(lines) for runs in found.values() for lines in runs) < 2:
+    lines = [line for runs in found.values() for run in runs for line in run]
+    shown = [metric for metric in STEP_METRICS if any(metric.key in line for _, line in lines)]
+    if not shown or max(len(run) for runs in found.values() for run in runs) < 2:
         return None
-    figure = Figure(figsize=(4 * len(STEP_METRICS), 3.4), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(STEP_METRICS)), STEP_METRICS, strict=True):
+    figure = Figure(figsize=(4 * len(shown), 3.4), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         for number, (title, runs) in enumerate(found.items()):
-            for lines in runs:
-                points = [(line["step"], line.get(f"validation/{metric.key}", np.nan)) for line in lines]
-                axes.plot(*np.reshape(points, (-1, 2)).T, color=f"C{number}", label=title if lines is runs[0] else None)
+            for run in runs:
+                points = [(step, line.get(metric.key, np.nan)) for step, line in run]
+                axes.plot(*np.reshape(points, (-1, 2)).T, color=f"C{number}", label=title if run is runs[0] else None)
         axes.set_xlabel("step")
         axes.set_title(f"{metric.label} ({metric.better} is better)", fontsize=10)
     axes.legend()
     return _png(figure)
 
 
-def _validations(run: Path) -> list[dict]:
-    """Read the lines of a run's metrics.jsonl that have figures of the validation split."""
-    file = run / "metrics.jsonl"
+def _validations(run: Path) -> list[tuple[int, dict]]:
+    """Read the steps of a run's metrics.jsonl that have figures of the validation split, and those."""
+    file, found = run / "metrics.jsonl", []
     try:
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    except ValueError as error:
+        for line in file.read_text().splitlines() if file.is_file() else ():
+            values = json.loads(line)
+            figures = {key.removeprefix("validation/"): values[key] for key in values if key.startswith("validation/")}
+            if figures:
+                found.append((values["step"], figures))
+    except (ValueError, KeyError, TypeError) as error:
         raise FaceDepthError(f"{file} is damaged ({error}): remove it, for a report without its curve.") from error
-    return [line for line in lines if any(key.startswith("validation/") for key in line)]
+    return found
 
 
 def _png(figure):

@@ -217,9 +217,8 @@ def _draw_splits(subjects: set[str], validation: float, test: float, fold: int, 
     names = np.random.default_rng(seed).permutation(sorted(subjects)).tolist()
     first, last = (round(k * test * len(names)) for k in (fold, fold + 1))
     if fold < 0 or (fold and (fold + 1) * test > 1 + 1e-6):
-        raise FaceDepthError(
-            f"there is no fold {fold}; with a test_fraction of {test} they are numbered 0 to {int(1 / test + 1e-6) - 1}"
-        )
+        most = int(1 / (test or 1) + 1e-6) - 1
+        raise FaceDepthError(f"there is no fold {fold}; with a test_fraction of {test} they are numbered 0 to {most}")
     counts = [max(last - first, int(test > 0)), max(round(validation * len(names)), int(validation > 0))]
     if sum(counts) >= len(names):
         raise FaceDepthError(
