@@ -4,7 +4,7 @@ python -m facedepth_jax.main --config=configs/folder.py --config.data.raw_dir=FA
 
 On RAP3DF (266 frames of 62 people, with --config.data.face_mm=240.0), one CPU core: 4 minutes, the autoencoder 2.5.
 Expect over pixels with true depth, five folds pooled (mean training map in brackets): L1 14.9 levels (19.7), RMSE 30.5
-(36.4), 119 mm (157). pix2pix is the best there, RESULTS.md has all four methods.
+(36.4), 119 mm (157). pix2pix is the best there; RESULTS.md has all methods from the head.
 """
 
 from facedepth_jax.config import base
