@@ -40,7 +40,7 @@ def random_net(method, **changes):
 def shipped(monkeypatch):
     """Let `load()` give the net that is put into this."""
     nets = []
-    monkeypatch.setattr(estimator, "load", lambda run: nets[0] if run == "shipped" else pytest.fail(run))
+    monkeypatch.setattr(estimator, "load", lambda run: nets[0] if str(run) == "shipped" else pytest.fail(str(run)))
     return nets
 
 

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from facedepth_jax import main
+from facedepth_jax.errors import NoPairs
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
@@ -391,7 +392,7 @@ def test_the_exit_codes_of_run_sh_are_those_that_others_act_on(tmp_path):
     (jobset,) = jobsets(tmp_path, "gpu")
     rules = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
     exits = {rule["action"]: rule["onExitCodes"]["values"] for rule in rules if "onExitCodes" in rule}
-    assert exits == {"Ignore": [stopped], "FailJob": [failed]}
+    assert exits == {"Ignore": [stopped], "FailJob": [failed, 2, NoPairs.exit_code]}  # 2: argparse's
     sky = yaml.safe_load((ROOT / "launch/skypilot.yaml").read_text())
     assert sky["resources"]["job_recovery"]["recover_on_exit_codes"] == [stopped]
 

@@ -20,7 +20,7 @@ def test_the_card_tells_its_figures(tmp_path, monkeypatch):
     (file,) = pathlib.Path("runs/shipped/evaluations").iterdir()  # the package may be read-only
     found = json.loads(file.read_text())["all"]
     card = (config.SHIPPED / "README.md").read_text()
-    stated = re.search(r"20 frames of 4 people.*?relief ([\d.]+) mm, foreground (0[.]\d+)", card, re.S)
+    stated = re.search(r"20 frames of 4 people.*?relief ([\d.]+) mm,\s+foreground (0[.]\d+)", card, re.S)
     np.testing.assert_allclose(found["relief"]["relief_mae"], float(stated[1]), atol=0.02)
     np.testing.assert_allclose(found["relief"]["mask_iou"], float(stated[2]), atol=0.002)
 
