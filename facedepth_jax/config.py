@@ -23,7 +23,7 @@ from facedepth_jax.nested import flatten
 PACKAGED = pathlib.Path(__file__).parent / "configs"  # in a wheel; in a checkout they lie next to the package
 CHECKOUT = pathlib.Path(__file__).parent.parent / "configs"
 SHIPPED = pathlib.Path(__file__).parent / "weights"  # the run that comes with the package
-PATHS = ("data.dir", "data.raw_dir", "data.pairs_validation", "data.pairs_test")
+_PATHS = ("data.dir", "data.raw_dir", "data.pairs_validation", "data.pairs_test")
 _MINIMUM = {
     **{"seed": 0, "width": 2, "data.size": 16, "every.log": 1, "every.save": 1, "watchdog_sec": 1},
     **{"train.batch_size": 1, "train.steps": 1, "train.warmup_steps": 0, "train.learning_rate": 0},
@@ -149,7 +149,7 @@ def load(name: str, overrides=()) -> ml_collections.ConfigDict:
         rest = parser(argv)[1:]
     except flags.Error as error:
         raise FaceDepthError(f"A value of the config {path} cannot be used: {error}.") from None
-    for key in ("init_from", *PATHS):  # no shell puts the home there for ~
+    for key in ("init_from", *_PATHS):  # no shell puts the home there for ~
         if str(value := flatten(config.to_dict()).get(key)).startswith("~"):
             config.update_from_flattened_dict({key: os.path.expanduser(value)})
     _take_given_arrays(config, {key for key in given if key.startswith("data.")})
@@ -259,7 +259,7 @@ def with_absolute_paths(config) -> ml_collections.ConfigDict:
     values, config = flatten(config.to_dict()), config.copy_and_resolve_references()
     if values["init_from"]:
         config.init_from = str(find_run(values["init_from"]).absolute())
-    for key in PATHS:
+    for key in _PATHS:
         if values[key] and "://" not in values[key]:
             config.update_from_flattened_dict({key: str(pathlib.Path(values[key]).absolute())})
     return config

@@ -4,7 +4,7 @@
         [--faces=largest|all | --box X,Y,W,H | --center X,Y | --whole] [--distance_mm D] [--focal_px F]
         [--in_place] [--smooth=S]
 
-Without `--run` the net is the one that ships. Faces are found, unless `--box` says where one is, `--whole` that the
+Without `--run` the net is the one that ships. Faces are found, unless `--box` names the window, `--whole` that the
 image is one (filled up with black to a square), or `--center`, with `--distance_mm` and `--focal_px`, where the head's
 middle is (Eq. 6). For each face of an image NAME, at the net's resolution:
   NAME_relief.npy   float32, millimetres from the head's distance, negative is nearer, NaN = background

@@ -543,10 +543,8 @@ def test_command_line_bad_input(raw, tmp_path, capsys):
         assert text in said and (want == ended.value.code or said.startswith("error: ") and "\n" not in said), said
     assert sorted(tmp_path.rglob("*")) == before
     code, stdout, stderr = finish(start("-m", "facedepth_jax.prepare", *cases[0][0]))
-    assert (code, stdout) == (
-        1,
-        "",
-    ) and stderr == f"error: the raw directory {tmp_path / 'none'} does not exist or is a file\n"
+    assert (code, stdout) == (1, "")
+    assert stderr == f"error: the raw directory {tmp_path / 'none'} does not exist or is a file\n"
 
 
 def test_an_empty_out_directory_is_taken(raw, tmp_path, whole):
