@@ -19,7 +19,7 @@ test: .venv/ready
 
 # Exhaustive sweeps, long fuzzing, more processes and more kills: what `make test` has no time for.
 test-slow: .venv/ready
-	FACEDEPTH_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest -n 2 --dist loadfile tests/slow tests/test_fuzz.py
+	FACEDEPTH_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or fuzz"
 
 # On a CPU, Linux only; each prints its tables. With `.venv/bin/pip install -e '.[bench]'` against PyTorch too. The one
 # for a GPU is benchmarks/gpu.py.
@@ -54,4 +54,4 @@ format: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .pytest_cache

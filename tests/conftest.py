@@ -1,12 +1,10 @@
-"""Set up the test run: a process as the programs have it, on the CPU, and one compilation cache for everything.
+"""Set up the test run: a process as the programs have it, on the CPU, and what was compiled kept from run to run.
 
 What stands in the environment holds for pytest-xdist's workers and for the programs that tests start.
 """
 
-import atexit
 import os
-import shutil
-import tempfile
+import pathlib
 
 from facedepth_jax import runtime
 
@@ -16,10 +14,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Only values count here: without optimisation XLA compiles in half the time.
 if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
-if "FACEDEPTH_TEST_CACHE" not in os.environ:  # not a worker
-    os.environ["FACEDEPTH_TEST_CACHE"] = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, os.environ["FACEDEPTH_TEST_CACHE"], ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["FACEDEPTH_TEST_CACHE"]
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".pytest_cache/compiled")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest

@@ -313,6 +313,7 @@ for seed in range(3):
 """
 
 
+@pytest.mark.slow
 def test_the_same_bits_on_one_two_and_four_devices():
     """Optimised as in a training: without, XLA's programs for 8, 16 and 32 images differ less."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=3 --xla_force_host_platform_device_count=4"
@@ -321,6 +322,7 @@ def test_the_same_bits_on_one_two_and_four_devices():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_ten_steps_and_ten_resumed_are_twenty(ae_run, people_dir, tmp_path):
     """To the bit; and the net sees other examples than without."""
     people = arrays.open(people_dir)

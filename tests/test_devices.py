@@ -7,6 +7,7 @@ import sys
 import types
 
 import jax
+import pytest
 
 from facedepth_jax import devices
 
@@ -87,6 +88,7 @@ for method, changes in (
 """
 
 
+@pytest.mark.slow
 def test_four_devices_train_as_one():
     env = os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, cwd=ROOT, capture_output=True, text=True)

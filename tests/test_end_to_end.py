@@ -124,6 +124,7 @@ def wait_for(found, process, sec=300):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_preparation_at_once_and_a_training_with_a_checkpoint(place):
     """The same command goes on after both; the weights are those of a run that nobody stopped."""
     own, workdir = place / "own", place / "stopped"

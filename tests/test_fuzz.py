@@ -48,6 +48,7 @@ from facedepth_jax.data.readers.pandora import PandoraSource
 from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.weight_files import load_weights
 
+pytestmark = pytest.mark.fuzz
 # By default a hundred; `make test-slow` sets a thousand.
 thousand = settings(
     max_examples=int(os.environ.get("FACEDEPTH_FUZZ_EXAMPLES", 100)),

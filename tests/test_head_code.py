@@ -86,7 +86,9 @@ def runs(heads_dir, tmp_path_factory):
 GENERATORS = [name for name in methods.METHODS if name != "verifier"]
 
 
-@pytest.mark.parametrize("method", GENERATORS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("cui", "pix2pix"))) for name in GENERATORS]
+)
 def test_a_run_and_its_figures(method, runs, heads_dir):
     """results.json holds the relief of its maps, and `evaluate` finds the same."""
     run, data = runs(method), arrays.open(heads_dir)

@@ -11,6 +11,8 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tools"))
 import soak
 
+pytestmark = pytest.mark.slow
+
 
 class Program:
     """`python -m facedepth_jax.main`, from where it has imported everything: a fork of a process that did only that.
@@ -109,3 +111,10 @@ def test_resumed_twice(whole, cache, tmp_path):
         assert place.saved() == steps and soak.difference(place, whole)
     finish(place, cache)
     assert soak.difference(place, whole) == ""
+
+
+def test_killed_twenty_times(cache, tmp_path, whole):
+    """In all phases, at their beginnings and at random moments; tools/soak.py goes on for hours."""
+    places, hits = kill(cache, tmp_path, 20)
+    for place in places:
+        assert soak.difference(place, whole) == "", hits

@@ -149,6 +149,7 @@ def test_a_study_of_depth_from_the_head(plan, monkeypatch):
     assert float(rows["relief"][5]) > 0
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_goes_on_to_both_tables(tmp_path):
     flags = [*TINY, f"--config.data.dir={tmp_path}/data", f"--runs={tmp_path}", "--methods=ae"]
     command = [sys.executable, "launch/study.py", *flags]

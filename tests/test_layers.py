@@ -13,7 +13,7 @@ from facedepth_jax.methods import METHODS
 from facedepth_jax.models import cpu_convolutions, layers
 
 # Kernel, (height, width) on the fine side of the layer, input and output channels: one of each way to compute it, for
-# even and odd kernels. tests/slow has the others.
+# even and odd kernels.
 DOWN = [
     (5, (24, 24), 1, 3),
     (5, (12, 12), 3, 2),
@@ -36,7 +36,40 @@ UP = [
     (6, (1, 2), 2, 3),
     (3, (8, 7), 3, 2),
 ]
+# The shapes of the nets' layers, then what a user may bring, then enough channels for the other ways, at every size.
+KERNELS = (2, 3, 4, 5, 6, 7)
+MORE_DOWN = [
+    (5, (96, 96), 1, 3),
+    (5, (48, 48), 2, 3),
+    (5, (24, 24), 2, 3),
+    (5, (32, 48), 2, 3),
+    (5, (4, 30), 2, 1),
+    (4, (64, 32), 2, 3),
+    (3, (16, 20), 2, 3),
+    *((k, size, 17, o) for k in KERNELS for size, o in (((6, 10), 3), ((4, 6), 12))),
+    *((k, (4, 6), 1, 3) for k in KERNELS),
+]
+MORE_UP = [
+    (5, (12, 12), 3, 2),
+    (5, (24, 24), 2, 3),
+    (5, (48, 48), 2, 1),
+    (5, (17, 5), 3, 2),
+    (4, (32, 32), 2, 1),
+    (4, (8, 16), 3, 2),
+    (4, (1, 1), 2, 3),
+    (6, (12, 12), 3, 2),
+    (6, (48, 48), 2, 1),
+    (3, (8, 7), 3, 2),
+    (2, (7, 3), 2, 3),
+    (7, (8, 7), 3, 2),
+    (7, (3, 7), 3, 2),
+    *((k, (3, 5), 2, 17) for k in KERNELS),
+]
 TO_ONE = [((6, 6), 2), ((16, 9), 2), ((1, 3), 2)]
+
+
+def slow(shapes):
+    return [pytest.param(*shape, marks=pytest.mark.slow) for shape in shapes]
 
 
 def value_and_gradients(function, x, w, dy):
@@ -62,19 +95,19 @@ def xlas_up(x, w):
     return lax.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=cpu_convolutions.DIMENSIONS)
 
 
-@pytest.mark.parametrize("k, size, i, o", DOWN)
+@pytest.mark.parametrize("k, size, i, o", DOWN + slow(MORE_DOWN))
 def test_conv_s2_is_xlas(k, size, i, o):
     h, v = size
     check(cpu_convolutions.conv_s2, xlas_down, (2, h, v, i), (k, k, i, o), (2, h // 2, v // 2, o))
 
 
-@pytest.mark.parametrize("k, size, i, o", UP)
+@pytest.mark.parametrize("k, size, i, o", UP + slow(MORE_UP))
 def test_conv_transpose_s2_is_xlas(k, size, i, o):
     h, v = size
     check(cpu_convolutions.conv_transpose_s2, xlas_up, (2, h, v, i), (k, k, i, o), (2, 2 * h, 2 * v, o))
 
 
-@pytest.mark.parametrize("size, i", TO_ONE)
+@pytest.mark.parametrize("size, i", TO_ONE + slow([((96, 96), 3)]))
 def test_conv5s1_to_one_is_xlas(size, i):
     h, v = size
     reference = functools.partial(xlas_down, stride=1)
@@ -127,6 +160,15 @@ def test_every_way_up_is_taken():
     assert up >= {(way, k) for way in WAYS[:2] for k in (4, 5)}
 
 
+@pytest.mark.slow
+def test_every_way_up_is_taken_by_every_kernel():
+    down = ways_taken(cpu_convolutions.conv_s2, MORE_DOWN)
+    up = ways_taken(cpu_convolutions.conv_transpose_s2, MORE_UP)
+    phases, at_once, products = WAYS
+    assert down >= {(way, k) for way in (phases, products) for k in KERNELS}
+    assert up >= {(way, k) for way in (phases, at_once) for k in KERNELS}
+
+
 def test_conv_transpose_of_one_pixel():
     """By hand, as the meaning of SAME has changed before: of the kernel turned half round, rows and columns 1 and 2."""
     w = np.arange(25, dtype=np.float32).reshape(5, 5, 1, 1)
@@ -172,7 +214,11 @@ def test_modules_are_flaxs(ours, flaxs, shape):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def check_convolutions_of(method):
+@pytest.mark.parametrize(
+    "method",
+    ["cgan", pytest.param("cui", marks=pytest.mark.slow), pytest.param("pix2pix", marks=pytest.mark.slow)],
+)
+def test_every_convolution_of_the_nets_is_flaxs(method):
     """Output and both gradients in float64, at the shapes with which the method's nets call them, width 8."""
     calls = {}
 
@@ -205,10 +251,6 @@ def check_convolutions_of(method):
             for a, b in zip(got, expected, strict=True):
                 assert a.dtype == b.dtype == np.float64
                 np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10, err_msg=f"{ours} on {shape}")
-
-
-def test_every_convolution_of_the_papers_nets_is_flaxs():
-    check_convolutions_of("cgan")
 
 
 def test_kernels_start_as_in_the_paper():

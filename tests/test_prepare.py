@@ -164,7 +164,11 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     "how, workers",
-    [(signal.SIGKILL, 2), (signal.SIGINT, 0), ("SIGTERM to all", 2)],
+    [
+        pytest.param(signal.SIGKILL, 2, marks=pytest.mark.slow),
+        (signal.SIGINT, 0),
+        pytest.param("SIGTERM to all", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_run_again(raw, tmp_path, whole, how, workers):
     (tmp_path / "slow.py").write_text(SLOW)  # the program with a second and a half more for each later chunk

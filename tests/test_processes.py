@@ -1,5 +1,5 @@
 """Several devices, several processes: through the program itself, a run is the same on any of them and may move from
-one to another. Eight CPUs are had by a flag that only a fresh process can take. More of it: slow/test_processes.py."""
+one to another. Eight CPUs are had by a flag that only a fresh process can take."""
 
 import json
 import os
@@ -133,13 +133,6 @@ def test_two_processes_train_as_one_and_the_first_alone_speaks(place, whole):
     assert [line for line in second.splitlines() if not line.startswith("[Gloo]")] == []
 
 
-def test_a_run_moves_from_machine_to_machine(place, whole):
-    """It goes on with what another number of devices has saved."""
-    train(place, "moved", steps=4, devices=8)
-    train(place, "moved", steps=6)
-    check_same(place / "moved", whole / "six_steps")
-
-
 EVALUATE = """
 import json, sys
 sys.path[:0] = ["tests"]
@@ -210,11 +203,27 @@ def check_measured(measured, printed, expected_counts):
         assert verified["cells"] == pairs["cells"] and verified["loss"] == pytest.approx(pairs["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
+def test_a_run_moves_between_one_and_two_processes(place, whole):
+    """Each leg goes on with what another number of devices or processes has saved."""
+    legs = [(1, 2), (8, 1), (4, 1), (1, 1), (1, 2)]
+    for steps, (devices, processes) in enumerate(legs, 2):
+        train(place, "moved", steps=steps, devices=devices, processes=processes)
+    check_same(place / "moved", whole / "six_steps")
+
+
+@pytest.mark.slow
 def test_evaluation_loses_no_frame_however_it_is_divided(place, measured):
     """Every number of devices, batches and remainders, the verification too, against batches of one."""
     check_measured(measured, start(["-c", EVALUATE, str(place)], 8, 1), ["1", "2", "4", "8"])
 
 
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(place, measured):
+    check_measured(measured, start(["-c", EVALUATE, str(place)], 2, 2), ["4", "4"])
+
+
+@pytest.mark.slow
 def test_one_of_two_processes_gets_the_signal(place):
     """Both end, at the same step, which is saved."""
     run = place / "stopped"

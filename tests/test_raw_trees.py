@@ -1,5 +1,5 @@
 """The generated raw directories: formats read by a few slow lines here, known points at their places; then the readers
-and the crop. Training on them: slow/test_raw_trees_training.py.
+and the crop, and a training.
 
 Two kinds of trees: faces, some of them black on a white wall so that their outline is the same thing in gray and in
 depth; and discs, cast here in NumPy, of which every pixel is known.
@@ -17,7 +17,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from facedepth_jax import prepare
+from facedepth_jax import config, prepare, train
 from facedepth_jax.data import arrays
 from facedepth_jax.data.synthetic.accessories import topology
 from facedepth_jax.data.synthetic.scene import camera_vertices, frame_scene
@@ -95,6 +95,12 @@ def write_faces(place, **numbers):
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     return write_faces(tmp_path_factory.mktemp("faces"), biwi=[1], pandora=[10])
+
+
+@pytest.fixture(scope="module")
+def more_faces(tmp_path_factory):
+    """People of all three splits."""
+    return write_faces(tmp_path_factory.mktemp("more_faces"), biwi=[1, 3, 12, 15], pandora=[1, 9, 10])
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +209,7 @@ def test_head_joints_are_where_the_discs_are(discs):
         np.testing.assert_allclose([x.mean(), y.mean()], joint, atol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", RIGS)
 def test_both_cameras_see_the_figure_as_embree_does(faces, dataset):
     """Depth and outline of a black figure against rays cast from each camera's true place."""
@@ -261,7 +268,7 @@ def truth(dataset, shots, frame):
     return shots[f"{raw_trees.PANDORA_SEQUENCES[sequence]}_ID{subject + 1:02d}/0"]
 
 
-@pytest.mark.parametrize("kind", ("faces", "discs"))
+@pytest.mark.parametrize("kind", ["discs", pytest.param("faces", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dataset", RIGS)
 def test_angles_and_head_centres_come_back(request, prepared, dataset, kind):
     made, shots = prepared(kind, dataset), request.getfixturevalue(kind)[dataset][1]
@@ -325,6 +332,7 @@ def test_gray_and_depth_agree_on_discs(prepared, discs, dataset, how):
                 assert np.abs(by_gray - by_depth).max() < (2 if how == "joints" else 0.6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", RIGS)
 def test_outlines_agree_on_faces(prepared, dataset):
     """A black figure on a white wall: its outline in gray is that in depth, and no shift mends it."""
@@ -339,3 +347,16 @@ def test_outlines_agree_on_faces(prepared, dataset):
     }  # fmt: skip
     best = min(wrong, key=wrong.get)
     assert np.abs(best).max() <= 1 and wrong[0, 0] < min(0.08, wrong[best] + 0.006)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dataset", RIGS)
+def test_the_config_trains_on_them(prepared, more_faces, tmp_path, capsys, dataset):
+    """By the command of the config, on the arrays that `prepare` left; if these differed, it would refuse."""
+    raw_dir = more_faces[dataset][0]
+    data = {"raw_dir": raw_dir, "dir": prepared("more_faces", dataset).path, "dataset": dataset}
+    overrides = [f"--config.data.{name}={value}" for name, value in data.items()]
+    overrides += ["--config.width=4", "--config.train.steps=2", "--config.train.batch_size=4"]
+    train.run(config.load(dataset, overrides), tmp_path / "run")
+    assert "complete already" in capsys.readouterr().out
+    assert (tmp_path / "run" / "results.json").exists()

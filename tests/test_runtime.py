@@ -68,6 +68,7 @@ print(max(faults[2:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_the_memory_of_a_training_step_is_kept():
     """Some 80 MB, of which a thread of its own, as JAX's default, gets each page anew at every step."""
