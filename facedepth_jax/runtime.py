@@ -11,6 +11,11 @@ import sys
 
 from facedepth_jax.errors import FaceDepthError
 
+OLDER_KERNELS = {
+    "xla_cpu_experimental_ynn_fusion_type": "-individual_convolution",  # its matrix products are kept
+    "xla_cpu_use_fusion_emitters": "false",
+}
+
 
 def tune():
     """Tune this process for speed, never over the user's own setting, and make printing never fail.
@@ -21,19 +26,20 @@ def tune():
     os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(64 * 1024 * 1024))
     if hasattr(sys.stdout, "reconfigure"):  # what its encoding lacks is written as \u2193, as on stderr: never an error
         sys.stdout.reconfigure(errors="backslashreplace")
-    for tuning in (_prefer_older_convolutions, _keep_freed_memory):
+    for tuning in (_prefer_older_kernels, _keep_freed_memory):
         with contextlib.suppress(Exception):  # another system or C library: no tuning may ever stop a program
             tuning()
 
 
-def _prefer_older_convolutions():
-    """Avoid XLA's newest convolutions, which are slower on a CPU than the ones before; its matrix products are kept."""
-    flag, flags = "xla_cpu_experimental_ynn_fusion_type", os.environ.get("XLA_FLAGS", "")
+def _prefer_older_kernels():
+    """Avoid XLA's newest convolutions and fusions, which are slower on a CPU than the ones before (docs/speed.md)."""
     library = pathlib.Path(importlib.util.find_spec("jaxlib").origin).with_name("libjax_common.so")
     with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        # A flag that jaxlib does not know would end the process.
-        if flag not in flags and content.find(flag.encode()) >= 0:
-            os.environ["XLA_FLAGS"] = f"{flags} --{flag}=-individual_convolution".strip()
+        for flag, value in OLDER_KERNELS.items():
+            flags = os.environ.get("XLA_FLAGS", "")
+            # A flag that jaxlib does not know would end the process.
+            if flag not in flags and content.find(flag.encode()) >= 0:
+                os.environ["XLA_FLAGS"] = f"{flags} --{flag}={value}".strip()
 
 
 def _keep_freed_memory():
