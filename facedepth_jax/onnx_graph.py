@@ -134,6 +134,11 @@ class _Graph:
             "Concat", *(self.to_layout(x, channels_first) for x in inputs), channels_first=channels_first, axis=axis
         )
 
+    def write_slice(self, x, *, start_indices, limit_indices, **_):
+        """Write a part of the last axis, the only kind."""
+        part = (start_indices[-1], limit_indices[-1], -1)
+        return self.node("Slice", self.to_layout(x, False), *(self.constant(np.array([i], np.int64)) for i in part))
+
     def write_gather(self, x, index, *, dimension_numbers, **_):
         """Write x[..., i], the only kind."""
         (axis,) = dimension_numbers.collapsed_slice_dims

@@ -30,8 +30,7 @@ def same_figures(found, expected, rel=1e-6):
             assert value is None and found[key] is None or found[key] == pytest.approx(value, rel=rel, abs=1e-9), key
 
 
-@pytest.mark.parametrize("split", ["test", "validation"])
-@pytest.mark.parametrize("method", ["ae", "verifier"])
+@pytest.mark.parametrize("method, split", [("ae", "test"), ("verifier", "validation")])
 def test_a_run_on_its_own_data_has_its_own_figures(method, split, people_dir, tmp_path, request, capsys):
     run = tmp_path / "run"
     run.symlink_to(request.getfixturevalue(f"{method}_run"))

@@ -83,7 +83,7 @@ def test_equals_plain_numpy(data):
 def test_any_batch_size_gives_the_same_figures(data, monkeypatch):
     want = ev.evaluate(estimate, data, range(N), CODE)
     assert want["n_frames"] == N and want["n_frames_without_depth"] == 1
-    for batch_size in (1, 7, 64, N):
+    for batch_size in (7, N):
         monkeypatch.setattr(ev, "BATCH", batch_size)
         got = ev.evaluate(estimate, data, range(N), CODE)
         for column in ("all", "valid", "mm"):

@@ -302,11 +302,12 @@ def test_depth_of_the_figure_equals_embree(exact):
 
 def test_registration_of_gray(frames, exact):
     """Black right of the face where the colour camera saw nothing, or wherever depth is missing, in half of the people;
-    all the rest is the gray that is there without a sensor, which `misregistration` moves by whole pixels."""
+    all the rest is the gray that is there without a sensor, which `misregistration` moves by whole pixels. To a level,
+    for these are programs of their own to XLA."""
     masked = [scene.frame_scene(0, n, 1, 0, 3).registration.masked for n in range(1, 41)]
     assert 0.3 < np.mean(masked) < 0.7
     for frame, other, position in zip(frames, exact, range(20), strict=False):
-        black = frame.gray != other.gray
+        black = np.abs(frame.gray.astype(int) - other.gray) > 1
         assert (frame.gray[black] == 0).all() and black.any()
         if SOURCE.scene(position).registration.masked:
             assert black[frame.depth_mm == 0].all()
@@ -317,7 +318,7 @@ def test_registration_of_gray(frames, exact):
     np.testing.assert_array_equal(moved.depth_mm, frames[0].depth_mm)
     there = (moved.gray > 0)[12:-12, 12:-12]
     shifted = np.roll(exact[0].gray, (down, right), (0, 1))[12:-12, 12:-12]
-    np.testing.assert_array_equal(moved.gray[12:-12, 12:-12][there], shifted[there])
+    np.testing.assert_allclose(moved.gray[12:-12, 12:-12].astype(int)[there], shifted[there], atol=1)
 
 
 def test_gray_and_depth_are_registered(exact):

@@ -1,4 +1,4 @@
-"""Write tests/golden/METHOD.json: the metrics of two training steps of every method.
+"""Write tests/golden/METHOD.json: the metrics of two training steps of a method.
 
 python tools/golden.py
 
@@ -15,6 +15,7 @@ from facedepth_jax import config, methods
 from facedepth_jax.state import NetState, TrainState, init_state
 
 FOLDER = pathlib.Path(__file__).parents[1] / "tests" / "golden"
+NAMES = [name for name in methods.METHODS if name != "ae"]  # which is the generator of cgan on Eq. 3 alone
 LOSS = {"cgan": {"lam": 100.0}}  # else the methods' own
 WIDTH, SIZE_PX, BATCH = 4, 32, 4
 SUBJECTS, SEED = 3, 7
@@ -77,7 +78,7 @@ def measure(name: str) -> list[dict[str, float]]:
 
 def main():
     FOLDER.mkdir(exist_ok=True)
-    for name in methods.METHODS:
+    for name in NAMES:
         (FOLDER / f"{name}.json").write_text(json.dumps(measure(name), indent=2) + "\n")
 
 

@@ -6,6 +6,7 @@ shuffles (Shi et al. 2016) lead up again.
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 
 from facedepth_jax.models.layers import BatchNorm, Conv
 
@@ -26,8 +27,8 @@ class _Block(nn.Module):
 def _shuffle_pixels(x):
     """Move channels to pixels: (B, H, W, 4 C) -> (B, 2 H, 2 W, C)."""
     b, h, w, c = x.shape
-    rows = (half.reshape(b, h, 2 * w, c // 4) for half in jnp.split(x, 2, -1))  # quicker than a transposition
-    return jnp.stack([*rows], 2).reshape(b, 2 * h, 2 * w, c // 4)
+    rows = (lax.slice_in_dim(x, i, i + c // 2, axis=3).reshape(b, h, 1, 2 * w, c // 4) for i in (0, c // 2))
+    return jnp.concatenate([*rows], 2).reshape(b, 2 * h, 2 * w, c // 4)  # quicker on a CPU than a transposition
 
 
 class Generator(nn.Module):
