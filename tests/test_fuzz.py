@@ -49,9 +49,9 @@ from facedepth_jax.errors import FaceDepthError
 from facedepth_jax.weight_files import load_weights
 
 pytestmark = pytest.mark.fuzz
-# By default a hundred; `make test-slow` sets a thousand.
+# By default 25; `make test-slow` sets a thousand.
 thousand = settings(
-    max_examples=int(os.environ.get("FACEDEPTH_FUZZ_EXAMPLES", 100)),
+    max_examples=int(os.environ.get("FACEDEPTH_FUZZ_EXAMPLES", 25)),
     deadline=None,
     derandomize=True,
     database=None,

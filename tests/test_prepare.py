@@ -156,7 +156,10 @@ import time
 from facedepth_jax import prepare
 from facedepth_jax.data.readers import folder
 load = folder.FolderSource.load
-folder.FolderSource.load = lambda self, start, stop: (time.sleep(1.5 * (start > 0)), load(self, start, stop))[1]
+def slow(self, start, stop):
+    time.sleep(1.5 * (start > 0 and stop - start > 1))  # the first look takes single frames
+    return load(self, start, stop)
+folder.FolderSource.load = slow
 if __name__ == "__main__":
     prepare.main()
 """
