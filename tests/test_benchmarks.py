@@ -1,5 +1,4 @@
-"""benchmarks/: what train_step.py proves before, and that it stops where two sides differ; the quick ones as they are
-run, all in whole processes."""
+"""benchmarks/: what train_step.py proves before, and that it stops where two sides differ; all programs as run."""
 
 import importlib.util
 import os
@@ -254,7 +253,7 @@ def test_costs_of_a_profile(program):
     }
 
 
-# --- by whole processes, each at a tiny size ---
+# --- whole programs, each at a tiny size ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -94,9 +94,9 @@ def kill(cache, tmp_path, kills):
     return places, hits
 
 
-def test_killed_anywhere(cache, tmp_path, request):
-    """A run that is killed in every phase, the first compilation included."""
-    places, hits = kill(cache, tmp_path, len(soak.PHASES))
+def test_killed_twenty_times(cache, tmp_path, request):
+    """In all phases, the first compilation included, at their beginnings and later; tools/soak.py goes on for hours."""
+    places, hits = kill(cache, tmp_path, 20)
     whole = request.getfixturevalue("whole")  # now, or nothing above would have had to be compiled
     for place in places:
         assert soak.difference(place, whole) == "", hits
@@ -111,10 +111,3 @@ def test_resumed_twice(whole, cache, tmp_path):
         assert place.saved() == steps and soak.difference(place, whole)
     finish(place, cache)
     assert soak.difference(place, whole) == ""
-
-
-def test_killed_twenty_times(cache, tmp_path, whole):
-    """In all phases, at their beginnings and at random moments; tools/soak.py goes on for hours."""
-    places, hits = kill(cache, tmp_path, 20)
-    for place in places:
-        assert soak.difference(place, whole) == "", hits
