@@ -132,7 +132,8 @@ class Jax:
     def predict(self, gray):
         if len(gray) not in self.predictors:
             module = self.nets["generator"].module
-            call = jax.jit(lambda net, gray: forward(module, net, encode_gray(gray)))
+            options = runtime.inference_options()
+            call = jax.jit(lambda net, gray: forward(module, net, encode_gray(gray)), compiler_options=options)
             lowered = call.lower(self.state.nets["generator"], gray)
             self.flops["inference", len(gray)] = lowered.cost_analysis()["flops"]
             self.predictors[len(gray)] = lowered.compile()

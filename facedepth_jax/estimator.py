@@ -1,6 +1,7 @@
 """Use a trained net: `load()` gives a FaceDepth, which finds faces in photos, or is called on images of faces."""
 
 import dataclasses
+import functools
 import pathlib
 
 import cv2
@@ -10,7 +11,7 @@ import numpy as np
 
 from facedepth_jax import config as configs
 from facedepth_jax import faces as detector
-from facedepth_jax import meshes, photos
+from facedepth_jax import meshes, photos, runtime
 from facedepth_jax.data import crop
 from facedepth_jax.depth_code import RELIEF_MM, DepthCode, encode_gray
 from facedepth_jax.errors import FaceDepthError
@@ -55,8 +56,10 @@ def estimate_depth(module: nn.Module, code: DepthCode, net_state: NetState, gray
     return code.decode(forward(module, net_state, encode_gray(gray)), distance_mm)
 
 
-# The weights are an argument: as constants they would be compiled in, for every batch size again.
-_estimate_depth = jax.jit(estimate_depth, static_argnums=(0, 1))
+@functools.cache  # the options ask for the device, which importing must not
+def _estimate_depth():
+    # The weights are an argument: as constants they would be compiled in, for every batch size again.
+    return jax.jit(estimate_depth, static_argnums=(0, 1), compiler_options=runtime.inference_options())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +132,7 @@ class FaceDepth:
 
     def estimate(self, gray, distance_mm):
         """Apply `estimate_depth`, jitted, to arrays of NumPy or JAX."""
-        return _estimate_depth(self.module, self.code, self.net_state, gray, distance_mm)
+        return _estimate_depth()(self.module, self.code, self.net_state, gray, distance_mm)
 
     def __call__(self, image, *, box=None, center=None, distance_mm=None, focal_px=None) -> np.ndarray:
         """Estimate the depth map of the face in an image.

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -92,14 +93,19 @@ def init_state(nets: dict[str, Net], seed, image_size):
     """Make a fresh TrainState; a net depends on the seed, its name's place in the alphabet and the kind of device."""
     # XLA's own generator: for threefry a CPU compiles seconds for each shape of weights.
     keys = jax.random.split(jax.random.key(seed, impl="rbg"), len(nets))
-    states = {name: init_net(nets[name], key, image_size) for name, key in zip(sorted(nets), keys, strict=True)}
-    return TrainState(jnp.zeros((), jnp.int32), states)
+
+    @jax.jit  # one program for all nets and their optimisers compiles sooner
+    def init(keys):
+        states = {name: init_net(nets[name], key, image_size) for name, key in zip(sorted(nets), keys, strict=True)}
+        return TrainState(jnp.zeros((), jnp.int32), states)
+
+    return init(keys)
 
 
 def no_best(net_state: NetState) -> Best:
     """Make a Best that is worse than any."""
-    params, batch_stats = jax.tree.map(jnp.zeros_like, (net_state.params, net_state.batch_stats))
-    return Best(jnp.zeros((), jnp.int32), jnp.full((2,), jnp.inf), params, batch_stats)
+    params, batch_stats = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), (net_state.params, net_state.batch_stats))
+    return Best(np.zeros((), np.int32), np.full((2,), np.inf, np.float32), params, batch_stats)
 
 
 @jax.jit

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from facedepth_jax import config as configs
-from facedepth_jax import devices, evaluation, files, pictures, verification
+from facedepth_jax import devices, evaluation, files, pictures, runtime, verification
 from facedepth_jax.data import pipeline
 from facedepth_jax.data.arrays import Arrays
 from facedepth_jax.depth_code import without_background
@@ -83,7 +83,8 @@ class DepthTask(_Task):
     def __init__(self, config, nets: dict[str, Net], data: Arrays, mesh):
         super().__init__(config, nets, data, mesh)
         estimate = functools.partial(estimate_depth, self._module, self._code)
-        self._estimate = jax.jit(estimate, out_shardings=devices.divided(mesh))
+        options = runtime.inference_options()
+        self._estimate = jax.jit(estimate, out_shardings=devices.divided(mesh), compiler_options=options)
 
     def _examples(self, train_rows):
         data = self._data

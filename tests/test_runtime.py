@@ -88,6 +88,22 @@ def test_the_users_flags_stay(flags, monkeypatch):
     assert os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] == "7"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="where the library of XLA's flags is looked for")
+def test_inference_has_the_newer_fusions_but_where_they_are_the_users_choice(monkeypatch):
+    monkeypatch.setattr(runtime, "_keep_freed_memory", lambda: None)
+    flag = "xla_cpu_use_fusion_emitters"
+    for flags, expected in {"": {flag: True}, f"--{flag}=false": {}, f"--{flag}=true": {}}.items():
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        assert runtime.inference_options() == {}  # a host's process, which has not been tuned
+        runtime.tune()
+        assert runtime.inference_options() == expected
+        jax.jit(lambda x: x + 1, compiler_options=expected)(1)  # the compiler knows it
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    runtime.tune()
+    assert runtime.inference_options() == {}
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_a_program_prints_whatever_the_encoding(encoding):
     """Arrows in tables, names of files; also one that is not UTF-8."""
