@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from train_step import machine, numbers
 
+from facedepth_jax import runtime
 from facedepth_jax.data.arrays import Arrays
 from facedepth_jax.depth_code import DepthCode
 from facedepth_jax.estimator import estimate_depth
@@ -34,7 +35,8 @@ def measured(width, frames, turns):
     data = Arrays(Path(), gray, depth_mm, columns, {"crop": {"face_mm": 320.0}})
     net = Generator(width)
     state = init_net(Net(net, adam(2e-4, 0.5, 0.999)), jax.random.key(0), 96)
-    estimate = functools.partial(jax.jit(functools.partial(estimate_depth, net, DepthCode())), state)
+    estimate = functools.partial(estimate_depth, net, DepthCode())
+    estimate = functools.partial(jax.jit(estimate, compiler_options=runtime.inference_options()), state)
 
     def estimate_only():
         for start in range(0, frames, BATCH):

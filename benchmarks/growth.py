@@ -38,6 +38,7 @@ from facedepth_jax.state import init_state
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import EngFormatter
 
 NAMES = ("width", "batch", "image, px", "devices")
 
@@ -131,10 +132,10 @@ def picture(found, path):
             values, *rows = zip(*((value, *figures) for what, value, *figures in found if what == name), strict=True)
             for axis, row, color in zip(column, rows, ("C0", "C1"), strict=True):
                 axis.plot(values, row, "o-", color=color)
-                axis.set_ylim(bottom=0)
+                axis.set_ylim(0, 1.1 * max(row))
                 axis.grid(alpha=0.3)
             column[1].set_xscale("log", base=2)
-            column[1].set_xticks(values, [f"{value:,}" for value in values])
+            column[1].set_xticks(values, map(EngFormatter(sep=""), values))  # 1k, 1M
             column[1].minorticks_off()
             column[1].set_xlabel(name)
         axes[0, 0].set_ylabel("images/s")

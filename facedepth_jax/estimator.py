@@ -132,7 +132,9 @@ class FaceDepth:
 
     def estimate(self, gray, distance_mm):
         """Apply `estimate_depth`, jitted, to arrays of NumPy or JAX."""
-        return _estimate_depth()(self.module, self.code, self.net_state, gray, distance_mm)
+        traced = any(isinstance(value, jax.core.Tracer) for value in (gray, distance_mm))
+        call = estimate_depth if traced else _estimate_depth()  # JAX takes options for the outermost program alone
+        return call(self.module, self.code, self.net_state, gray, distance_mm)
 
     def __call__(self, image, *, box=None, center=None, distance_mm=None, focal_px=None) -> np.ndarray:
         """Estimate the depth map of the face in an image.

@@ -13,6 +13,7 @@ middle is (Eq. 6). For each face of an image NAME, at the net's resolution:
   NAME_mask.png     255 = foreground
   NAME_preview.png  the photo, the depth in colours (near is red, far is blue), the relief under a light
   NAME.ply NAME.glb points, and a surface with the photo on it
+  NAME.json         where the face and its maps lie in the photo, its distance, and the camera (docs/photo.md)
 and one line on stdout. With `--in_place` the maps have the photo's own size and lie on it. A frame of a video or an
 animation is called NAME_000001 and so on, and has no 3D model; a name that comes twice gets a number, as does the
 second face of an image.
@@ -89,8 +90,23 @@ def maps_in_place(face: Face) -> tuple[np.ndarray, np.ndarray]:
     return face.in_place(face.relief_mm), np.nan_to_num(depth_mm)
 
 
-def write_face(out: Path, name: str, face: Face, relief_mm, depth_mm, face_mm: float, *, models: bool) -> None:
-    """Write the files of one face, its maps as given. Raises FaceDepthError where one cannot be written."""
+def facts_of(path: Path, face: Face, in_place: bool) -> dict:
+    """Say in plain values where a face and its maps lie in a photo, how far away it is, and what the camera is."""
+    matrix = np.eye(2, 3) if in_place else face.window.matrix(len(face.depth_mm))
+    return {
+        "file": os.fsencode(path.name).decode(errors="replace"),
+        "box": face.box,
+        "map_to_photo": matrix.tolist(),
+        "distance_mm": face.distance_mm,
+        "distance_from": face.distance_from,
+        "focal_px": face.focal_px,
+        "middle_px": [(side - 1) / 2 for side in face.image.shape[1::-1]],
+    }
+
+
+def write_face(out: Path, name: str, face: Face, relief_mm, depth_mm, facts, face_mm: float, *, models: bool) -> None:
+    """Write the files of one face, maps and facts as given. Raises FaceDepthError where one cannot be written."""
+    files.write_json(out / f"{name}.json", facts)
     files.write_npy(out / f"{name}_relief.npy", relief_mm)
     files.write_npy(out / f"{name}_depth.npy", depth_mm)
     pictures.write_png(out / f"{name}_depth.png", np.clip(np.round(depth_mm), 0, 65535).astype(np.uint16))
@@ -174,7 +190,8 @@ def predict_files(net: estimator.FaceDepth, paths: Sequence[Path], args: argpars
                 names = itertools.chain([photo.name], (f"{photo.name}_{number}" for number in itertools.count(2)))
                 name = next(name for name in names if name.casefold() not in taken)  # whatever the file system's case
                 taken.add(name.casefold())
-                write_face(args.out, name, face, *maps, net.face_mm, models=not photo.is_frame)
+                facts = facts_of(path, face, args.in_place)
+                write_face(args.out, name, face, *maps, facts, net.face_mm, models=not photo.is_frame)
                 tqdm.tqdm.write(describe(path, name, face, args.in_place))
             bar.update()
     return not failures

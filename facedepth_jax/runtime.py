@@ -14,7 +14,7 @@ from facedepth_jax.errors import FaceDepthError
 NEWER_FUSIONS = "xla_cpu_use_fusion_emitters"
 OLDER_KERNELS = {
     "xla_cpu_experimental_ynn_fusion_type": "-individual_convolution",  # its matrix products are kept
-    NEWER_FUSIONS: "0",  # users write "false"
+    NEWER_FUSIONS: "0",  # a user's "false" holds for inference too
 }
 
 
@@ -44,7 +44,7 @@ def _prefer_older_kernels():
 
 
 def inference_options() -> dict:
-    """Return options for compiling inference: there the newer fusions are as quick or, for `relief`, quicker."""
+    """Return the compiler's options for a generator's inference: there the newer fusions are as quick or quicker."""
     import jax
 
     switched_off = f"--{NEWER_FUSIONS}={OLDER_KERNELS[NEWER_FUSIONS]}" in os.environ.get("XLA_FLAGS", "").split()

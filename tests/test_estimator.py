@@ -1,14 +1,17 @@
 """estimator.py: a trained net in a user's hands. From a real run's files: test_train.py and test_end_to_end.py."""
 
 import dataclasses
+import functools
 import re
 
 import cv2
+import jax
 import numpy as np
 import pytest
 from small import gray_net, head_net, sample_photo
 
 import facedepth_jax
+from facedepth_jax import estimator, runtime
 from facedepth_jax.data.crop import Box, Window
 from facedepth_jax.errors import FaceDepthError
 
@@ -39,6 +42,18 @@ def test_colours_are_red_green_and_blue(net):
     color = image(SIZE, SIZE, 3)
     luma = color @ np.array([0.299, 0.587, 0.114])
     assert np.abs(net(color) - to_mm(luma)).max() <= 8 * 0.51
+
+
+def test_the_net_takes_part_in_a_program_of_the_users(net, monkeypatch):
+    """There the compiler's options are the user's; JAX takes them for the outermost program alone."""
+    gray, distance_mm = image()[None], np.float32([900])
+    expected, _ = net.estimate(gray, distance_mm)
+    monkeypatch.setattr(estimator, "_estimate_depth", functools.cache(estimator._estimate_depth.__wrapped__))
+    monkeypatch.setattr(runtime, "inference_options", lambda: {"no_such_option": True})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        net.estimate(gray, distance_mm)
+    found, _ = jax.jit(net.estimate)(gray, distance_mm)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_a_box(net):

@@ -1,6 +1,7 @@
 """The predict program, with a net whose estimate is known: level = gray. Reading files: test_photos.py."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -14,6 +15,8 @@ import PIL.ExifTags
 import PIL.Image
 import pytest
 import scipy.ndimage
+import scipy.spatial
+import trimesh
 from small import gray_net, head_net, sample_photo
 
 from facedepth_jax import estimator, predict
@@ -55,7 +58,8 @@ def read_map(out, name):
 
 
 def files_of(*names, models=True):
-    kinds = ["_depth.npy", "_depth.png", "_mask.png", "_preview.png", "_relief.npy"] + [".glb", ".ply"] * models
+    kinds = ["_depth.npy", "_depth.png", "_mask.png", "_preview.png", "_relief.npy", ".json"]
+    kinds += [".glb", ".ply"] * models
     return sorted(name + kind for name in names for kind in kinds)
 
 
@@ -193,6 +197,34 @@ def test_maps_in_place_lie_on_the_photo(head, tmp_path, out, capsys):
     np.testing.assert_allclose(relief_mm[24:40, 34:50], relief_of(120)[0], atol=1e-3)
     np.testing.assert_allclose(relief_mm[48:58, 58:70], relief_of(255)[0], atol=1e-3)
     np.testing.assert_allclose(depth_mm, np.nan_to_num(relief_mm + 900), atol=1e-3)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_the_facts_lead_from_a_map_to_the_model(head, tmp_path, out, in_place):
+    """Each map pixel's ray, by a pinhole camera at the photo's middle, meets the surface at its depth."""
+    gray = np.tile(np.linspace(150, 160, 80).astype(np.uint8), (60, 1))
+    iio.imwrite(tmp_path / "face.png", gray)
+    args = ["--box=20,2,48,48", "--distance_mm=900", *["--in_place"] * in_place]
+    assert run("--run=r", f"--out={out}", *args, tmp_path / "face.png") == 0
+    facts = json.loads((out / "face.json").read_text())
+    assert facts == {
+        "file": "face.png",
+        "box": [20, 2, 48, 48],
+        "map_to_photo": [[1, 0, 0], [0, 1, 0]] if in_place else [[2, 0, 20.5], [0, 2, 2.5]],
+        "distance_mm": 900,
+        "distance_from": "given",
+        "focal_px": 900 * 48 / 320,
+        "middle_px": [39.5, 29.5],
+    }
+    depth_mm = read_map(out, "face")
+    y, x = np.nonzero(depth_mm)
+    places = np.stack([x, y, np.ones_like(x)], -1) @ np.transpose(facts["map_to_photo"])
+    rays = np.column_stack([(places - facts["middle_px"]) / facts["focal_px"], np.ones(len(x))])
+    points = rays * depth_mm[y, x, None]
+    found = np.array(trimesh.load(out / "face.ply").vertices)
+    assert len(points) >= 500 and len(found) == SIZE**2
+    apart, _ = scipy.spatial.cKDTree(found).query(points)
+    assert apart.max() < (8 if in_place else 1e-3)  # in place there are more pixels than points, 13 mm apart
 
 
 def test_a_map_of_background_alone(head, tmp_path, out, capsys):
@@ -453,7 +485,8 @@ def test_a_name_that_is_no_utf8(tmp_path, out, capsys):
     sys.stdout.reconfigure(errors="backslashreplace")  # as runtime.tune does for the program
     assert run("--run=r", f"--out={out}", "--whole", file) == 0
     assert r"caf\udce9.png -> caf\udce9: face" in capsys.readouterr().out
-    assert len(names(out)) == 7
+    assert names(out) == files_of("caf\udce9")
+    assert json.loads((out / file.with_suffix(".json").name).read_text())["file"] == "caf\ufffd.png"
 
 
 def test_a_reader_that_closes_the_pipe(tmp_path, out):

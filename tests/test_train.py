@@ -643,6 +643,15 @@ def test_the_frames_of_a_step_of_the_verifier(people_dir):
         assert set(named) == drawn("verifier", data, step, 2) and len(named) == len(set(named)) < 12
 
 
+def test_evaluating_is_compiled_by_the_options_of_inference(people_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks.runtime, "inference_options", lambda: {"no_such_option": True})
+    config, data = people_config("ae", people_dir), arrays.open(people_dir)
+    nets = methods.build(config, 1)
+    task = tasks.make_task(config, nets, data, devices.make_mesh())
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        task.validate(init_state(nets, 0, config.data.size).nets["generator"], 1, tmp_path)
+
+
 def test_poisoned_gradients(people_dir, tmp_path, monkeypatch):
     """The loss is finite, its derivative is not."""
     mse = losses.mse
