@@ -3,8 +3,8 @@
 python -m facedepth_jax.main --config=configs/synthetic.py[:ae|:pix2pix|:cui]
 
 Two CPU cores: 2 to 4 minutes with making the faces and evaluating; 105 to 290 images a second. Expect on the test
-split, over pixels with true depth (mean training map in brackets): L1 10.3 levels (19.3), RMSE 25.0 (45.6), 83 mm
-(154); relief 14.2 mm (13.2). RESULTS.md has all methods on more people and for longer.
+split, over pixels with true depth (mean training map in brackets): L1 10.1 levels (19.3), RMSE 24.6 (45.6), 81 mm
+(154); relief 13.5 mm (13.2). RESULTS.md has all methods on more people and for longer.
 """
 
 from facedepth_jax.config import base

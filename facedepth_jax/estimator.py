@@ -92,6 +92,12 @@ class Face:
         """Return the foreground, bool (S, S)."""
         return np.isfinite(self.relief_mm)
 
+    @property
+    def middle_px(self) -> tuple[float, float]:
+        """Return the image's middle, at which the camera looks, (x, y)."""
+        height, width = self.image.shape[:2]
+        return (width - 1) / 2, (height - 1) / 2
+
     def photo(self, size_px: int) -> np.ndarray:
         """Return the window as the photo shows it, uint8 (size_px, size_px, 3) RGB."""
         return self.window.crop(self.image, size_px)
@@ -108,8 +114,7 @@ class Face:
         size = len(self.depth_mm)
         y, x = np.mgrid[:size, :size]
         pixels = np.stack([x, y, np.ones_like(x)], -1) @ self.window.matrix(size).T
-        middle = (np.array(self.image.shape[1::-1]) - 1) / 2
-        rays = np.concatenate([(pixels - middle) / self.focal_px, np.ones((size, size, 1))], -1)
+        rays = np.concatenate([(pixels - self.middle_px) / self.focal_px, np.ones((size, size, 1))], -1)
         return meshes.from_points(rays * self.depth_mm[..., None], self.mask, self.photo(size), self.photo(TEXTURE_PX))
 
 

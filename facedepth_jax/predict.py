@@ -100,7 +100,7 @@ def facts_of(path: Path, face: Face, in_place: bool) -> dict:
         "distance_mm": face.distance_mm,
         "distance_from": face.distance_from,
         "focal_px": face.focal_px,
-        "middle_px": [(side - 1) / 2 for side in face.image.shape[1::-1]],
+        "middle_px": face.middle_px,
     }
 
 
